@@ -1,0 +1,50 @@
+"""The ``superpoint`` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from frontend.cli import eval as eval_command
+from frontend.cli import label, train
+from frontend.errors import FrontendError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all sub-commands; imports nothing heavy."""
+    parser = argparse.ArgumentParser(prog="superpoint", description="SuperPoint front-end: label, train, evaluate.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (label, train, eval_command):
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sub-command.
+
+    Args:
+        argv: arguments; those of the process where None.
+
+    Returns:
+        The exit code: 0 done, 2 bad input (one line says which), 130 interrupted.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except FrontendError as error:
+        print(f"superpoint {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"superpoint {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader of our output has gone; keep the interpreter from flushing into the pipe at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Command-line flags from the fields of a configuration dataclass, and TOML files of the same names."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from frontend.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a flat TOML file of settings.
+
+    Raises:
+        ConfigError: the file cannot be read or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no valid TOML: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One setting of a command: a flag, a TOML key, and its default.
+
+    Attributes:
+        name: in snake case; the flag is ``--name-with-dashes``.
+        default: also decides the type.
+        help: one line.
+        choices: allowed values; any where empty.
+    """
+
+    name: str
+    default: int | float | str
+    help: str
+    choices: tuple[str, ...] = ()
+
+
+def add_options(parser: argparse.ArgumentParser, options: tuple[Option, ...]) -> None:
+    """Add a flag for each option, and ``--config FILE.toml`` that sets them too; flags win over the file."""
+    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="settings by name; flags win over it")
+    for option in options:
+        parser.add_argument(
+            "--" + option.name.replace("_", "-"),
+            type=type(option.default),
+            choices=option.choices or None,
+            metavar=None if option.choices else type(option.default).__name__.upper(),
+            default=None,
+            help=f"{option.help} (default: {option.default})",
+        )
+
+
+def resolve_options(args: argparse.Namespace, options: tuple[Option, ...]) -> dict[str, Any]:
+    """The value of each option: its flag, else the file's, else the default.
+
+    Raises:
+        ConfigError: the file has an unknown key or a value of the wrong type.
+    """
+    known = {option.name: option for option in options}
+    values: dict[str, Any] = {option.name: option.default for option in options}
+    if args.config is not None:
+        for key, value in read_toml(args.config).items():
+            if key not in known:
+                raise ConfigError(f"{args.config}: unknown setting '{key}'; expected one of: {', '.join(known)}")
+            expected = type(known[key].default)
+            if expected is float and type(value) is int:
+                value = float(value)
+            if type(value) is not expected or (known[key].choices and value not in known[key].choices):
+                wanted = " or ".join(known[key].choices) or expected.__name__
+                raise ConfigError(f"{args.config}: {key} is {value!r}; expected {wanted}")
+            values[key] = value
+    for name in known:
+        given = getattr(args, name)
+        if given is not None:
+            values[name] = given
+    return values

@@ -1,0 +1,90 @@
+"""The contract of an encoder, and the convolution block that the networks are built from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from frontend.registry import Registry
+
+Norm = Literal["none", "bn", "relu_bn"]
+
+
+class Encoder(nn.Module):
+    """Maps gray images to features at an eighth of their size.
+
+    ``forward`` takes (B, 1, H, W) float in [0, 1], H and W multiples of 8 (any such size), and returns
+    (B, out_channels, H/8, W/8).
+
+    Attributes:
+        stride: input pixels per feature cell, along each axis.
+        out_channels: channels of the output.
+    """
+
+    stride: int = 8
+    out_channels: int
+
+
+EncoderFactory = Callable[..., Encoder]
+ENCODERS: Registry[EncoderFactory] = Registry("encoder", "superpoint.encoders")
+
+
+class ConvBlock(nn.Module):
+    """Convolution with an optional ReLU and an optional batch norm.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel: side of the square kernel, odd; the padding keeps the size.
+        stride: of the convolution.
+        norm: "bn" is convolution, batch norm, ReLU; "relu_bn" is convolution, ReLU, batch norm; "none" has no
+            batch norm and a bias.
+        relu: whether there is a ReLU.
+        eps: of the batch norm.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        norm: Norm = "bn",
+        relu: bool = True,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        # before a batch norm a bias would be cancelled by the mean; behind a ReLU it would not
+        bias = norm != "bn"
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=bias)
+        self.norm: nn.Module = nn.Identity() if norm == "none" else nn.BatchNorm2d(out_channels, eps=eps)
+        self.relu: nn.Module = nn.ReLU(inplace=True) if relu else nn.Identity()
+        self.norm_last = norm == "relu_bn"
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = self.norm(self.relu(x)) if self.norm_last else self.relu(self.norm(x))
+        return x
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Merge the batch norm into the convolution where that is exact; otherwise leave it.
+
+        A batch norm behind a ReLU stays: its shift cannot pass the zero padding of the next convolution.
+        """
+        norm = self.norm
+        if not isinstance(norm, nn.BatchNorm2d) or (self.norm_last and not isinstance(self.relu, nn.Identity)):
+            return
+        mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
+        gain = norm.weight.double() / torch.sqrt(variance + norm.eps)
+        bias = norm.bias.double() - mean * gain
+        if self.conv.bias is not None:
+            bias += self.conv.bias.double() * gain
+        weight = self.conv.weight.double() * gain[:, None, None, None]
+        self.conv.weight.copy_(weight)
+        self.conv.bias = nn.Parameter(bias.to(self.conv.weight.dtype))
+        self.norm = nn.Identity()

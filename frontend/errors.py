@@ -1,0 +1,33 @@
+"""Errors of the front-end: typed, and one line for the user.
+
+Every message names what was given and what was expected. All derive from :class:`FrontendError`, so a caller
+can tell the library's refusals from its bugs.
+"""
+
+
+class FrontendError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class ImageError(FrontendError):
+    """An image cannot be read, or its content cannot be used."""
+
+
+class ShapeError(FrontendError):
+    """An array has the wrong shape or data type."""
+
+
+class WeightsError(FrontendError):
+    """A weight file is missing, corrupt, of an unknown layout, or not what the manifest says."""
+
+
+class RegistryError(FrontendError):
+    """A name is not registered, or registered twice."""
+
+
+class ConfigError(FrontendError):
+    """A setting is unknown or out of its range."""
+
+
+class DataError(FrontendError):
+    """A dataset or a label folder is missing, empty, or not laid out as expected."""

@@ -1,0 +1,40 @@
+"""The contract of a matcher."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from frontend.registry import Registry
+
+
+class BatchedMatches(NamedTuple):
+    """For every keypoint of image 0, its match in image 1.
+
+    Attributes:
+        index: (B, K0) int64, index into the keypoints of image 1; -1 where there is no match.
+        scores: (B, K0) float32, cosine similarity; 0 where there is no match.
+    """
+
+    index: Tensor
+    scores: Tensor
+
+
+class Matcher(Protocol):
+    """Matches descriptors of unit norm, batched, with masks."""
+
+    def __call__(
+        self,
+        descriptors0: Tensor,
+        valid0: Tensor,
+        descriptors1: Tensor,
+        valid1: Tensor,
+        *,
+        ratio: float | None = None,
+        min_similarity: float | None = None,
+    ) -> BatchedMatches:
+        """Match (B, K0, D) with (B, K1, D) where (B, K0) and (B, K1) are valid."""
+
+
+MATCHERS: Registry[Matcher] = Registry("matcher", "superpoint.matchers")

@@ -1,0 +1,225 @@
+"""The network: an encoder, a detector head and a descriptor head (DeTone et al. 2018, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from frontend.encoders import ENCODERS, ConvBlock, Norm
+from frontend.errors import ConfigError
+from frontend.registry import Registry
+
+CELL = 8
+DUSTBIN = CELL * CELL
+
+
+class DenseMaps(NamedTuple):
+    """What the network computes for every 8 x 8 cell.
+
+    Attributes:
+        logits: (B, 65, H/8, W/8); channel 8 * dy + dx scores the pixel (dx, dy) of the cell, channel 64 is the
+            dustbin, "no point in this cell".
+        descriptors: (B, D, H/8, W/8), not normalised; sampled at keypoints and normalised then.
+    """
+
+    logits: Tensor
+    descriptors: Tensor
+
+
+class PaperDetectorHead(nn.Module):
+    """3 x 3 convolution to 256, 1 x 1 to 65 (section 3.2)."""
+
+    def __init__(self, in_channels: int, hidden: int = 256, norm: Norm = "bn", eps: float = 1e-5) -> None:
+        super().__init__()
+        # the released networks with "relu_bn" have a batch norm behind the last layer too
+        last: Norm = "relu_bn" if norm == "relu_bn" else "none"
+        self.hidden = ConvBlock(in_channels, hidden, norm=norm, eps=eps)
+        self.out = ConvBlock(hidden, DUSTBIN + 1, 1, norm=last, relu=False, eps=eps)
+
+    def forward(self, features: Tensor, image: Tensor) -> Tensor:
+        """Maps (B, C, h, w) features to (B, 65, h, w) logits; the image is not looked at."""
+        logits: Tensor = self.out(self.hidden(features))
+        return logits
+
+
+class PaperDescriptorHead(nn.Module):
+    """3 x 3 convolution to 256, 1 x 1 to D (section 3.3)."""
+
+    def __init__(
+        self, in_channels: int, dim: int = 256, hidden: int = 256, norm: Norm = "bn", eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        last: Norm = "relu_bn" if norm == "relu_bn" else "none"
+        self.hidden = ConvBlock(in_channels, hidden, norm=norm, eps=eps)
+        self.out = ConvBlock(hidden, dim, 1, norm=last, relu=False, eps=eps)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps (B, C, h, w) features to (B, D, h, w)."""
+        descriptors: Tensor = self.out(self.hidden(features))
+        return descriptors
+
+
+class DetailDetectorHead(nn.Module):
+    """A detector head that sees the image's own pixels beside the features.
+
+    The gray image, pixel-unshuffled by 8, gives each cell its 64 pixels as channels: exact positions at no cost
+    in resolution, which a strided encoder cannot carry.
+    """
+
+    def __init__(self, in_channels: int, hidden: int = 128, detail: int = 64, norm: Norm = "bn") -> None:
+        super().__init__()
+        self.detail = nn.Sequential(
+            ConvBlock(CELL * CELL, detail, 1, norm=norm),
+            ConvBlock(detail, detail, norm=norm),
+        )
+        self.hidden = ConvBlock(in_channels + detail, hidden, norm=norm)
+        self.out = ConvBlock(hidden, DUSTBIN + 1, 1, norm="none", relu=False)
+
+    def forward(self, features: Tensor, image: Tensor) -> Tensor:
+        """Maps (B, C, h, w) features and their (B, 1, 8h, 8w) image to (B, 65, h, w) logits."""
+        detail = self.detail(functional.pixel_unshuffle(image, CELL))
+        logits: Tensor = self.out(self.hidden(torch.cat([features, detail], dim=1)))
+        return logits
+
+
+class ContextDescriptorHead(nn.Module):
+    """A descriptor head with a second branch at half the resolution, for a larger receptive field."""
+
+    def __init__(
+        self, in_channels: int, dim: int = 128, hidden: int = 160, context: int = 128, norm: Norm = "bn"
+    ) -> None:
+        super().__init__()
+        self.context = nn.Sequential(
+            ConvBlock(in_channels, context, stride=2, norm=norm),
+            ConvBlock(context, context, norm=norm),
+            ConvBlock(context, context, norm=norm),
+        )
+        self.hidden = ConvBlock(in_channels + context, hidden, norm=norm)
+        self.out = ConvBlock(hidden, dim, 1, norm="none", relu=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps (B, C, h, w) features to (B, D, h, w)."""
+        context = self.context(features)
+        context = functional.interpolate(context, size=features.shape[-2:], mode="bilinear", align_corners=False)
+        descriptors: Tensor = self.out(self.hidden(torch.cat([features, context], dim=1)))
+        return descriptors
+
+
+DETECTOR_HEADS: Registry[type[nn.Module]] = Registry("detector head", "superpoint.detector_heads")
+DETECTOR_HEADS.register("paper")(PaperDetectorHead)
+DETECTOR_HEADS.register("detail")(DetailDetectorHead)
+DESCRIPTOR_HEADS: Registry[type[nn.Module]] = Registry("descriptor head", "superpoint.descriptor_heads")
+DESCRIPTOR_HEADS.register("paper")(PaperDescriptorHead)
+DESCRIPTOR_HEADS.register("context")(ContextDescriptorHead)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network to build; stored in the metadata of a weight file.
+
+    Attributes:
+        encoder: name in the encoder registry.
+        detector: name in the detector-head registry.
+        descriptor: name in the descriptor-head registry.
+        descriptor_dim: D.
+        encoder_options: keyword arguments of the encoder.
+        detector_options: keyword arguments of the detector head.
+        descriptor_options: keyword arguments of the descriptor head.
+    """
+
+    encoder: str = "compact"
+    detector: str = "detail"
+    descriptor: str = "context"
+    descriptor_dim: int = 128
+    encoder_options: dict[str, Any] = field(default_factory=dict)
+    detector_options: dict[str, Any] = field(default_factory=dict)
+    descriptor_options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """Build from a mapping.
+
+        Raises:
+            ConfigError: a key is unknown.
+        """
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ConfigError(f"unknown model setting '{unknown[0]}'; expected {', '.join(cls.__dataclass_fields__)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+MODEL_PRESETS: dict[str, ModelConfig] = {
+    "edge": ModelConfig(),
+    "vgg": ModelConfig(encoder="vgg", detector="paper", descriptor="paper", descriptor_dim=256),
+}
+
+
+class SuperPointNet(nn.Module):
+    """Encoder, detector head and descriptor head as one pure module.
+
+    Args:
+        config: which parts.
+
+    Raises:
+        RegistryError: a part's name is unknown.
+        ConfigError: an option does not fit its part.
+    """
+
+    def __init__(self, config: ModelConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or ModelConfig()
+        try:
+            self.encoder = ENCODERS.get(config.encoder)(**config.encoder_options)
+            channels = self.encoder.out_channels
+            self.detector = DETECTOR_HEADS.get(config.detector)(channels, **config.detector_options)
+            self.descriptor = DESCRIPTOR_HEADS.get(config.descriptor)(
+                channels, dim=config.descriptor_dim, **config.descriptor_options
+            )
+        except TypeError as error:
+            raise ConfigError(f"model options do not fit {config.encoder}: {error}") from error
+
+    def forward(self, image: Tensor) -> DenseMaps:
+        """Compute the dense maps.
+
+        Args:
+            image: (B, 1, H, W) float in [0, 1]; H and W multiples of 8.
+
+        Returns:
+            Logits (B, 65, H/8, W/8) and descriptors (B, D, H/8, W/8).
+        """
+        features = self.encoder(image)
+        return DenseMaps(self.detector(features, image), self.descriptor(features))
+
+    def detect(self, image: Tensor) -> Tensor:
+        """The detector alone: (B, 1, H, W) to (B, 65, H/8, W/8) logits (MagicPoint)."""
+        logits: Tensor = self.detector(self.encoder(image), image)
+        return logits
+
+    def fold(self) -> SuperPointNet:
+        """Merge batch norms into convolutions, in place; returns the network in evaluation mode."""
+        self.eval()
+        for module in self.modules():
+            if isinstance(module, ConvBlock):
+                module.fold()
+        return self
+
+
+def heatmap(logits: Tensor) -> Tensor:
+    """Detector logits to a full-resolution probability map (section 3.2).
+
+    Args:
+        logits: (B, 65, h, w).
+
+    Returns:
+        (B, 8h, 8w) float32 in [0, 1]: softmax over the 65 channels, the dustbin dropped, 8 x 8 pixel shuffle.
+    """
+    probabilities = logits.float().softmax(dim=1)[:, :DUSTBIN]
+    return functional.pixel_shuffle(probabilities, CELL).squeeze(1)

@@ -1,0 +1,143 @@
+"""Two images to their matches and the geometry between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from frontend.errors import ConfigError
+from frontend.extractor import StageTimes, SuperPoint
+from frontend.geometry import estimate_fundamental
+from frontend.matching import MATCHERS, match_features
+from frontend.ransac import estimate_homography
+from frontend.types import Features, Float32Array, Fundamental, Homography, Matches, MatchResult, Status
+
+GEOMETRIES = ("homography", "fundamental", "none")
+RANSAC_METHODS = ("ransac", "opencv")
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """Settings of the pipeline.
+
+    Attributes:
+        matcher: a name in the registry of matchers.
+        ratio: see :func:`frontend.matching.nearest.mutual_nearest_neighbours`; None is no ratio test.
+        min_similarity: the same.
+        geometry: model fitted to the matches: "homography", "fundamental" or "none".
+        ransac_method: of a homography: "ransac" on the device, or "opencv".
+        ransac_threshold: largest error of an inlier, pixels of the original images.
+        rotations: 1, or 4 to try image 1 at 0, 90, 180 and 270 degrees and keep the best.
+        seed: of the robust estimation.
+    """
+
+    matcher: str = "mnn"
+    ratio: float | None = None
+    min_similarity: float | None = None
+    geometry: str = "homography"
+    ransac_method: str = "ransac"
+    ransac_threshold: float = 3.0
+    rotations: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.geometry not in GEOMETRIES:
+            raise ConfigError(f"geometry is '{self.geometry}'; expected one of: {', '.join(GEOMETRIES)}")
+        if self.ransac_method not in RANSAC_METHODS:
+            raise ConfigError(f"ransac_method is '{self.ransac_method}'; expected one of: {', '.join(RANSAC_METHODS)}")
+        if not self.ransac_threshold > 0:
+            raise ConfigError(f"ransac_threshold is {self.ransac_threshold}; expected more than 0 pixels")
+        if self.rotations not in (1, 4):
+            raise ConfigError(f"rotations is {self.rotations}; expected 1 or 4")
+        MATCHERS.get(self.matcher)
+
+
+class MatchPipeline:
+    """Extract, match, fit.
+
+    Args:
+        extractor: makes the features.
+        config: settings.
+    """
+
+    def __init__(self, extractor: SuperPoint, config: PipelineConfig | None = None) -> None:
+        self.extractor = extractor
+        self.config = config or PipelineConfig()
+
+    def match(self, image0: np.ndarray, image1: np.ndarray, features0: Features | None = None) -> MatchResult:
+        """Match two images.
+
+        Args:
+            image0: (H, W), (H, W, 3) BGR or (H, W, 4) BGRA; uint8, uint16, or float in [0, 1].
+            image1: the same.
+            features0: features of image 0 at hand already.
+
+        Returns:
+            Keypoints in pixels of the images as given, whatever rotation won.
+        """
+        times = StageTimes()
+        turns = range(self.config.rotations)
+        views = [np.ascontiguousarray(np.rot90(image1, turn)) for turn in turns]
+        extracted = self.extractor.extract_batch(views if features0 else [image0, *views], times)
+        first = features0 or extracted[0]
+        size = (image1.shape[1], image1.shape[0])
+        seconds = [_turned_back(f, turn, size) for f, turn in zip(extracted[-len(views) :], turns, strict=True)]
+        results = [self.match_features(first, second, times) for second in seconds]
+        best = max(results, key=lambda result: (result.geometry.num_inliers, len(result.matches)))
+        return dataclasses.replace(best, timings_ms=times.ms)
+
+    def match_features(
+        self, features0: Features, features1: Features, times: StageTimes | None = None
+    ) -> MatchResult:
+        """Match features at hand and fit the geometry.
+
+        Args:
+            features0: of image 0.
+            features1: of image 1.
+            times: where the stages' times are added.
+        """
+        times = times or StageTimes()
+        config = self.config
+        began = time.perf_counter()
+        matches = match_features(
+            features0,
+            features1,
+            matcher=config.matcher,
+            ratio=config.ratio,
+            min_similarity=config.min_similarity,
+            device=self.extractor.device,
+        )
+        times.add("matching", time.perf_counter() - began)
+        began = time.perf_counter()
+        geometry = self._fit(features0, features1, matches)
+        times.add("geometry", time.perf_counter() - began)
+        return MatchResult(features0, features1, matches, geometry, times.ms)
+
+    def _fit(self, features0: Features, features1: Features, matches: Matches) -> Homography | Fundamental:
+        config = self.config
+        points0 = features0.keypoints[matches.matches[:, 0]]
+        points1 = features1.keypoints[matches.matches[:, 1]]
+        if config.geometry == "none":
+            return Homography(None, np.zeros(len(matches), dtype=bool), Status.NOT_REQUESTED)
+        if config.geometry == "fundamental":
+            return estimate_fundamental(points0, points1, threshold=config.ransac_threshold, seed=config.seed)
+        return estimate_homography(
+            points0,
+            points1,
+            method="opencv" if config.ransac_method == "opencv" else "ransac",
+            threshold=config.ransac_threshold,
+            seed=config.seed,
+            device=str(self.extractor.device),
+        )
+
+
+def _turned_back(features: Features, turn: int, size: tuple[int, int]) -> Features:
+    """Carry keypoints of ``np.rot90(image, turn)`` back to the image, whose (width, height) is ``size``."""
+    x, y = features.keypoints.T
+    width, height = size
+    back = {0: (x, y), 1: (width - 1 - y, x), 2: (width - 1 - x, height - 1 - y), 3: (y, height - 1 - x)}[turn]
+    keypoints: Float32Array = np.stack(back, axis=1).astype(np.float32)
+    return dataclasses.replace(features, keypoints=keypoints, image_size=size)

@@ -1,0 +1,71 @@
+"""Registries by decorator, open to other packages through entry points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from frontend.errors import RegistryError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Named objects of one kind, registered by decorator or lazily through an entry-point group.
+
+    Args:
+        kind: what is registered, for error messages ("encoder").
+        group: entry-point group in which other packages announce theirs; loaded when a name is first looked up.
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._items: dict[str, T] = {}
+        self._loaded = False
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that registers its object under ``name``.
+
+        Raises:
+            RegistryError: the name is taken.
+        """
+
+        def add(item: T) -> T:
+            if name in self._items:
+                raise RegistryError(f"{self.kind} '{name}' is registered twice")
+            self._items[name] = item
+            return item
+
+        return add
+
+    def _load_entry_points(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        for point in entry_points(group=self.group):
+            if point.name in self._items:
+                raise RegistryError(f"{self.kind} '{point.name}' of {point.value} is registered already")
+            self._items[point.name] = point.load()
+
+    def get(self, name: str) -> T:
+        """Look a name up.
+
+        Raises:
+            RegistryError: the name is unknown; the message lists the known ones.
+        """
+        self._load_entry_points()
+        try:
+            return self._items[name]
+        except KeyError:
+            known = ", ".join(sorted(self._items))
+            raise RegistryError(f"unknown {self.kind} '{name}'; expected one of: {known}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        self._load_entry_points()
+        return iter(sorted(self._items))
+
+    def __contains__(self, name: object) -> bool:
+        self._load_entry_points()
+        return name in self._items

@@ -1,0 +1,247 @@
+"""Homographic adaptation: interest points of photographs from a detector's own answers (DeTone et al. 2018, section 5).
+
+The detector looks at an image under many random homographies; its heat maps are warped back and averaged over the
+views that saw a pixel. What fires under all of them is an interest point.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frontend.atomic import atomic_write, remove_leftovers
+from frontend.errors import ConfigError, DataError, FrontendError
+from frontend.homography import HomographyConfig, erode_mask, sample_homography, valid_mask, warp_image, warp_images
+from frontend.image import pad_to_multiple, read_image, rescale_points, resize_to, to_gray
+from frontend.keypoints import inside_border, non_maximum_suppression, refine_subpixel, top_k
+from frontend.model import SuperPointNet, heatmap
+from frontend.progress import Progress
+from frontend.training.labels import find_images, label_path, write_labels
+from frontend.types import Float32Array, Float64Array
+
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class AdaptationConfig:
+    """Settings of homographic adaptation.
+
+    Attributes:
+        homographies: N_h, the number of views; the first is the image itself.
+        side: longest side that an image is brought to, pixels.
+        threshold: least mean probability of a point.
+        max_points: points kept of an image, the best ones.
+        nms_radius: pixels.
+        border: pixels along the image's edge without points.
+        rotation: largest rotation of a view, radians.
+        margin: pixels taken off the border of a view's valid area.
+        least_views: share of the views that must have seen a pixel.
+        batch_size: views in a batch.
+        precision: "bf16" for autocast, or "fp32".
+        seed: of the homographies; those of an image depend on the seed and the image's name alone.
+    """
+
+    homographies: int = 24
+    side: int = 480
+    threshold: float = 0.004
+    max_points: int = 600
+    nms_radius: int = 4
+    border: int = 4
+    rotation: float = 1.2
+    margin: int = 3
+    least_views: float = 0.25
+    batch_size: int = 8
+    precision: str = "bf16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("homographies", "max_points", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if self.side < 16:
+            raise ConfigError(f"side is {self.side}; expected 16 pixels or more")
+
+
+def _warp_batch(images: Tensor, H: Float64Array) -> Tensor:
+    """Warp (B, 1, H, W) images by (B, 3, 3) homographies, on their device."""
+    if images.device.type != "cpu":
+        return warp_images(images, torch.from_numpy(H).to(images.device))
+    # OpenCV's warp is an order of magnitude faster than grid_sample on a CPU
+    size = (images.shape[-1], images.shape[-2])
+    warped = [warp_image(image[0], h, size) for image, h in zip(images.numpy(), H, strict=True)]
+    return torch.from_numpy(np.stack(warped))[:, None]
+
+
+@torch.inference_mode()
+def adapt(network: SuperPointNet, gray: Float32Array, config: AdaptationConfig, rng: np.random.Generator) -> Tensor:
+    """The aggregated heat map of an image (equation 10; the mean is over the views that saw a pixel).
+
+    Args:
+        network: the detector, in evaluation mode, on the device to use.
+        gray: (H, W) float32 in [0, 1], sides multiples of 8.
+        config: settings.
+        rng: source of the homographies.
+
+    Returns:
+        (H, W) float32 on the network's device; 0 where too few views saw a pixel.
+    """
+    device = next(network.parameters()).device
+    size = (gray.shape[1], gray.shape[0])
+    views = HomographyConfig(patch=0.8, scale=0.25 / 2, rotation=config.rotation, perspective=0.25, overhang=0.1)
+    drawn = [np.eye(3)] + [sample_homography(rng, size, views) for _ in range(config.homographies - 1)]
+    H = np.stack(drawn)
+    image = torch.from_numpy(gray).to(device)[None, None]
+    total = torch.zeros(gray.shape, device=device)
+    count = torch.zeros(gray.shape, device=device)
+    for start in range(0, len(H), config.batch_size):
+        block = H[start : start + config.batch_size]
+        warped = _warp_batch(image.expand(len(block), -1, -1, -1), block)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            logits = network.detect(warped.contiguous(memory_format=torch.channels_last))
+        seen = [erode_mask(valid_mask(h, size, size).astype(np.uint8), config.margin) for h in block]
+        masks = torch.from_numpy(np.stack(seen)).to(device, torch.float32)
+        both = torch.cat([heatmap(logits) * masks, masks])[:, None]
+        back = np.linalg.inv(np.concatenate([block, block]))
+        unwarped = _warp_batch(both, back)[:, 0]
+        total += unwarped[: len(block)].sum(0)
+        count += unwarped[len(block) :].sum(0)
+    enough = count >= config.least_views * config.homographies
+    return torch.where(enough, total / count.clamp_min(1e-6), torch.zeros_like(total))
+
+
+def label_image(
+    network: SuperPointNet, image: np.ndarray, config: AdaptationConfig, rng: np.random.Generator
+) -> tuple[Float32Array, Float32Array]:
+    """Interest points of one photograph.
+
+    Args:
+        network: the detector, in evaluation mode.
+        image: as :func:`frontend.image.read_image` returns it.
+        config: settings.
+        rng: source of the homographies.
+
+    Returns:
+        Points (N, 2) float32 in pixels of ``image`` with sub-pixel precision, and scores (N,) float32,
+        best first.
+    """
+    gray, scale = resize_to(to_gray(image), config.side)
+    height, width = gray.shape
+    mean = adapt(network, pad_to_multiple(gray), config, rng)[None]
+    size = torch.tensor([[width, height]], device=mean.device)
+    kept = inside_border(non_maximum_suppression(mean, config.nms_radius), config.border, size)
+    found = top_k(kept, config.max_points, config.threshold, config.nms_radius)
+    refined = refine_subpixel(mean, found.keypoints)[found.valid]
+    points = rescale_points(refined.cpu().numpy().astype(np.float64), (1 / scale[0], 1 / scale[1]))
+    return points.astype(np.float32), found.scores[found.valid].cpu().numpy()
+
+
+@dataclass
+class LabelReport:
+    """What a run of :func:`label_folder` did.
+
+    Attributes:
+        labelled: images labelled by this run.
+        kept: images that had a label already.
+        points: in the labels of this run.
+        failed: images that could not be read, with the reason.
+    """
+
+    labelled: int = 0
+    kept: int = 0
+    points: int = 0
+    failed: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """One line."""
+        mean = self.points / self.labelled if self.labelled else 0.0
+        return (
+            f"labelled {self.labelled} images with {mean:.0f} points each; {self.kept} had labels; "
+            f"{len(self.failed)} skipped as unreadable"
+        )
+
+
+def _check_settings(out: Path, settings: dict[str, object]) -> None:
+    path = out / SETTINGS
+    if not path.is_file():
+        atomic_write(path, json.dumps(settings, indent=1) + "\n")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in settings.items():
+        if before.get(key) != value:
+            raise DataError(f"{out} holds labels made with {key} = {before.get(key)}; got {value} (give another --out)")
+
+
+def _weights_digest(network: SuperPointNet) -> str:
+    digest = 0
+    for tensor in network.state_dict().values():
+        digest = zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes(), digest)
+    return f"{digest:08x}"
+
+
+def label_folder(
+    network: SuperPointNet, name: str, images: Path, out: Path, config: AdaptationConfig, device: torch.device
+) -> LabelReport:
+    """Label all photographs below a folder; go on where an earlier run stopped.
+
+    Labels lie in ``out`` under the images' relative names; each is written whole or not at all. An image that
+    cannot be read is reported and skipped.
+
+    Args:
+        network: the detector.
+        name: its name, recorded beside the labels.
+        images: folder of photographs.
+        out: folder of the labels, made if missing.
+        config: settings.
+        device: where to run.
+
+    Raises:
+        DataError: there are no images, or ``out`` holds labels made with other settings.
+    """
+    names = find_images(images)
+    network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {k: v for k, v in asdict(config).items() if k != "batch_size"}
+    _check_settings(out, {"model": name, "weights_crc32": _weights_digest(network), **settings})
+    report = LabelReport()
+    todo = [image for image in names if not label_path(out, image).is_file()]
+    report.kept = len(names) - len(todo)
+    for folder in {label_path(out, image).parent for image in todo}:
+        remove_leftovers(folder)
+    with Progress(len(names), "label", start=report.kept, unit="image", interval_s=15) as progress:
+        for image, pixels in _read_ahead(images, todo):
+            if isinstance(pixels, FrontendError):
+                report.failed.append(str(pixels))
+                progress.write(f"skipped: {pixels}")
+            else:
+                rng = np.random.default_rng((config.seed, zlib.crc32(image.as_posix().encode())))
+                points, scores = label_image(network, pixels, config, rng)
+                write_labels(label_path(out, image), points, scores, (pixels.shape[1], pixels.shape[0]))
+                report.labelled += 1
+                report.points += len(points)
+            progress.update()
+    return report
+
+
+def _read_ahead(folder: Path, names: list[Path]) -> Iterator[tuple[Path, np.ndarray | FrontendError]]:
+    """Read images in a thread, a few ahead of their use."""
+
+    def read(name: Path) -> np.ndarray | FrontendError:
+        try:
+            return read_image(folder / name)
+        except FrontendError as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        ahead = [pool.submit(read, name) for name in names[:4]]
+        for i, name in enumerate(names):
+            if i + 4 < len(names):
+                ahead.append(pool.submit(read, names[i + 4]))
+            yield name, ahead.pop(0).result()

@@ -1,0 +1,200 @@
+"""Training data: a map from sample number to sample, a pure function of the seed.
+
+So a run that is resumed at step n sees just what it would have seen, whatever the number of worker processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from frontend.errors import DataError
+from frontend.homography import (
+    HomographyConfig,
+    sample_homography,
+    scaling,
+    valid_mask,
+    warp_image,
+    warp_points,
+)
+from frontend.training.labels import LabelledPhoto, load_labelled_photos
+from frontend.training.photometric import PhotometricConfig, photometric_noise
+from frontend.training.synthetic import synthetic_image
+from frontend.training.targets import cell_labels, cell_mask
+from frontend.types import BoolArray, Float64Array
+
+Sample = dict[str, Tensor]
+
+
+class SyntheticShapes(Dataset[Sample]):
+    """Images of synthetic shapes with their corners (step 1, MagicPoint).
+
+    A sample has ``image`` (H, W) uint8, ``labels`` (H/8, W/8) uint8 and ``mask`` (H/8, W/8) bool.
+
+    Args:
+        seed: of the whole set.
+        size: (width, height), multiples of 8.
+        noise: ranges of the photometric noise.
+    """
+
+    def __init__(self, seed: int, size: tuple[int, int] = (160, 120), noise: PhotometricConfig | None = None) -> None:
+        self.seed = seed
+        self.size = size
+        self.noise = noise or PhotometricConfig()
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = np.random.default_rng((self.seed, index))
+        image, points = synthetic_image(rng, self.size, noise=self.noise)
+        labels = cell_labels(points, self.size, rng)
+        return {
+            "image": torch.from_numpy(image),
+            "labels": torch.from_numpy(labels),
+            "mask": torch.ones(labels.shape, dtype=torch.bool),
+        }
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """How two views of one photograph are made.
+
+    Attributes:
+        size: (width, height) of the views, multiples of 8.
+        photo_side: longest side that the photograph is brought to, pixels.
+        zoom: largest scale of the first view relative to the photograph; the smallest shows the whole of it.
+        first: homography of the first view.
+        relative: homography between the views.
+        any_rotation: share of the pairs whose relative rotation is anything up to 180 degrees.
+        mirror: share of the photographs that are mirrored.
+        noise: photometric noise on both views.
+        labelled_points: labelled correspondences of a pair, at most.
+        random_points: random ones besides.
+    """
+
+    size: tuple[int, int] = (256, 192)
+    photo_side: int = 480
+    zoom: float = 1.15
+    first: HomographyConfig = field(
+        default_factory=lambda: HomographyConfig(patch=1.0, scale=0.0, rotation=0.35, perspective=0.15, overhang=0.05)
+    )
+    relative: HomographyConfig = field(
+        default_factory=lambda: HomographyConfig(
+            patch=0.85, scale=0.16, rotation=0.7, perspective=0.25, anisotropy=0.35, overhang=0.2
+        )
+    )
+    any_rotation: float = 0.1
+    mirror: float = 0.5
+    noise: PhotometricConfig = field(default_factory=lambda: PhotometricConfig(exposure=2.5, jpeg=30))
+    labelled_points: int = 200
+    random_points: int = 100
+
+
+class WarpedPairs(Dataset[Sample]):
+    """Pairs of views of labelled photographs (step 3, SuperPoint).
+
+    A sample has ``image`` (2, H, W) uint8, ``labels`` (2, H/8, W/8) uint8, ``mask`` (2, H/8, W/8) bool, ``points``
+    (2, N, 2) float32 correspondences, ``valid`` (N,) bool and ``H`` (3, 3) float32 from the first view to the second.
+
+    Args:
+        seed: of the whole set.
+        images: folder of photographs.
+        labels: folder that ``superpoint label`` made from it.
+        config: how the views are made.
+        photos: labelled photographs at hand already, instead of the two folders.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        images: Path | None = None,
+        labels: Path | None = None,
+        config: PairConfig | None = None,
+        photos: list[LabelledPhoto] | None = None,
+    ) -> None:
+        self.seed = seed
+        self.config = config or PairConfig()
+        if photos is None:
+            if images is None or labels is None:
+                raise DataError("pairs need a folder of photographs and a folder of labels; got none")
+            photos = load_labelled_photos(images, labels, self.config.photo_side)
+        if not photos:
+            raise DataError("pairs need at least one labelled photograph; got none")
+        self.photos = photos
+
+    def _photo(self, index: int, rng: np.random.Generator) -> LabelledPhoto:
+        epoch, place = divmod(index, len(self.photos))
+        order = np.random.default_rng((self.seed, 1 << 40, epoch)).permutation(len(self.photos))
+        photo = self.photos[order[place]]
+        if rng.random() >= self.config.mirror:
+            return photo
+        points = photo.points.copy()
+        points[:, 0] = photo.image.shape[1] - 1 - points[:, 0]
+        return LabelledPhoto(cv2.flip(photo.image, 1), points, photo.scores)
+
+    def _homographies(self, rng: np.random.Generator, photo_size: tuple[int, int]) -> tuple[Float64Array, Float64Array]:
+        """Photograph to first view, and first view to second."""
+        config = self.config
+        view, whole = np.array(config.size, np.float64), np.array(photo_size, np.float64)
+        smallest = min(float((view / whole).max()), config.zoom)
+        zoom = float(np.exp(rng.uniform(np.log(smallest), np.log(config.zoom))))
+        room = whole - view / zoom
+        corner = np.where(room > 0, rng.uniform(0, 1, 2) * room, room / 2)
+        move = np.array([[1, 0, -corner[0]], [0, 1, -corner[1]], [0, 0, 1]])
+        first = sample_homography(rng, config.size, config.first) @ scaling(zoom, zoom) @ move
+        relative_config = config.relative
+        if rng.random() < config.any_rotation:
+            relative_config = dataclasses.replace(relative_config, rotation=np.pi)
+        relative = sample_homography(rng, config.size, relative_config)
+        # the draw zooms in on a crop; half of the pairs zoom out instead
+        return first, np.linalg.inv(relative) if rng.random() < 0.5 else relative
+
+    def _correspondences(
+        self, rng: np.random.Generator, photo: LabelledPhoto, H0: Float64Array, H1: Float64Array
+    ) -> tuple[np.ndarray, BoolArray]:
+        config = self.config
+        picked = rng.permutation(len(photo.points))[: 2 * config.labelled_points]
+        anywhere = rng.uniform(0, 1, (2 * config.random_points, 2)) * (np.array(config.size) - 1)
+        groups = (
+            (photo.points[picked], config.labelled_points),
+            (warp_points(anywhere, np.linalg.inv(H0)), config.random_points),
+        )
+        limit, extent = np.array(config.size) - 1, np.array(photo.image.shape[::-1]) - 1
+        pairs, valid = [], []
+        for points, count in groups:
+            both = np.stack([warp_points(points, H0), warp_points(points, H1)])
+            seen = ((both >= 0) & (both <= limit)).all(axis=(0, 2)) & ((points >= 0) & (points <= extent)).all(axis=1)
+            chosen = both[:, seen][:, :count]
+            missing = count - chosen.shape[1]
+            pairs.append(np.pad(chosen, ((0, 0), (0, missing), (0, 0))))
+            valid.append(np.arange(count) < chosen.shape[1])
+        return np.concatenate(pairs, axis=1).astype(np.float32), np.concatenate(valid)
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = np.random.default_rng((self.seed, index))
+        config = self.config
+        photo = self._photo(index, rng)
+        photo_size = (photo.image.shape[1], photo.image.shape[0])
+        first, relative = self._homographies(rng, photo_size)
+        border = cv2.BORDER_REFLECT_101 if rng.random() < 0.5 else cv2.BORDER_CONSTANT
+        images, labels, masks = [], [], []
+        for H in (first, relative @ first):
+            view = warp_image(photo.image, H, config.size, border=border)
+            images.append(photometric_noise(view, rng, config.noise))
+            labels.append(cell_labels(warp_points(photo.points, H), config.size, rng, photo.scores))
+            # beyond the photograph nothing is labelled, so nothing there may count as "no point"
+            masks.append(cell_mask(valid_mask(H, photo_size, config.size)))
+        points, valid = self._correspondences(rng, photo, first, relative @ first)
+        return {
+            "image": torch.from_numpy(np.stack(images)),
+            "labels": torch.from_numpy(np.stack(labels)),
+            "mask": torch.from_numpy(np.stack(masks)),
+            "points": torch.from_numpy(points),
+            "valid": torch.from_numpy(valid),
+            "H": torch.from_numpy((relative / relative[2, 2]).astype(np.float32)),
+        }

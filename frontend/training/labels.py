@@ -1,0 +1,113 @@
+"""Label files: the interest points of one photograph, as ``superpoint label`` writes them."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from frontend.atomic import atomic_path
+from frontend.errors import DataError
+from frontend.image import is_image_name, read_image, rescale_points, resize_to, to_gray
+from frontend.types import Float32Array, Float64Array
+
+
+@dataclass(frozen=True)
+class LabelledPhoto:
+    """A photograph with its interest points.
+
+    Attributes:
+        image: (H, W) uint8.
+        points: (N, 2) float64, pixels of ``image``.
+        scores: (N,) float32.
+    """
+
+    image: np.ndarray
+    points: Float64Array
+    scores: Float32Array
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All images below a folder, sorted, as paths relative to it.
+
+    Raises:
+        DataError: the folder is missing or has none.
+    """
+    if not folder.is_dir():
+        raise DataError(f"image folder {folder} is missing")
+    found = (path for path in folder.rglob("*") if is_image_name(path) and path.is_file())
+    images = sorted(path.relative_to(folder) for path in found if not path.name.startswith("."))
+    if not images:
+        raise DataError(f"image folder {folder} has no image")
+    return images
+
+
+def label_path(labels: Path, image: Path) -> Path:
+    """The label file of an image, given by its path relative to the image folder.
+
+    The image's own ending stays in the name: ``a.jpg`` and ``a.png`` of one folder have a file each.
+    """
+    return labels / image.with_name(image.name + ".npz")
+
+
+def write_labels(path: Path, points: Float32Array, scores: Float32Array, image_size: tuple[int, int]) -> None:
+    """Write a label file, atomically.
+
+    Args:
+        path: of the file; its folder is made.
+        points: (N, 2) float32, pixels of the original image.
+        scores: (N,) float32, mean probability over the views.
+        image_size: (width, height) of the original image.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, keypoints=points, scores=scores, image_size=np.array(image_size, np.int32))
+
+
+def read_labels(path: Path) -> tuple[Float32Array, Float32Array, tuple[int, int]]:
+    """Read a label file: points, scores and (width, height), as :func:`write_labels` took them.
+
+    Raises:
+        DataError: the file is no label file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            width, height = (int(v) for v in file["image_size"])
+            return file["keypoints"], file["scores"], (width, height)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"label file {path} cannot be read: {error}") from None
+
+
+def _iterate(images: Path, labels: Path, longest_side: int) -> Iterator[LabelledPhoto]:
+    for name in find_images(images):
+        path = label_path(labels, name)
+        if not path.is_file():
+            continue
+        points, scores, size = read_labels(path)
+        image = read_image(images / name)
+        gray = to_gray(image)
+        if (gray.shape[1], gray.shape[0]) != size:
+            raise DataError(
+                f"label file {path} was made for {size[0]} x {size[1]}; {name} is {gray.shape[1]} x {gray.shape[0]}"
+            )
+        resized, scale = resize_to(gray, longest_side)
+        yield LabelledPhoto(np.rint(resized * 255).astype(np.uint8), rescale_points(points.astype(np.float64), scale), scores)
+
+
+def load_labelled_photos(images: Path, labels: Path, longest_side: int) -> list[LabelledPhoto]:
+    """Load all photographs that have a label file, gray, into memory.
+
+    Args:
+        images: folder of photographs.
+        labels: folder of label files.
+        longest_side: that the photographs are brought to, pixels.
+
+    Raises:
+        DataError: a folder is missing, a label does not fit its image, or no photograph has a label.
+    """
+    photos = list(_iterate(images, labels, longest_side))
+    if not photos:
+        raise DataError(f"no photograph of {images} has a label in {labels}; expected NAME.jpg.npz for NAME.jpg")
+    return photos

@@ -1,0 +1,238 @@
+"""The training loop: mixed precision, schedule, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from frontend.atomic import atomic_path
+from frontend.errors import ConfigError, FrontendError
+from frontend.model import SuperPointNet
+from frontend.progress import Progress
+from frontend.training.datasets import Sample
+from frontend.training.tasks import Task
+from frontend.weights import save_network
+
+CHECKPOINT = "checkpoint.pt"
+# settings that may differ between a run and its resumption: they change where and how fast it runs, not what it does
+_FREE_TO_CHANGE = frozenset({"workers", "device", "checkpoint_seconds", "log_every"})
+
+
+class TrainingError(FrontendError):
+    """A training cannot go on."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: samples of a step.
+        learning_rate: peak of the schedule.
+        final_ratio: learning rate at the end, relative to the peak (cosine).
+        warmup_steps: of linear warm-up.
+        weight_decay: of AdamW.
+        gradient_clip: largest norm of the gradient.
+        precision: "bf16" for autocast, or "fp32".
+        seed: of data and initial weights.
+        device: where the network runs.
+        workers: processes that make the data.
+        checkpoint_seconds: between checkpoints.
+        log_every: steps between log entries.
+    """
+
+    steps: int = 2000
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    final_ratio: float = 0.02
+    warmup_steps: int = 200
+    weight_decay: float = 1e-4
+    gradient_clip: float = 5.0
+    precision: str = "bf16"
+    seed: int = 0
+    device: str = "cpu"
+    workers: int = 2
+    checkpoint_seconds: float = 60.0
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("bf16", "fp32"):
+            raise ConfigError(f"precision is '{self.precision}'; expected bf16 or fp32")
+        for name in ("steps", "batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if self.workers < 0:
+            raise ConfigError(f"workers is {self.workers}; expected 0 or more")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then cosine down to ``final_ratio``."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        share = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
+        cosine = (1 + math.cos(math.pi * min(share, 1.0))) / 2
+        return self.learning_rate * (self.final_ratio + (1 - self.final_ratio) * cosine)
+
+
+class _NumberedBatches:
+    """Batch sampler: batch n holds samples n * size to (n + 1) * size - 1."""
+
+    def __init__(self, first: int, last: int, size: int) -> None:
+        self.first, self.last, self.size = first, last, size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for n in range(self.first, self.last):
+            yield list(range(n * self.size, (n + 1) * self.size))
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+
+def _start_worker(_: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)
+    # the network's threads are what limits a run on a CPU; data may lag a little, the queue evens it out
+    os.nice(5)
+
+
+class Trainer:
+    """Runs a task to its end, through kills.
+
+    The output folder holds ``checkpoint.pt`` (the newest state), TensorBoard logs, and, at the end,
+    ``NAME.safetensors``, the trained network with its batch norms. A run that is started again with the same
+    settings goes on from its newest checkpoint.
+
+    Args:
+        task: what to train.
+        network: with its initial weights.
+        config: settings.
+        out: output folder.
+        described: what else decides the result (data, initial weights); stored with the weights, and compared
+            on resumption.
+    """
+
+    def __init__(
+        self, task: Task, network: SuperPointNet, config: TrainConfig, out: Path, described: dict[str, Any]
+    ) -> None:
+        self.task = task
+        self.config = config
+        self.out = out
+        self.device = torch.device(config.device)
+        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self.described = {**described, "task": task.name, **asdict(config), "model": network.config.to_dict()}
+
+    @property
+    def weights_path(self) -> Path:
+        """Where the trained network goes."""
+        return self.out / f"{self.task.name}.safetensors"
+
+    def _restore(self) -> None:
+        path = self.out / CHECKPOINT
+        if not path.is_file():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        before = state["described"]
+        for key in sorted((set(before) | set(self.described)) - _FREE_TO_CHANGE):
+            if before.get(key) != self.described.get(key):
+                raise TrainingError(
+                    f"{path} was trained with {key} = {before.get(key)}; got {self.described.get(key)}"
+                    " (give another --out, or the same settings)"
+                )
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def _checkpoint(self) -> None:
+        state = {
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "described": self.described,
+        }
+        with atomic_path(self.out / CHECKPOINT) as temporary:
+            torch.save(state, temporary)
+
+    def _batches(self) -> DataLoader[Sample]:
+        config = self.config
+        return DataLoader(
+            self.task.data,
+            batch_sampler=_NumberedBatches(self.step, config.steps, config.batch_size),
+            num_workers=config.workers,
+            worker_init_fn=_start_worker if config.workers else None,
+            prefetch_factor=4 if config.workers else None,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _train_step(self, batch: Sample) -> dict[str, Tensor]:
+        config = self.config
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.learning_rate_at(self.step)
+        moved = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss, logged = self.task.loss(self.network, moved)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
+        self.optimiser.step()
+        self.step += 1
+        return {**logged, "loss/total": loss.detach(), "gradient_norm": norm}
+
+    def run(self) -> Path:
+        """Train to the end; returns the path of the weights.
+
+        Raises:
+            TrainingError: the folder holds a run with other settings, or the loss is no longer finite.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._restore()
+        if self.step >= self.config.steps and self.weights_path.is_file():
+            return self.weights_path
+        self.network.train()
+        began, saved = time.monotonic() - self.seconds, time.monotonic()
+        sums: dict[str, float] = {}
+        counted = 0
+        writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
+        progress = Progress(self.config.steps, f"train {self.task.name}", start=self.step, unit="step", interval_s=30)
+        with writer, progress:
+            for batch in self._batches():
+                logged = self._train_step(batch)
+                counted += 1
+                for key, value in logged.items():
+                    sums[key] = sums.get(key, 0.0) + float(value)
+                if not math.isfinite(sums["loss/total"]):
+                    raise TrainingError(f"the loss is not finite at step {self.step}; try a lower learning rate")
+                note = ""
+                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                    means = {key: total / counted for key, total in sums.items()}
+                    for key, mean in means.items():
+                        writer.add_scalar(key, mean, self.step)
+                    writer.add_scalar("learning_rate", self.config.learning_rate_at(self.step - 1), self.step)
+                    note = "  ".join(f"{key.removeprefix('loss/')} {mean:.4f}" for key, mean in means.items())
+                    sums, counted = {}, 0
+                progress.update(note=note)
+                self.seconds = time.monotonic() - began
+                if time.monotonic() - saved >= self.config.checkpoint_seconds:
+                    self._checkpoint()
+                    saved = time.monotonic()
+        self._checkpoint()
+        self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        save_network(self.weights_path, self.network, {**self.described, "seconds": round(self.seconds)})
+        return self.weights_path

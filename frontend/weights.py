@@ -1,0 +1,221 @@
+"""Weight files: the manifest of released models, checksums, strict loading, saving."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from frontend.errors import ConfigError, RegistryError, WeightsError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from frontend.model import SuperPointNet
+
+FORMAT = "superpoint-frontend"
+DEFAULT_MODEL = "superpoint-edge"
+WEIGHTS_DIR_VARIABLE = "SUPERPOINT_WEIGHTS_DIR"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A released model, as its manifest entry states it.
+
+    Attributes:
+        name: what users call it.
+        path: of the weight file.
+        sha256: of the weight file, hexadecimal.
+        encoder: its encoder's name.
+        descriptor_dim: D.
+        licence: of the weights, SPDX.
+        trained_on: the images it was trained on, and the rights in them.
+        recipe: how it was trained.
+        figures: what it measures, by name.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    encoder: str
+    descriptor_dim: int
+    licence: str
+    trained_on: str
+    recipe: str
+    figures: Mapping[str, Any]
+
+
+def weights_dir() -> Path:
+    """Where the released weights lie: $SUPERPOINT_WEIGHTS_DIR, the installed package's, or the checkout's."""
+    override = os.environ.get(WEIGHTS_DIR_VARIABLE)
+    if override:
+        return Path(override)
+    package = Path(__file__).resolve().parent
+    installed = package / "_weights"
+    return installed if installed.is_dir() else package.parent / "weights"
+
+
+def list_models() -> dict[str, ModelInfo]:
+    """The released models, by name.
+
+    Raises:
+        WeightsError: the manifest is missing or malformed.
+    """
+    path = weights_dir() / "manifest.toml"
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8")).get("models", {})
+        return {
+            name: ModelInfo(
+                name=name,
+                path=path.parent / entry["file"],
+                sha256=entry["sha256"],
+                encoder=entry["encoder"],
+                descriptor_dim=int(entry["descriptor_dim"]),
+                licence=entry["licence"],
+                trained_on=entry["trained_on"],
+                recipe=entry["recipe"],
+                figures=entry.get("figures", {}),
+            )
+            for name, entry in entries.items()
+        }
+    except OSError as error:
+        raise WeightsError(f"weights manifest {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"weights manifest {path} is malformed: {error}") from None
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def resolve(name_or_path: str | Path) -> tuple[str, Path]:
+    """Find a model by its released name, or as a file.
+
+    Args:
+        name_or_path: a name of the manifest, or the path of a weight file.
+
+    Returns:
+        The model's name and its file. The file of a released model has been checked against the manifest.
+
+    Raises:
+        WeightsError: there is no such model or file, or the file is not the one that was released.
+    """
+    models = list_models()
+    text = str(name_or_path)
+    if text not in models:
+        path = Path(text)
+        if path.is_file():
+            return path.stem, path
+        known = ", ".join(sorted(models)) or "none released"
+        raise WeightsError(f"unknown model '{text}': expected a weight file's path or one of: {known}")
+    info = models[text]
+    if not info.path.is_file():
+        raise WeightsError(f"weights of '{text}' are missing: expected {info.path}")
+    digest = sha256_of(info.path)
+    if digest != info.sha256:
+        raise WeightsError(f"weights {info.path} have sha256 {digest[:12]}…; the manifest expects {info.sha256[:12]}…")
+    return text, info.path
+
+
+def save_network(path: Path, network: SuperPointNet, training: Mapping[str, Any] | None = None) -> None:
+    """Write a network with its configuration to one safetensors file, atomically.
+
+    Args:
+        path: of the file; its folder exists.
+        network: folded or not; a file of an unfolded one can be trained further.
+        training: how it was made; stored as JSON beside the tensors.
+    """
+    from safetensors.torch import save
+
+    from frontend.atomic import atomic_path
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    metadata = {
+        "format": FORMAT,
+        "model": json.dumps(network.config.to_dict()),
+        "training": json.dumps(dict(training or {})),
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata=metadata))
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"weights {path} are corrupt or no safetensors file: {error}") from None
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    import pickle
+
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"weights {path} are corrupt or no PyTorch state dict: {reason}") from None
+    if isinstance(state, dict) and isinstance(state.get("model_state_dict"), dict):
+        state = state["model_state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"weights {path} hold {type(state).__name__}; expected a state dict of tensors")
+    return state
+
+
+def load_network(name_or_path: str | Path, *, fold: bool = True) -> tuple[str, SuperPointNet]:
+    """Load a network, strictly: every tensor is there, has its shape, and none is left over.
+
+    Args:
+        name_or_path: a released name, a .safetensors file of this project or of the transformers library, or a
+            third-party SuperPoint checkpoint (.pth, see :mod:`frontend.converters`).
+        fold: merge batch norms into convolutions.
+
+    Returns:
+        The model's name, and the network in evaluation mode, on the CPU, in float32.
+
+    Raises:
+        WeightsError: the file is missing, corrupt, not the released one, or of an unknown layout.
+    """
+    from frontend.converters import convert_state_dict
+    from frontend.model import ModelConfig, SuperPointNet
+
+    name, path = resolve(name_or_path)
+    with path.open("rb") as file:
+        head = file.read(9)
+    # a safetensors file starts with the length of its JSON header, and the header with a brace
+    is_safetensors = path.suffix == ".safetensors" or (len(head) == 9 and head[8:9] == b"{")
+    tensors, metadata = _read_safetensors(path) if is_safetensors else (_read_pickle(path), {})
+    try:
+        if metadata.get("format") == FORMAT:
+            network = SuperPointNet(ModelConfig.from_dict(json.loads(metadata["model"])))
+        else:
+            config, tensors = convert_state_dict(tensors, str(path))
+            network = SuperPointNet(config)
+    except (ConfigError, RegistryError, KeyError, ValueError, TypeError) as error:
+        raise WeightsError(f"weights {path} describe no known network: {error}") from None
+    try:
+        network.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())
+        raise WeightsError(f"weights {path} do not fit their network: {detail[:200]}") from None
+    network.eval()
+    return name, network.fold() if fold else network

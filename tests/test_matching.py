@@ -1,0 +1,104 @@
+"""Mutual nearest neighbours against loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from frontend.errors import ConfigError, RegistryError, ShapeError
+from frontend.matching import MATCHERS, match_features
+from frontend.matching.nearest import mutual_nearest_neighbours
+from frontend.types import Features
+
+
+def unit(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(values, dim=-1)
+
+
+def reference(
+    d0: np.ndarray, d1: np.ndarray, ratio: float | None = None, least: float | None = None
+) -> dict[int, int]:
+    """Loops in float64; distances, not similarities."""
+    distance = np.array([[np.linalg.norm(a - b) for b in d1] for a in d0.astype(np.float64)])
+    matches = {}
+    for i, row in enumerate(distance):
+        j = int(row.argmin())
+        if int(distance[:, j].argmin()) != i:
+            continue
+        if ratio is not None and len(row) > 1 and row[j] >= ratio * np.sort(row)[1]:
+            continue
+        if least is not None and float(d0[i] @ d1[j]) < least:
+            continue
+        matches[i] = j
+    return matches
+
+
+@pytest.mark.parametrize(("ratio", "least"), [(None, None), (0.9, None), (None, 0.3), (0.95, 0.2)])
+@pytest.mark.parametrize("block", [10**9, 45 * 3, 1])
+def test_equals_loops_whatever_the_block(ratio: float | None, least: float | None, block: int) -> None:
+    d0, d1 = unit((2, 60, 16), 0), unit((2, 45, 16), 1)
+    valid0, valid1 = torch.rand(2, 60) > 0.2, torch.rand(2, 45) > 0.2
+    got = mutual_nearest_neighbours(d0, valid0, d1, valid1, ratio=ratio, min_similarity=least, block=block)
+    for b in range(2):
+        rows, columns = np.flatnonzero(valid0[b]), np.flatnonzero(valid1[b])
+        expected = reference(d0[b].numpy()[rows], d1[b].numpy()[columns], ratio, least)
+        assert expected
+        pairs = {int(rows[i]): int(columns[j]) for i, j in expected.items()}
+        assert {i: int(j) for i, j in enumerate(got.index[b]) if j >= 0} == pairs
+        for i, j in pairs.items():
+            assert float(got.scores[b, i]) == pytest.approx(float(d0[b, i] @ d1[b, j]), abs=1e-6)
+
+
+@pytest.mark.parametrize(("k0", "k1"), [(0, 5), (5, 0), (0, 0), (1, 1), (1, 7), (3, 1)])
+def test_few_keypoints(k0: int, k1: int) -> None:
+    d0, d1 = unit((1, k0, 8), 2), unit((1, k1, 8), 3)
+    got = mutual_nearest_neighbours(
+        d0, torch.ones(1, k0, dtype=torch.bool), d1, torch.ones(1, k1, dtype=torch.bool), ratio=0.999
+    )
+    assert got.index.shape == (1, k0)
+    expected = len(reference(d0[0].numpy(), d1[0].numpy(), 0.999)) if k0 and k1 else 0
+    assert int((got.index >= 0).sum()) == expected
+
+
+def test_padding_never_matches() -> None:
+    d = unit((1, 10, 8), 4)
+    got = mutual_nearest_neighbours(d, torch.zeros(1, 10, dtype=torch.bool), d, torch.ones(1, 10, dtype=torch.bool))
+    assert (got.index == -1).all()
+    assert (got.scores == 0).all()
+
+
+def test_permutation_is_found() -> None:
+    d = unit((1, 500, 32), 5)
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(1, 500, dtype=torch.bool)
+    got = mutual_nearest_neighbours(d, ones, d[:, order], ones)
+    assert torch.equal(order[got.index[0]], torch.arange(500))
+
+
+def features(descriptors: np.ndarray) -> Features:
+    n = len(descriptors)
+    return Features(np.zeros((n, 2), np.float32), np.ones(n, np.float32), descriptors, (64, 48))
+
+
+def test_match_features_returns_index_pairs() -> None:
+    d = unit((6, 8), 6).numpy()
+    matches = match_features(features(d), features(d[::-1].copy()))
+    assert matches.matches.tolist() == [[i, 5 - i] for i in range(6)]
+    np.testing.assert_allclose(matches.match_scores, 1, atol=1e-6)
+    assert len(match_features(features(d), features(d[:0]))) == 0
+
+
+def test_errors_say_what_was_given() -> None:
+    ones = torch.ones(1, 4, dtype=torch.bool)
+    with pytest.raises(ShapeError, match="different|got descriptors"):
+        mutual_nearest_neighbours(unit((1, 4, 8), 0), ones, unit((1, 4, 9), 0), ones)
+    with pytest.raises(ConfigError, match="ratio is 1.5"):
+        mutual_nearest_neighbours(unit((1, 4, 8), 0), ones, unit((1, 4, 8), 0), ones, ratio=1.5)
+    with pytest.raises(ConfigError, match="min_similarity is 2"):
+        mutual_nearest_neighbours(unit((1, 4, 8), 0), ones, unit((1, 4, 8), 0), ones, min_similarity=2)
+    with pytest.raises(ShapeError, match="8 dimensions and of image 1 9"):
+        match_features(features(unit((4, 8), 0).numpy()), features(unit((4, 9), 0).numpy()))
+    with pytest.raises(RegistryError, match="unknown matcher 'nope'; expected one of: mnn"):
+        MATCHERS.get("nope")

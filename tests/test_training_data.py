@@ -1,0 +1,200 @@
+"""Synthetic shapes, photometric noise, targets and warped pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from frontend.errors import DataError
+from frontend.homography import warp_points
+from frontend.training.datasets import PairConfig, SyntheticShapes, WarpedPairs
+from frontend.training.labels import (
+    LabelledPhoto,
+    find_images,
+    label_path,
+    load_labelled_photos,
+    read_labels,
+    write_labels,
+)
+from frontend.training.photometric import PhotometricConfig, photometric_noise
+from frontend.training.synthetic import SHAPES, synthetic_image
+from frontend.training.targets import cell_labels, cell_mask
+
+
+def corner_response(image: np.ndarray) -> np.ndarray:
+    """Least eigenvalue of the structure tensor, relative to its maximum."""
+    response = cv2.cornerMinEigenVal(cv2.GaussianBlur(image, (0, 0), 0.7), 5)
+    return response / max(float(response.max()), 1e-12)
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s not in ("ellipses", "noise")])
+def test_labelled_corners_are_corners_of_the_image(shape: str) -> None:
+    found, total = 0, 0
+    for seed in range(12):
+        image, points = synthetic_image(np.random.default_rng(seed), shape=shape, warp_probability=0.5)
+        response = cv2.dilate(corner_response(image), np.ones((7, 7), np.uint8))
+        inside = points[((points > 6) & (points < np.array([153, 113]))).all(axis=1)]
+        xy = np.rint(inside).astype(int)
+        total += len(xy)
+        found += int((response[xy[:, 1], xy[:, 0]] > 0.01).sum())
+        # away from the corners the response is weaker
+    assert total > 20
+    assert found >= 0.9 * total
+
+
+@pytest.mark.parametrize("shape", ["ellipses", "noise"])
+def test_shapes_without_corners_have_none(shape: str) -> None:
+    image, points = synthetic_image(np.random.default_rng(0), shape=shape)
+    assert points.shape == (0, 2)
+    assert image.std() > 1
+
+
+def test_polygon_corners_are_placed_to_a_fraction_of_a_pixel() -> None:
+    """The corner, refined by OpenCV from the image alone, is where the label says."""
+    errors = []
+    criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 50, 0.001)
+    for seed in range(40):
+        image, points = synthetic_image(np.random.default_rng(seed), shape="checkerboard", warp_probability=0)
+        start = points[((points > 12) & (points < np.array([147, 107]))).all(axis=1)].astype(np.float32)
+        if len(start):
+            refined = cv2.cornerSubPix(image, start[:, None].copy(), (3, 3), (-1, -1), criteria)[:, 0]
+            errors.append(np.linalg.norm(refined - start, axis=1))
+    assert np.median(np.concatenate(errors)) < 0.35
+
+
+def test_photometric_noise_keeps_geometry_and_type() -> None:
+    ys, xs = np.mgrid[:60, :80]
+    image = (((xs // 10 + ys // 10) % 2) * 160 + 40).astype(np.uint8)
+    changed = 0
+    for seed in range(30):
+        noisy = photometric_noise(image, np.random.default_rng(seed), PhotometricConfig())
+        assert noisy.shape == image.shape
+        assert noisy.dtype == np.uint8
+        changed += int(not np.array_equal(noisy, image))
+        if noisy.std() > 20:
+            assert np.corrcoef(noisy.ravel(), image.ravel())[0, 1] > 0.4
+    assert changed > 20
+    none = PhotometricConfig(probability=0.0)
+    np.testing.assert_array_equal(photometric_noise(image, np.random.default_rng(0), none), image)
+
+
+def test_cell_labels_of_whole_pixels() -> None:
+    rng = np.random.default_rng(0)
+    labels = cell_labels(np.array([[0.0, 0], [7, 7], [8, 3], [15, 15], [16, 0], [-1, 4]]), (16, 16), rng)
+    assert labels[0, 1] == 3 * 8 + 0
+    assert labels[1, 1] == 63
+    assert labels[1, 0] == 64
+    assert labels[0, 0] in (0, 63)
+    best = cell_labels(np.array([[1.0, 1], [5, 5]]), (8, 8), rng, np.array([0.9, 0.1]))
+    assert best[0, 0] == 9
+
+
+def test_cell_labels_of_fractions_are_right_on_average() -> None:
+    point, seen = np.array([[3.25, 4.75]]), np.zeros(2)
+    for seed in range(2000):
+        label = int(cell_labels(point, (8, 8), np.random.default_rng(seed))[0, 0])
+        seen += [label % 8, label // 8]
+    np.testing.assert_allclose(seen / 2000, point[0], atol=0.04)
+
+
+def test_cell_mask_needs_the_whole_cell() -> None:
+    mask = np.ones((16, 24), bool)
+    mask[3, 9] = False
+    np.testing.assert_array_equal(cell_mask(mask), [[True, False, True], [True, True, True]])
+
+
+def test_samples_are_a_function_of_their_number() -> None:
+    a, b = SyntheticShapes(3), SyntheticShapes(3)
+    for i in (0, 5):
+        assert all(torch.equal(a[i][k], b[i][k]) for k in ("image", "labels", "mask"))
+    assert not torch.equal(a[0]["image"], a[1]["image"])
+    assert not torch.equal(a[0]["image"], SyntheticShapes(4)[0]["image"])
+
+
+@pytest.fixture(scope="module")
+def photo() -> LabelledPhoto:
+    """Bright dots on dark ground, labelled where they are."""
+    rng = np.random.default_rng(0)
+    points = np.stack(np.meshgrid(np.arange(12, 470, 24), np.arange(12, 350, 24)), -1).reshape(-1, 2)
+    points = points + rng.uniform(-4, 4, points.shape)
+    ys, xs = np.mgrid[:360, :480]
+    image = np.full((360, 480), 20.0)
+    for x, y in points:
+        image += 200 * np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / (2 * 1.6**2))
+    return LabelledPhoto(np.clip(image, 0, 255).astype(np.uint8), points, np.ones(len(points), np.float32))
+
+
+def test_pairs_put_labels_and_correspondences_on_the_dots(photo: LabelledPhoto) -> None:
+    config = PairConfig(noise=PhotometricConfig(probability=0.0), random_points=0)
+    data = WarpedPairs(0, photos=[photo], config=config)
+    checked = 0
+    for index in range(12):
+        sample = data[index]
+        images, points, valid = sample["image"].numpy(), sample["points"].numpy(), sample["valid"].numpy()
+        assert valid.sum() > 3
+        H = sample["H"].numpy().astype(np.float64)
+        both = points[:, valid].astype(np.float64)
+        np.testing.assert_allclose(warp_points(both[0], H), both[1], atol=2e-2)
+        for view in range(2):
+            peak = cv2.dilate(images[view], np.ones((3, 3), np.uint8))
+            xy = np.rint(both[view]).astype(int)
+            assert np.median(peak[xy[:, 1], xy[:, 0]]) > 120
+            labels, mask = sample["labels"][view].numpy(), sample["mask"][view].numpy()
+            for j, i in zip(*np.nonzero((labels < 64) & mask), strict=True):
+                x, y = 8 * i + labels[j, i] % 8, 8 * j + labels[j, i] // 8
+                checked += 1
+                assert images[view][max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3].max() > 100
+    assert checked > 500
+
+
+def test_pairs_mask_what_lies_beyond_the_photograph(photo: LabelledPhoto) -> None:
+    data = WarpedPairs(0, photos=[photo], config=PairConfig(noise=PhotometricConfig(probability=0.0)))
+    shares = [float(data[i]["mask"].float().mean()) for i in range(20)]
+    assert min(shares) < 0.97
+    assert max(shares) == 1.0
+    assert np.mean(shares) > 0.7
+
+
+def test_every_photograph_is_seen_once_in_an_epoch(photo: LabelledPhoto) -> None:
+    marked = [LabelledPhoto(np.full((60, 80), 10 * n, np.uint8), photo.points[:0], photo.scores[:0]) for n in range(7)]
+    data = WarpedPairs(0, photos=marked)
+    for epoch in range(2):
+        seen = [data._photo(7 * epoch + i, np.random.default_rng(0)).image[0, 0] for i in range(7)]
+        assert sorted(seen) == [10 * n for n in range(7)]
+
+
+def test_label_files_round_trip_and_are_checked(tmp_path: Path) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    (images / "sub").mkdir(parents=True)
+    picture = np.random.default_rng(0).integers(0, 256, (60, 90), dtype=np.uint8)
+    cv2.imwrite(str(images / "sub" / "a.png"), picture)
+    cv2.imwrite(str(images / "b.png"), picture)
+    (images / ".hidden.png").write_bytes(b"")
+    assert find_images(images) == [Path("b.png"), Path("sub/a.png")]
+    points, scores = np.array([[10.5, 20.25], [89, 59]], np.float32), np.array([0.5, 0.1], np.float32)
+    path = label_path(labels, Path("sub/a.png"))
+    write_labels(path, points, scores, (90, 60))
+    assert path == labels / "sub" / "a.png.npz"
+    got = read_labels(path)
+    np.testing.assert_array_equal(got[0], points)
+    np.testing.assert_array_equal(got[1], scores)
+    assert got[2] == (90, 60)
+    (photo,) = load_labelled_photos(images, labels, 180)
+    assert photo.image.shape == (120, 180)
+    np.testing.assert_allclose(photo.points, (points + 0.5) * 2 - 0.5)
+    write_labels(path, points, scores, (91, 60))
+    with pytest.raises(DataError, match="was made for 91 x 60"):
+        load_labelled_photos(images, labels, 180)
+    path.write_bytes(b"no zip")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_labels(path)
+    with pytest.raises(DataError, match="is missing"):
+        find_images(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="has no image"):
+        find_images(labels)
+    with pytest.raises(DataError, match="no photograph of"):
+        load_labelled_photos(images, tmp_path / "empty", 180)
