@@ -146,7 +146,8 @@ class SuperPoint:
     @property
     def descriptor_dim(self) -> int:
         """D, the length of a descriptor."""
-        return self.network.config.descriptor_dim
+        dim: int = self.network.config.descriptor_dim
+        return dim
 
     def preprocess(self, images: Sequence[np.ndarray]) -> Batch:
         """Make network input of images that have one padded size.

@@ -91,7 +91,7 @@ def test_sampled_ranges_follow_the_configuration() -> None:
     assert max(np.abs(angles)) <= 0.5
     assert min(angles) < -0.45
     assert max(angles) > 0.45
-    with pytest.raises(ConfigError, match="patch is 1.5"):
+    with pytest.raises(ConfigError, match=r"patch is 1\.5"):
         HomographyConfig(patch=1.5)
 
 

@@ -17,9 +17,7 @@ def unit(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.nn.functional.normalize(values, dim=-1)
 
 
-def reference(
-    d0: np.ndarray, d1: np.ndarray, ratio: float | None = None, least: float | None = None
-) -> dict[int, int]:
+def reference(d0: np.ndarray, d1: np.ndarray, ratio: float | None = None, least: float | None = None) -> dict[int, int]:
     """Loops in float64; distances, not similarities."""
     distance = np.array([[np.linalg.norm(a - b) for b in d1] for a in d0.astype(np.float64)])
     matches = {}
@@ -92,9 +90,9 @@ def test_match_features_returns_index_pairs() -> None:
 
 def test_errors_say_what_was_given() -> None:
     ones = torch.ones(1, 4, dtype=torch.bool)
-    with pytest.raises(ShapeError, match="different|got descriptors"):
+    with pytest.raises(ShapeError, match="got descriptors"):
         mutual_nearest_neighbours(unit((1, 4, 8), 0), ones, unit((1, 4, 9), 0), ones)
-    with pytest.raises(ConfigError, match="ratio is 1.5"):
+    with pytest.raises(ConfigError, match=r"ratio is 1\.5"):
         mutual_nearest_neighbours(unit((1, 4, 8), 0), ones, unit((1, 4, 8), 0), ones, ratio=1.5)
     with pytest.raises(ConfigError, match="min_similarity is 2"):
         mutual_nearest_neighbours(unit((1, 4, 8), 0), ones, unit((1, 4, 8), 0), ones, min_similarity=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -85,7 +87,7 @@ def test_norm_behind_a_relu_is_not_folded() -> None:
 def vgg_shapes() -> list[tuple[int, int, int]]:
     """(in, out, kernel) of the paper's twelve convolutions."""
     widths = [1, 64, 64, 64, 64, 128, 128, 128, 128]
-    trunk = [(a, b, 3) for a, b in zip(widths, widths[1:], strict=False)]
+    trunk = [(a, b, 3) for a, b in itertools.pairwise(widths)]
     return [*trunk, (128, 256, 3), (256, 65, 1), (128, 256, 3), (256, 256, 1)]
 
 
@@ -123,7 +125,9 @@ def open_state() -> dict[str, torch.Tensor]:
     return state
 
 
-def plain_forward(image: torch.Tensor, state: dict[str, torch.Tensor], names: list[str], norm: bool) -> list[torch.Tensor]:
+def plain_forward(
+    image: torch.Tensor, state: dict[str, torch.Tensor], names: list[str], norm: bool
+) -> list[torch.Tensor]:
     """The network written out with functions, straight from the checkpoint."""
     f = torch.nn.functional
 

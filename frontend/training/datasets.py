@@ -130,7 +130,7 @@ class WarpedPairs(Dataset[Sample]):
     def _photo(self, index: int, rng: np.random.Generator) -> LabelledPhoto:
         epoch, place = divmod(index, len(self.photos))
         order = np.random.default_rng((self.seed, 1 << 40, epoch)).permutation(len(self.photos))
-        photo = self.photos[order[place]]
+        photo: LabelledPhoto = self.photos[order[place]]
         if rng.random() >= self.config.mirror:
             return photo
         points = photo.points.copy()
@@ -152,7 +152,9 @@ class WarpedPairs(Dataset[Sample]):
             relative_config = dataclasses.replace(relative_config, rotation=np.pi)
         relative = sample_homography(rng, config.size, relative_config)
         # the draw zooms in on a crop; half of the pairs zoom out instead
-        return first, np.linalg.inv(relative) if rng.random() < 0.5 else relative
+        if rng.random() < 0.5:
+            relative = np.asarray(np.linalg.inv(relative), np.float64)
+        return first, relative
 
     def _correspondences(
         self, rng: np.random.Generator, photo: LabelledPhoto, H0: Float64Array, H1: Float64Array

@@ -93,7 +93,9 @@ def _iterate(images: Path, labels: Path, longest_side: int) -> Iterator[Labelled
                 f"label file {path} was made for {size[0]} x {size[1]}; {name} is {gray.shape[1]} x {gray.shape[0]}"
             )
         resized, scale = resize_to(gray, longest_side)
-        yield LabelledPhoto(np.rint(resized * 255).astype(np.uint8), rescale_points(points.astype(np.float64), scale), scores)
+        yield LabelledPhoto(
+            np.rint(resized * 255).astype(np.uint8), rescale_points(points.astype(np.float64), scale), scores
+        )
 
 
 def load_labelled_photos(images: Path, labels: Path, longest_side: int) -> list[LabelledPhoto]:

@@ -43,13 +43,13 @@ class PhotometricConfig:
     probability: float = 0.5
 
 
-def _shadow_map(rng: np.random.Generator, shape: tuple[int, int], config: PhotometricConfig) -> Float32Array:
+def _shadow_map(rng: np.random.Generator, shape: tuple[int, int], config: PhotometricConfig) -> np.ndarray:
     # drawn at a quarter of the size: a shadow's border is soft anyway, and the blur costs a sixteenth
     height, width = max(shape[0] // 4, 1), max(shape[1] // 4, 1)
-    gain = np.ones((height, width), np.float32)
+    gain: np.ndarray = np.ones((height, width), np.float32)
     for _ in range(rng.integers(1, config.shadows + 1)):
         strength = rng.uniform(config.shadow_strength, 1.0)
-        layer = np.zeros((height, width), np.float32)
+        layer: np.ndarray = np.zeros((height, width), np.float32)
         centre = (int(rng.integers(0, width)), int(rng.integers(0, height)))
         axes = (int(rng.integers(2, width // 2 + 3)), int(rng.integers(2, height // 2 + 3)))
         cv2.ellipse(layer, centre, axes, float(rng.uniform(0, 180)), 0, 360, 1.0, -1)
@@ -85,7 +85,7 @@ def photometric_noise(image: GrayImage, rng: np.random.Generator, config: Photom
         (H, W) uint8, a new array.
     """
     p = config.probability
-    out = image.astype(np.float32)
+    out: np.ndarray = image.astype(np.float32)
     if config.shadows and rng.random() < p:
         out *= _shadow_map(rng, image.shape, config)
     if rng.random() < p:
@@ -111,5 +111,5 @@ def photometric_noise(image: GrayImage, rng: np.random.Generator, config: Photom
     if config.jpeg and rng.random() < p / 2:
         quality = int(rng.integers(config.jpeg, 96))
         _, encoded = cv2.imencode(".jpg", result, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        result = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+        result = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE), np.uint8)
     return result

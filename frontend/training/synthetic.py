@@ -42,7 +42,7 @@ def _segment(canvas: Canvas, a: Float64Array, b: Float64Array, colour: int, thic
 
 def _thickness(rng: np.random.Generator) -> int:
     """One to three and a half pixels of the image."""
-    return int(rng.integers(OVERSAMPLING, 3.5 * OVERSAMPLING))
+    return int(rng.integers(OVERSAMPLING, 7 * OVERSAMPLING // 2))
 
 
 def _extent(canvas: Canvas) -> Float64Array:
@@ -165,7 +165,8 @@ def _perspective_quad(rng: np.random.Generator, size: Float64Array) -> Float64Ar
     base = base * (1 + rng.uniform(-0.3, 0.3, (4, 1)))
     angle = rng.uniform(-np.pi, np.pi)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return (base * size) @ turn.T + size * rng.uniform(0.35, 0.65, 2)
+    quad: Float64Array = (base * size) @ turn.T + size * rng.uniform(0.35, 0.65, 2)
+    return quad
 
 
 def _draw_grid(canvas: Canvas, rng: np.random.Generator, columns: int, rows: int) -> Float64Array:
@@ -227,7 +228,8 @@ def draw_cube(canvas: Canvas, rng: np.random.Generator) -> Float64Array:
             grey = float(_contrasting(rng, under))
         greys.append(grey)
         _fill(canvas, corners[face], int(grey))
-    return corners[[n for key, n in index.items() if key != (0, 0, 0)]]
+    visible: Float64Array = corners[[n for key, n in index.items() if key != (0, 0, 0)]]
+    return visible
 
 
 def draw_ellipses(canvas: Canvas, rng: np.random.Generator) -> Float64Array:
@@ -249,7 +251,7 @@ def draw_ellipses(canvas: Canvas, rng: np.random.Generator) -> Float64Array:
 def draw_noise(canvas: Canvas, rng: np.random.Generator) -> Float64Array:
     """Noise over the whole canvas: it has no corners."""
     shape = (canvas.shape[0] // OVERSAMPLING, canvas.shape[1] // OVERSAMPLING)
-    noise = rng.integers(0, 256, shape, dtype=np.uint8)
+    noise: np.ndarray = rng.integers(0, 256, shape, dtype=np.uint8)
     if rng.random() < 0.5:
         noise = cv2.GaussianBlur(noise, (0, 0), float(rng.uniform(0.5, 2.0)))
     cv2.resize(noise, (canvas.shape[1], canvas.shape[0]), dst=canvas, interpolation=cv2.INTER_NEAREST)

@@ -40,5 +40,5 @@ def cell_labels(
 def cell_mask(mask: BoolArray) -> BoolArray:
     """Which cells lie wholly within a (H, W) mask: (H / 8, W / 8) bool."""
     height, width = mask.shape
-    cells: BoolArray = mask.reshape(height // CELL, CELL, width // CELL, CELL).all(axis=(1, 3))
-    return cells
+    blocks = mask.reshape(height // CELL, CELL, width // CELL, CELL)
+    return np.asarray(blocks.all(axis=(1, 3)), dtype=bool)

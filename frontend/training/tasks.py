@@ -86,14 +86,14 @@ class SuperPointTask:
         detector = detector_loss(maps.logits, batch["labels"].flatten(0, 1).long(), batch["mask"].flatten(0, 1))
         logged = {"loss/detector": detector.detach()}
         if self.descriptor_loss == "hinge":
-            both = maps.descriptors.unflatten(0, (pairs, 2))
+            both = maps.descriptors.reshape(pairs, 2, *maps.descriptors.shape[1:])
             masks = batch["mask"]
             descriptor = hinge_descriptor_loss(
                 both[:, 0], both[:, 1], batch["H"], masks[:, 0], masks[:, 1], lambda_d=self.lambda_d
             )
         else:
             sampled = sample_descriptors(maps.descriptors, batch["points"].flatten(0, 1), size)
-            both = sampled.unflatten(0, (pairs, 2))
+            both = sampled.reshape(pairs, 2, *sampled.shape[1:])
             descriptor, accuracy = dual_softmax_loss(
                 both[:, 0],
                 both[:, 1],

@@ -233,6 +233,5 @@ class Trainer:
                     self._checkpoint()
                     saved = time.monotonic()
         self._checkpoint()
-        self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         save_network(self.weights_path, self.network, {**self.described, "seconds": round(self.seconds)})
         return self.weights_path

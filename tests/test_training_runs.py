@@ -1,0 +1,212 @@
+"""Training and labelling as commands: they end, they resume after kill -9, and they lose nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import Dataset
+
+from frontend.cli.main import main
+from frontend.model import SuperPointNet
+from frontend.training.datasets import Sample, SyntheticShapes
+from frontend.training.labels import read_labels
+from frontend.training.synthetic import synthetic_image
+from frontend.training.tasks import MagicPointTask
+from frontend.training.trainer import TrainConfig, Trainer
+from frontend.weights import load_network
+
+SMALL = ["--batch-size", "2", "--width", "32", "--height", "32", "--workers", "0", "--warmup-steps", "5"]
+EXACT = ["--precision", "fp32", "--device", "cpu", "--log-every", "5"]
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "frontend.cli.main", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*arguments: str) -> str:
+    process = start(*arguments)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    return out
+
+
+def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    """kill -9 as soon as ``ready``; the process must not have ended by then."""
+    limit = time.monotonic() + 100
+    while not ready():
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    for n in range(40):
+        image, _ = synthetic_image(np.random.default_rng(n), (96, 72), shape="polygons")
+        (folder / f"set{n % 2}").mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / f"set{n % 2}" / f"{n:03}.png"), image)
+    (folder / "set0" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut short")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 120 steps that was never interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    finish("train", "magicpoint", "--out", str(out), "--steps", "120", *SMALL, *EXACT)
+    return out / "magicpoint.safetensors"
+
+
+def test_training_killed_and_resumed_gives_the_same_weights(detector: Path, tmp_path: Path) -> None:
+    command = ["train", "magicpoint", "--out", str(tmp_path), "--steps", "120", *SMALL, *EXACT]
+    checkpoint = tmp_path / "checkpoint.pt"
+    kill_when(start(*command, "--checkpoint-seconds", "0.05"), checkpoint.is_file)
+    step = torch.load(checkpoint, weights_only=True)["step"]
+    assert 0 < step < 120
+    assert not (tmp_path / "magicpoint.safetensors").exists()
+    finish(*command)
+    resumed, whole = load_file(tmp_path / "magicpoint.safetensors"), load_file(detector)
+    assert resumed.keys() == whole.keys()
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+    assert any(path.name.startswith("events") for path in (tmp_path / "tensorboard").iterdir())
+
+
+def test_a_finished_run_is_not_run_again(detector: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = detector.stat().st_mtime_ns
+    assert main(["train", "magicpoint", "--out", str(detector.parent), "--steps", "120", *SMALL, *EXACT]) == 0
+    assert detector.stat().st_mtime_ns == before
+    assert str(detector) in capsys.readouterr().out
+
+
+def test_other_settings_are_refused(detector: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "magicpoint", "--out", str(detector.parent), "--steps", "120", *SMALL, *EXACT]
+    assert main([*command, "--seed", "9"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "was trained with seed = 0; got 9" in error
+
+
+def label_command(photographs: Path, detector: Path, out: Path) -> list[str]:
+    options = ["--homographies", "6", "--side", "96", "--threshold", "0.0001", "--precision", "fp32"]
+    return ["label", str(photographs), "--model", str(detector), "--out", str(out), "--device", "cpu", *options]
+
+
+def test_labelling_killed_and_resumed_is_whole_and_labels_nothing_twice(
+    photographs: Path, detector: Path, tmp_path: Path
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    text = finish(*label_command(photographs, detector, whole))
+    assert text.startswith("labelled 40 images")
+    assert "1 skipped as unreadable" in text
+    command = label_command(photographs, detector, out)
+    kill_when(start(*command), lambda: len(list(out.rglob("*.npz"))) >= 5)
+    first = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+    assert 5 <= len(first) < 40
+    for path in first:
+        read_labels(path)
+    text = finish(*command)
+    assert f"labelled {40 - len(first)} images" in text
+    assert f"{len(first)} had labels" in text
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    names = sorted(path.relative_to(whole) for path in whole.rglob("*.npz"))
+    assert len(names) == 40
+    assert sorted(path.relative_to(out) for path in out.rglob("*.npz")) == names
+    points = 0
+    for name in names:
+        a, b = read_labels(whole / name), read_labels(out / name)
+        np.testing.assert_array_equal(a[0], b[0])
+        points += len(a[0])
+    assert points > 40
+
+
+def test_labels_of_other_settings_are_refused(
+    photographs: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    cv2.imwrite(str(few / "a.png"), np.full((40, 40), 90, np.uint8))
+    command = label_command(few, detector, tmp_path / "out")
+    assert main(command) == 0
+    assert main([*command, "--homographies", "7"]) == 2
+    assert "holds labels made with homographies = 6; got 7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("loss", ["dual_softmax", "hinge"])
+def test_joint_training_from_labels(photographs: Path, detector: Path, tmp_path: Path, loss: str) -> None:
+    labels = tmp_path / "labels"
+    assert main(label_command(photographs, detector, labels)) == 0
+    folders = ["--images", str(photographs), "--labels", str(labels), "--init", str(detector)]
+    command = ["train", "superpoint", *folders, "--out", str(tmp_path / "run"), "--steps", "4", *SMALL, *EXACT]
+    assert main([*command, "--descriptor-loss", loss, "--photo-side", "96"]) == 0
+    name, network = load_network(tmp_path / "run" / "superpoint.safetensors")
+    assert name == "superpoint"
+    maps = network(torch.rand(1, 1, 32, 32))
+    assert torch.isfinite(maps.descriptors).all()
+    before, after = load_file(detector), load_file(tmp_path / "run" / "superpoint.safetensors")
+    assert not torch.equal(before["descriptor.out.conv.weight"], after["descriptor.out.conv.weight"])
+
+
+class FourImages(Dataset[Sample]):
+    """The same four images again and again."""
+
+    def __init__(self) -> None:
+        shapes = SyntheticShapes(0, (64, 64))
+        self.samples = [shapes[n] for n in range(4)]
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index % 4]
+
+
+def test_training_learns_where_the_corners_are(tmp_path: Path) -> None:
+    """The loss falls far below what knowing the frequencies of the classes gives."""
+    data = FourImages()
+    counts = np.bincount(np.concatenate([s["labels"].numpy().ravel() for s in data.samples]), minlength=65)
+    shares = counts[counts > 0] / counts.sum()
+    entropy = float(-(shares * np.log(shares)).sum())
+    config = TrainConfig(steps=60, batch_size=4, precision="fp32", workers=0, warmup_steps=5, log_every=5)
+    torch.manual_seed(0)
+    Trainer(MagicPointTask(data), SuperPointNet(), config, tmp_path, {}).run()
+    log = EventAccumulator(str(tmp_path / "tensorboard"))
+    log.Reload()
+    values = [event.value for event in log.Scalars("loss/detector")]
+    assert values[0] > entropy > 0.1
+    assert values[-1] < 0.4 * entropy
+
+
+def test_configuration_file_and_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "recipe.toml"
+    config.write_text('steps = 2\nbatch_size = 1\nprecision = "fp32"\nlearning_rate = 1\nwidth = 32\nheight = 32\n')
+    base = ["train", "magicpoint", "--config", str(config), "--workers", "0", "--device", "cpu"]
+    assert main([*base, "--learning-rate", "1e-4", "--out", str(tmp_path / "run")]) == 0
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 2
+    assert state["described"]["learning_rate"] == 1e-4
+    for text, message in [
+        ("stepz = 2", "unknown setting 'stepz'"),
+        ("steps = 2.5", "steps is 2.5; expected int"),
+        ('precision = "fp8"', "precision is 'fp8'; expected bf16 or fp32"),
+        ("steps = ", "no valid TOML"),
+    ]:
+        config.write_text(text)
+        assert main([*base, "--out", str(tmp_path / "other")]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1

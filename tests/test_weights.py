@@ -1,0 +1,119 @@
+"""Weight files: round trip, manifest, and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from frontend.errors import WeightsError
+from frontend.model import MODEL_PRESETS, SuperPointNet
+from frontend.weights import list_models, load_network, resolve, save_network, weights_dir
+
+ENTRY = """
+[models.{name}]
+file = "{file}"
+sha256 = "{sha256}"
+encoder = "compact"
+descriptor_dim = 128
+licence = "Apache-2.0"
+trained_on = "noise"
+recipe = "none"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SUPERPOINT_WEIGHTS_DIR", str(tmp_path))
+    torch.manual_seed(0)
+    save_network(tmp_path / "a.safetensors", SuperPointNet(), {"steps": 3})
+    digest = hashlib.sha256((tmp_path / "a.safetensors").read_bytes()).hexdigest()
+    good = ENTRY.format(name="good", file="a.safetensors", sha256=digest)
+    changed = ENTRY.format(name="changed", file="a.safetensors", sha256="0" * 64)
+    gone = ENTRY.format(name="gone", file="b.safetensors", sha256=digest)
+    (tmp_path / "manifest.toml").write_text(good + changed + gone)
+    return tmp_path
+
+
+@pytest.mark.parametrize("preset", sorted(MODEL_PRESETS))
+def test_round_trip(tmp_path: Path, preset: str) -> None:
+    network = SuperPointNet(MODEL_PRESETS[preset]).eval()
+    save_network(tmp_path / "x.safetensors", network)
+    name, loaded = load_network(tmp_path / "x.safetensors", fold=False)
+    assert name == "x"
+    assert loaded.config == network.config
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], tensor)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in load_network(tmp_path / "x.safetensors")[1].modules())
+
+
+def test_names_of_the_manifest(folder: Path) -> None:
+    models = list_models()
+    assert sorted(models) == ["changed", "gone", "good"]
+    assert models["good"].licence == "Apache-2.0"
+    assert resolve("good") == ("good", folder / "a.safetensors")
+    assert load_network("good")[0] == "good"
+
+
+def refused(name_or_path: str | Path) -> str:
+    with pytest.raises(WeightsError) as caught:
+        load_network(name_or_path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_wrong_checksum_missing_file_unknown_name(folder: Path) -> None:
+    assert "the manifest expects 000000000000" in refused("changed")
+    assert "weights of 'gone' are missing" in refused("gone")
+    assert "unknown model 'nobody': expected a weight file's path or one of: changed, gone, good" in refused("nobody")
+
+
+def test_corrupt_files(folder: Path) -> None:
+    whole = (folder / "a.safetensors").read_bytes()
+    for name, data in [("cut", whole[: len(whole) // 2]), ("empty", b""), ("text", b"not weights at all")]:
+        path = folder / f"{name}.safetensors"
+        path.write_bytes(data)
+        assert "corrupt" in refused(path)
+    for name, data in [("empty", b""), ("text", b"not weights at all")]:
+        path = folder / f"{name}.pth"
+        path.write_bytes(data)
+        assert "corrupt" in refused(path)
+
+
+def test_files_of_other_content(folder: Path) -> None:
+    save_file({"a": torch.zeros(1)}, folder / "other.safetensors")
+    assert "unknown layout of 1 tensors (a, …)" in refused(folder / "other.safetensors")
+    torch.save([1, 2], folder / "list.pth")
+    assert "hold list; expected a state dict" in refused(folder / "list.pth")
+    torch.save({"f": Path}, folder / "code.pth")
+    assert "code.pth" in refused(folder / "code.pth")
+    network = SuperPointNet()
+    del network.descriptor.out
+    save_network(folder / "part.safetensors", network)
+    assert "do not fit their network" in refused(folder / "part.safetensors")
+
+
+def test_malformed_manifest(folder: Path) -> None:
+    for text in ("[models.x]\nfile = 3", "nonsense ="):
+        (folder / "manifest.toml").write_text(text)
+        assert "manifest" in refused("good")
+    (folder / "manifest.toml").unlink()
+    assert "cannot be read" in refused("good")
+
+
+def test_released_weights_are_those_of_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SUPERPOINT_WEIGHTS_DIR", raising=False)
+    models = list_models()
+    assert "superpoint-edge" in models
+    for name, info in models.items():
+        loaded, network = load_network(name)
+        assert loaded == name
+        assert network.config.descriptor_dim == info.descriptor_dim
+        assert network.config.encoder == info.encoder
+        assert info.path.stat().st_size <= 6 * 2**20
+        assert info.trained_on
+    assert (weights_dir() / "MODEL_CARD.md").is_file()
