@@ -1,9 +1,9 @@
 """SuperPoint feature-matching front-end: detect, describe, match, and fit the geometry.
 
-    from frontend import MatchPipeline, SuperPoint, read_image
+from frontend import MatchPipeline, SuperPoint, read_image
 
-    pipeline = MatchPipeline(SuperPoint.from_pretrained())
-    result = pipeline.match(read_image("a.jpg"), read_image("b.jpg"))
+pipeline = MatchPipeline(SuperPoint.from_pretrained())
+result = pipeline.match(read_image("a.jpg"), read_image("b.jpg"))
 """
 
 from __future__ import annotations

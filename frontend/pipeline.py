@@ -81,17 +81,15 @@ class MatchPipeline:
         times = StageTimes()
         turns = range(self.config.rotations)
         views = [np.ascontiguousarray(np.rot90(image1, turn)) for turn in turns]
-        extracted = self.extractor.extract_batch(views if features0 else [image0, *views], times)
-        first = features0 or extracted[0]
+        extracted = self.extractor.extract_batch(views if features0 is not None else [image0, *views], times)
+        first = extracted[0] if features0 is None else features0
         size = (image1.shape[1], image1.shape[0])
         seconds = [_turned_back(f, turn, size) for f, turn in zip(extracted[-len(views) :], turns, strict=True)]
         results = [self.match_features(first, second, times) for second in seconds]
         best = max(results, key=lambda result: (result.geometry.num_inliers, len(result.matches)))
         return dataclasses.replace(best, timings_ms=times.ms)
 
-    def match_features(
-        self, features0: Features, features1: Features, times: StageTimes | None = None
-    ) -> MatchResult:
+    def match_features(self, features0: Features, features1: Features, times: StageTimes | None = None) -> MatchResult:
         """Match features at hand and fit the geometry.
 
         Args:

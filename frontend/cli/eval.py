@@ -1,0 +1,115 @@
+"""``superpoint eval homography``: methods side by side on pairs with a known homography."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+DEFAULT_METHODS = "superpoint-edge,sift,rootsift,orb"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``eval`` and its benchmarks to the command line."""
+    parser = subparsers.add_parser("eval", help="measure methods on image pairs with ground truth")
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    add_homography_parser(benchmarks)
+
+
+def add_homography_parser(benchmarks: Any) -> None:
+    """Add ``eval homography``."""
+    parser = benchmarks.add_parser(
+        "homography",
+        help="HPatches, Oxford affine covariant regions, or any folder of photographs",
+        description="Repeatability, localisation error, NN mAP, matching score, MMA and homography accuracy. From "
+        "a folder of photographs one viewpoint and one illumination pair are made of each, by seeded changes.",
+    )
+    parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder")
+    parser.add_argument("--kind", choices=("auto", "hpatches", "oxford", "photos"), default="auto", help="its layout")
+    parser.add_argument(
+        "--methods",
+        default=DEFAULT_METHODS,
+        metavar="A,B,...",
+        help=f"sift, rootsift, orb, released models or weight files (default: {DEFAULT_METHODS})",
+    )
+    parser.add_argument("--max-keypoints", type=int, default=1024, metavar="N", help="budget of each (default: 1024)")
+    parser.add_argument(
+        "--resize",
+        type=int,
+        default=640,
+        metavar="PX",
+        help="reduce longer images to this side; 0 never (default: 640)",
+    )
+    parser.add_argument("--pairs", choices=("viewpoint", "illumination", "both"), default="both", help="which pairs")
+    parser.add_argument("--seed", type=int, default=0, help="of the pairs made from photographs (default: 0)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N photographs or sequences")
+    parser.add_argument("--device", default="auto", help="of the networks: auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument(
+        "--geometry-method", choices=("opencv", "ransac"), default="opencv", help="homography estimator"
+    )
+    parser.add_argument("--threshold", type=float, default=3.0, metavar="PX", help="of the estimator (default: 3)")
+    parser.add_argument("--json", metavar="FILE|-", help="protocol, figures and pairs; - for stdout, table to stderr")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="MMA and accuracy curves (needs matplotlib)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark.
+
+    Returns:
+        0.
+
+    Raises:
+        FrontendError: bad input; the caller says so in one line and exits with 2.
+    """
+    from frontend.atomic import atomic_write
+    from frontend.device import pick_device
+    from frontend.errors import ConfigError
+    from frontend.evaluation.datasets import open_dataset
+    from frontend.evaluation.homography import BenchmarkConfig, run_benchmark
+    from frontend.evaluation.methods import MethodConfig, create_method
+    from frontend.evaluation.report import format_table, to_json
+
+    names = list(dict.fromkeys(name.strip() for name in args.methods.split(",") if name.strip()))
+    if not names:
+        raise ConfigError("--methods is empty; expected names such as superpoint-edge,sift")
+    device = str(pick_device(args.device))
+    config = BenchmarkConfig(args.threshold, args.geometry_method, args.seed, device)
+    resize = None if args.resize == 0 else args.resize
+    dataset = open_dataset(
+        args.dataset, kind=args.kind, pairs=args.pairs, seed=args.seed, resize=resize, limit=args.limit
+    )
+    for option, target in (("--json", None if args.json == "-" else args.json), ("--plot", args.plot)):
+        if target is not None:
+            _check_writable(option, Path(target))
+    if args.plot is not None:
+        from frontend.evaluation.plot import check_plot_path, require_matplotlib
+
+        require_matplotlib()
+        check_plot_path(args.plot)
+    method_config = MethodConfig(max_keypoints=args.max_keypoints, device=device)
+    methods = {name: create_method(name, method_config) for name in names}
+    result = run_benchmark(dataset, methods, config, max_keypoints=args.max_keypoints)
+    print(format_table(result), end="", file=sys.stderr if args.json == "-" else sys.stdout)
+    if args.json is not None:
+        document = to_json(result)
+        if args.json == "-":
+            print(document)
+        else:
+            atomic_write(args.json, document + "\n")
+    if args.plot is not None:
+        from frontend.evaluation.plot import save_plot
+
+        save_plot(result, args.plot)
+    return 0
+
+
+def _check_writable(option: str, path: Path) -> None:
+    """Refuse before minutes of work what could not be written after them."""
+    from frontend.errors import ConfigError
+
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"{option} {path}: expected a file in an existing folder that can be written")

@@ -1,0 +1,376 @@
+"""``superpoint-match``: match two images, or one against many.
+
+Nothing heavy is imported before the arguments are known to be good, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+from frontend.cli.report import Report, Row, summary, table, to_json
+from frontend.errors import ConfigError, FrontendError, ImageError
+
+if TYPE_CHECKING:
+    from frontend.pipeline import MatchPipeline
+    from frontend.types import Features
+
+PROG = "superpoint-match"
+MATCHED, BAD_INPUT, NO_MATCH, INTERRUPTED = 0, 2, 3, 130
+
+_EPILOG = """\
+exit codes: 0 matched, 2 bad input (one line says which and why), 3 no homography found (with --geometry none: no
+match). With many images 0 means that at least one matched; those that cannot be read are reported and skipped.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses in one line; argparse would print the whole usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _number(kind: Callable[[str], float], low: float, high: float, expected: str) -> Callable[[str], Any]:
+    """An argparse type: a number in [low, high]."""
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"'{text}' given, expected {expected}")
+        return value
+
+    return convert
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"'{text}' given, expected auto, cpu, cuda or cuda:N")
+    return text
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = _Parser(
+        prog=PROG,
+        description="Match two images, or one against many, and find the homography between them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("image0", metavar="IMG0", help="the first image; anything OpenCV reads")
+    add("image1", metavar="IMG1", nargs="+", help="the second image; a directory or a glob: match IMG0 against each")
+    add("-o", "--output", metavar="OUT.png", help="draw the matches to this file (many images: into this directory)")
+    add("--json", metavar="OUT.json", help="write the result as JSON (many images: a list); '-' for stdout")
+    add("--model", metavar="NAME|PATH", default="superpoint-edge", help="model name or weight file [%(default)s]")
+    count = _number(int, 1, 10**6, "a whole number from 1 to 1000000")
+    add("--max-keypoints", metavar="N", type=count, default=1024, help="keep the N best keypoints [%(default)s]")
+    unit = _number(float, 0, 1, "a number from 0 to 1")
+    add("--detection-threshold", metavar="T", type=unit, default=0.005, help="lowest keypoint score [%(default)s]")
+    radius = _number(int, 0, 100, "a whole number of pixels from 0 to 100")
+    add("--nms-radius", metavar="R", type=radius, default=4, help="pixels kept free around a keypoint [%(default)s]")
+    side = _number(int, 8, 10**5, "a whole number of pixels, at least 8")
+    add("--resize", metavar="LONG_SIDE", type=side, help="bring the longest side to this many pixels [as given]")
+    add("--matcher", metavar="NAME", default="mnn", help="matcher [%(default)s: mutual nearest neighbours]")
+    add("--geometry", choices=("homography", "fundamental", "none"), default="homography", help="[%(default)s]")
+    pixels = _number(float, 1e-3, 1e4, "a number of pixels above 0")
+    add("--ransac-threshold", metavar="PX", type=pixels, default=3.0, help="inlier distance, pixels [%(default)s]")
+    add("--device", metavar="auto|cpu|cuda|cuda:N", type=_device, default="auto", help="[%(default)s]")
+    add("--rotations", type=int, choices=(1, 4), default=1, help="4: try IMG1 at 0, 90, 180, 270 degrees [%(default)s]")
+    add("--warp", metavar="OUT.png", help="lay IMG0, warped by the homography, over IMG1 (many: into this directory)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: arguments without the program's name; ``sys.argv`` by default.
+
+    Returns:
+        The exit code: 0 matched, 2 bad input, 3 no match, 130 interrupted.
+    """
+    parser = build_parser()
+    try:
+        args = parser.parse_args(argv)
+        if args.warp and args.geometry != "homography":
+            parser.error(f"argument --warp: needs --geometry homography, not {args.geometry}")
+        return _run(args)
+    except FrontendError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _refuse(f"{where}{error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
+            return _refuse("out of memory; a smaller --resize needs less")
+        raise
+    except KeyboardInterrupt:
+        _refuse("interrupted")
+        return INTERRUPTED
+
+
+def _refuse(reason: str) -> int:
+    _emit(sys.stderr, f"{PROG}: {' '.join(reason.split())}\n")
+    return BAD_INPUT
+
+
+def _emit(stream: TextIO, text: str) -> None:
+    """Write and flush; a reader that has gone away (``| head``) is no error and ends no work."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        # What is left in the buffer would fail again, loudly, when Python closes the stream at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _run(args: argparse.Namespace) -> int:
+    watch = _Stopwatch()
+    paths, many = _targets(args.image0, args.image1)
+    _check_outputs(args, [args.image0, *paths], many)
+    return _run_many(args, paths) if many else _run_pair(args, paths[0], watch)
+
+
+def _targets(image0: str, images1: list[str]) -> tuple[list[str], bool]:
+    """Resolve IMG1 to files, and say whether it was a directory, a glob, or several names."""
+    from frontend.image import is_image_name
+
+    many = len(images1) > 1
+    paths: list[str] = []
+    for name in images1:
+        if Path(name).is_dir():
+            many = True
+            found = sorted(str(path) for path in Path(name).iterdir() if path.is_file() and is_image_name(path))
+            if not found:
+                raise ImageError(f"{name}: is a directory without images")
+        elif glob.has_magic(name) and not Path(name).exists():
+            many = True
+            found = sorted(path for path in glob.glob(name, recursive=True) if Path(path).is_file())
+            if not found:
+                raise ImageError(f"{name}: no file matches this pattern")
+        else:
+            found = [name]
+        paths += found
+    if many and os.path.exists(image0):
+        # An image against itself always wins, and says nothing.
+        others = [path for path in paths if not (os.path.exists(path) and os.path.samefile(path, image0))]
+        if not others:
+            raise ImageError(f"{', '.join(images1)}: holds no image but {image0} itself")
+        paths = others
+    return list(dict.fromkeys(paths)), many
+
+
+def _check_outputs(args: argparse.Namespace, inputs: list[str], many: bool) -> None:
+    """Refuse outputs that cannot be written, before any work is done for them.
+
+    Raises:
+        ConfigError: with the file and the reason.
+    """
+    import cv2
+
+    taken = {os.path.realpath(path) for path in inputs}
+    for option, name in (("-o", args.output), ("--warp", args.warp), ("--json", args.json)):
+        if not name or (option == "--json" and name == "-"):
+            continue
+        path = Path(name)
+        if many and option != "--json":
+            if path.exists() and not path.is_dir():
+                raise ConfigError(f"{name}: is a file; {option} is a directory where many images are matched")
+            continue
+        if path.is_dir():
+            raise ConfigError(f"{name}: is a directory, expected a file name for {option}")
+        if option != "--json" and not (path.suffix and cv2.haveImageWriter(name)):
+            raise ConfigError(f"{name}: OpenCV writes no images with the ending '{path.suffix}'")
+        if os.path.realpath(name) in taken:
+            raise ConfigError(f"{name}: {option} would overwrite an input or another output")
+        taken.add(os.path.realpath(name))
+
+
+def _read(path: str) -> Any:
+    from frontend.image import quiet_decoders, read_image
+
+    with quiet_decoders():
+        return read_image(path)
+
+
+def _load(args: argparse.Namespace) -> MatchPipeline:
+    """Import torch and load the model.
+
+    Raises:
+        ConfigError: the device is not there.
+        WeightsError: the model is unknown or its file is bad.
+        RegistryError: the matcher is unknown.
+    """
+    from frontend.extractor import ExtractorConfig, SuperPoint
+    from frontend.pipeline import MatchPipeline, PipelineConfig
+
+    extractor = SuperPoint.from_pretrained(
+        args.model,
+        device=args.device,
+        config=ExtractorConfig(
+            max_keypoints=args.max_keypoints,
+            detection_threshold=args.detection_threshold,
+            nms_radius=args.nms_radius,
+            resize=args.resize,
+        ),
+    )
+    config = PipelineConfig(
+        matcher=args.matcher,
+        geometry=args.geometry,
+        ransac_threshold=args.ransac_threshold,
+        rotations=args.rotations,
+    )
+    return MatchPipeline(extractor, config)
+
+
+def _run_pair(args: argparse.Namespace, path1: str, watch: _Stopwatch) -> int:
+    load_ms = watch.lap()  # libraries so far, torch and the weights below
+    image0, image1 = _read(args.image0), _read(path1)
+    read_ms = watch.lap()
+    pipeline = _load(args)
+    timings = {"load": load_ms + watch.lap(), "read": read_ms}
+    result = pipeline.match(image0, image1)
+    report = Report(args.image0, path1, result, pipeline.extractor.name, {**timings, **result.timings_ms})
+    written = []
+    if args.output:
+        written.append(_draw_matches(args.output, image0, image1, report))
+    if args.warp:
+        written += _draw_warp(args.warp, image0, image1, report)
+    if args.json:
+        written += _write_json(args.json, to_json(report))
+    text = summary(report) + "".join(f"wrote      {name}\n" for name in written)
+    _emit(_human(args), text)
+    return MATCHED if report.matched else NO_MATCH
+
+
+def _run_many(args: argparse.Namespace, paths: list[str]) -> int:
+    from frontend.progress import Progress
+
+    image0 = _read(args.image0)
+    pipeline = _load(args)
+    features0 = pipeline.extractor.extract(image0)
+    names = _picture_names(paths)
+    rows: list[tuple[Row, Any]] = []
+    with Progress(len(paths), "matching", unit="image") as progress:
+        for path in paths:
+            try:
+                report, image1 = _match_one(args, pipeline, image0, features0, path)
+            except ImageError as error:
+                progress.write(f"{PROG}: skipped {error}")
+                progress.update()
+                continue
+            if args.output:
+                _draw_matches(str(Path(args.output) / f"{names[path]}.png"), image0, image1, report)
+            if args.warp:
+                _draw_warp(str(Path(args.warp) / f"{names[path]}_warp.png"), image0, image1, report)
+            rows.append((Row.of(report), to_json(report) if args.json else None))
+            progress.update()
+    if not rows:
+        raise ImageError(f"none of the {len(paths)} images could be read")
+    rows.sort(key=lambda pair: pair[0].rank)
+    if args.json:
+        _write_json(args.json, [document for _, document in rows])
+    _emit(_human(args), table([row for row, _ in rows]))
+    found = any(row.status == "ok" or (row.status == "not_requested" and row.matches) for row, _ in rows)
+    return MATCHED if found else NO_MATCH
+
+
+def _match_one(
+    args: argparse.Namespace, pipeline: MatchPipeline, image0: Any, features0: Features, path: str
+) -> tuple[Report, Any]:
+    watch = _Stopwatch()
+    image1 = _read(path)
+    read_ms = watch.lap()
+    result = pipeline.match(image0, image1, features0)
+    return Report(args.image0, path, result, pipeline.extractor.name, {"read": read_ms, **result.timings_ms}), image1
+
+
+def _picture_names(paths: list[str]) -> dict[str, str]:
+    """A name without ending for the picture of each image: its stem, with what it takes to tell two apart."""
+    names: dict[str, str] = {}
+    used: set[str] = set()
+    for path in paths:
+        stem = Path(path).stem
+        name, tries = stem, 1
+        while name in used:
+            tries += 1
+            name = f"{stem}_{tries}"
+        used.add(name)
+        names[path] = name
+    return names
+
+
+def _human(args: argparse.Namespace) -> TextIO:
+    """Where the text for people goes: stdout, unless JSON does."""
+    return sys.stderr if args.json == "-" else sys.stdout
+
+
+def _draw_matches(name: str, image0: Any, image1: Any, report: Report) -> str:
+    from frontend.viz import draw_matches
+
+    return _write_picture(name, draw_matches(image0, image1, report.result))
+
+
+def _draw_warp(name: str, image0: Any, image1: Any, report: Report) -> list[str]:
+    from frontend.types import Homography
+    from frontend.viz import warp_overlay
+
+    geometry = report.result.geometry
+    if not isinstance(geometry, Homography) or geometry.H is None:
+        return []
+    return [_write_picture(name, warp_overlay(image0, image1, geometry.H))]
+
+
+def _write_picture(name: str, picture: Any) -> str:
+    import cv2
+
+    encoded, data = cv2.imencode(Path(name).suffix, picture)
+    if not encoded:
+        raise ConfigError(f"{name}: OpenCV could not encode a picture of {picture.shape[1]} x {picture.shape[0]}")
+    _save(name, data.tobytes())
+    return name
+
+
+def _save(name: str, data: bytes | str) -> None:
+    from frontend.atomic import atomic_write
+
+    try:
+        atomic_write(name, data)
+    except OSError as error:  # named here, as the system names the temporary file
+        raise ConfigError(f"{name}: cannot be written ({error.strerror or error})") from None
+
+
+def _write_json(name: str, document: Any) -> list[str]:
+    text = json.dumps(document, allow_nan=False) + "\n"
+    if name == "-":
+        _emit(sys.stdout, text)
+        return []
+    _save(name, text)
+    return [name]
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Milliseconds since the last lap."""
+        last, self._last = self._last, time.perf_counter()
+        return (self._last - last) * 1e3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""Fixtures shared by all tests: seeded random numbers and images made on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def make_scene() -> Callable[..., np.ndarray]:
+    """A function (height, width, seed) -> (H, W, 3) uint8 BGR: overlapping random polygons, full of corners."""
+
+    def make(height: int = 240, width: int = 320, seed: int = 0) -> np.ndarray:
+        random = np.random.default_rng(seed)
+        image = np.full((height, width, 3), 128, np.uint8)
+        for _ in range(60):
+            centre = random.uniform((0, 0), (width, height))
+            corners = centre + random.uniform(-0.2, 0.2, (random.integers(3, 6), 2)) * max(width, height)
+            cv2.fillPoly(image, [np.rint(corners).astype(np.int32)], random.integers(0, 256, 3).tolist())
+        return cv2.GaussianBlur(image, (0, 0), 0.8)
+
+    return make

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from frontend.atomic import atomic_path, atomic_write, remove_leftovers
+
+
+def test_file_appears_whole_and_folders_are_made(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b.txt"
+    with atomic_path(target) as temporary:
+        temporary.write_text("half")
+        assert not target.exists()
+        assert temporary.parent == target.parent
+        assert list(target.parent.glob("*.txt")) == []  # a search by ending does not find the half-written file
+        temporary.write_text("whole")
+    assert target.read_text() == "whole"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_failure_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.bin"
+    atomic_write(target, b"old")
+
+    def fail() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(b"new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+    atomic_write(target, "neu\u00e4")
+    assert target.read_text("utf-8") == "neu\u00e4"
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    atomic_write(tmp_path / "atomic", b"")
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_kill_while_writing_leaves_no_target(tmp_path: Path) -> None:
+    target = tmp_path / "a.npz"
+    code = (
+        "import os, signal, sys\n"
+        "from frontend.atomic import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as p:\n"
+        "    p.write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+    assert not target.exists()
+    (leftover,) = tmp_path.iterdir()
+    assert remove_leftovers(tmp_path) == 0  # too young: it may be another process's
+    old = time.time() - 7200
+    os.utime(leftover, (old, old))
+    assert remove_leftovers(tmp_path) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert remove_leftovers(tmp_path / "missing") == 0

@@ -1,0 +1,325 @@
+"""What ``superpoint-match`` does around the match itself, with a stand-in for the pipeline."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from frontend.cli import match as command
+from frontend.image import read_image
+from frontend.types import Features, Fundamental, Homography, Matches, MatchResult, Status
+
+KEYS = [
+    *("image0", "image1", "keypoints0", "keypoints1", "scores0", "scores1", "matches", "match_scores"),
+    *("inliers", "homography", "status", "timings_ms", "model"),
+]
+
+
+# ---- a stand-in: as many matches as the image's top-left pixel says ---------------------------------------------
+
+
+class FakeExtractor:
+    name = "fake"
+
+    def extract(self, image: np.ndarray) -> Features:
+        count = int(image.flat[0]) // 10
+        points = np.linspace(1.1, 12.3, 2 * count, dtype=np.float32).reshape(-1, 2)
+        scores = np.linspace(0.9, 0.1, count, dtype=np.float32)
+        size = (image.shape[1], image.shape[0])
+        return Features(points, scores, np.zeros((count, 4), np.float32), size, self.name)
+
+
+class FakePipeline:
+    extractor = FakeExtractor()
+
+    def __init__(self, geometry: str) -> None:
+        self.geometry = geometry
+
+    def match(self, image0: np.ndarray, image1: np.ndarray, features0: Features | None = None) -> MatchResult:
+        return self._match(features0 or self.extractor.extract(image0), self.extractor.extract(image1))
+
+    def _match(self, features0: Features, features1: Features) -> MatchResult:
+        count = min(len(features0), len(features1))
+        pairs = np.stack([np.arange(count)] * 2, axis=1)
+        matches = Matches(pairs, np.linspace(1, 0.5, count, dtype=np.float32))
+        found = count >= 4
+        status = Status.OK if found else Status.TOO_FEW_MATCHES
+        model = np.eye(3) + 1e-3 if found else None
+        inliers = np.arange(count) < 3 * count // 4 if found else np.zeros(count, bool)
+        geometry: Homography | Fundamental = Homography(model, inliers, status)
+        if self.geometry == "fundamental":
+            geometry = Fundamental(model, inliers, status)
+        elif self.geometry == "none":
+            geometry = Homography(None, np.zeros(count, bool), Status.NOT_REQUESTED)
+        return MatchResult(features0, features1, matches, geometry, {"network": 12.34567, "matching": 1.0})
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_load", lambda args: FakePipeline(args.geometry))
+
+
+def image_file(path: Path, level: int, size: tuple[int, int] = (40, 30)) -> Path:
+    """An image for which the stand-in finds level / 10 keypoints."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.full((size[1], size[0], 3), level, np.uint8))
+    return path
+
+
+def run(*arguments: object) -> int:
+    return command.main([str(argument) for argument in arguments])
+
+
+def refused(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that has to fail on its input; return the one line that it prints."""
+    try:
+        code = run(*arguments)
+    except SystemExit as ended:  # argparse
+        code = int(str(ended.code))
+    printed = capfd.readouterr()
+    assert code == 2
+    assert printed.out == ""
+    assert printed.err.endswith("\n")
+    assert printed.err.count("\n") == 1, printed.err
+    assert printed.err.startswith("superpoint-match: ")
+    return printed.err
+
+
+@pytest.mark.usefixtures("fake")
+class TestCommand:
+    def test_summary_and_exit_code(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        image0, image1 = image_file(tmp_path / "a.png", 200), image_file(tmp_path / "b.png", 120, (50, 60))
+        assert run(image0, image1) == 0
+        out, err = capfd.readouterr()
+        assert err == ""
+        for part in (
+            f"{image0}  40 x 30  20 keypoints",
+            f"{image1}  50 x 60  12 keypoints",
+            "matches    12",
+            "inliers    9 (75 %)",
+            "1.001",
+            "load ",
+            "network 12",
+            "model      fake",
+        ):
+            assert part in out
+
+    def test_json_has_the_documented_keys(self, tmp_path: Path) -> None:
+        image0, image1 = image_file(tmp_path / "a.png", 60), image_file(tmp_path / "b.png", 50)
+        assert run(image0, image1, "--json", tmp_path / "out" / "r.json") == 0
+        document = json.loads((tmp_path / "out" / "r.json").read_text())
+        assert list(document) == KEYS
+        assert document["image1"] == {"path": str(image1), "width": 40, "height": 30, "num_keypoints": 5}
+        expected = FakeExtractor().extract(np.full((30, 40, 3), 50, np.uint8)).keypoints
+        np.testing.assert_array_equal(np.array(document["keypoints1"], np.float32), expected)
+        assert document["keypoints1"][0][0] == 1.1  # the shortest decimals of the float32
+        assert document["matches"] == [[i, i] for i in range(5)]
+        assert document["inliers"] == [True, True, True, False, False]
+        assert np.array(document["homography"]).shape == (3, 3)
+        assert document["status"] == "ok"
+        assert document["timings_ms"]["network"] == 12.346
+        assert list(document["timings_ms"]) == ["load", "read", "network", "matching"]
+
+    def test_json_to_stdout_is_json_alone(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        image0, image1 = image_file(tmp_path / "a.png", 60), image_file(tmp_path / "b.png", 10)
+        assert run(image0, image1, "--json", "-") == 3
+        out, err = capfd.readouterr()
+        document = json.loads(out)
+        assert document["homography"] is None
+        assert document["status"] == "too_few_matches"
+        assert "no homography found (too few matches)" in err
+
+    def test_geometry_none_and_fundamental(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        image0, image1, black = (image_file(tmp_path / f"{i}.png", level) for i, level in enumerate((60, 60, 0)))
+        assert run(image0, image1, "--geometry", "none") == 0
+        assert run(image0, black, "--geometry", "none") == 3
+        capfd.readouterr()
+        assert run(image0, black, "--geometry", "fundamental") == 3
+        assert "no fundamental matrix found" in capfd.readouterr().out
+        assert run(image0, image1, "--geometry", "fundamental", "--json", "-") == 0
+        document = json.loads(capfd.readouterr().out)
+        assert set(document) == {*KEYS, "fundamental"}
+        assert document["homography"] is None
+        assert np.array(document["fundamental"]).shape == (3, 3)
+
+    def test_pictures(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        image0, image1 = image_file(tmp_path / "a.png", 60), image_file(tmp_path / "b.png", 60)
+        drawn, warped = tmp_path / "new" / "m.png", tmp_path / "new" / "w.jpg"
+        assert run(image0, image1, "-o", drawn, "--warp", warped) == 0
+        assert f"wrote      {drawn}\n" in capfd.readouterr().out
+        assert read_image(drawn).shape[1] >= 88
+        assert read_image(warped).shape == (30, 40, 3)
+        assert sorted(path.name for path in drawn.parent.iterdir()) == ["m.png", "w.jpg"]  # nothing temporary left
+        assert run(image0, image_file(tmp_path / "c.png", 0), "--warp", tmp_path / "none.png") == 3
+        assert not (tmp_path / "none.png").exists()
+
+    @pytest.mark.parametrize("form", ["directory", "glob", "names"])
+    def test_one_against_many(self, tmp_path: Path, capfd: pytest.CaptureFixture[str], form: str) -> None:
+        folder = tmp_path / "many"
+        image0 = image_file(folder / "query.png", 200)
+        levels = {"b": 50, "a": 10, "c": 160}
+        paths = [image_file(folder / f"{name}.png", level) for name, level in levels.items()]
+        image_file(folder / "sub" / "ignored.png", 250)
+        (folder / "broken.png").write_bytes(b"no picture")
+        (folder / "notes.txt").write_text("no picture and not named like one")
+        given = {
+            "directory": [folder],
+            "glob": [folder / "*.png"],
+            "names": [*paths, image0, folder / "broken.png", folder / "missing.png"],
+        }[form]
+        code = run(image0, *given, "-o", tmp_path / "out", "--warp", tmp_path / "out", "--json", tmp_path / "all.json")
+        out, err = capfd.readouterr()
+        assert code == 0
+        assert [line.rsplit("/", 1)[1] for line in out.splitlines()[1:]] == ["c.png", "b.png", "a.png"]
+        skipped = [f"superpoint-match: skipped {folder / 'broken.png'}: is not an image"]
+        if form == "names":
+            skipped.append(f"superpoint-match: skipped {folder / 'missing.png'}: no such file")
+        assert len(err.splitlines()) == len(skipped)
+        for line, start in zip(err.splitlines(), skipped, strict=True):
+            assert line.startswith(start)
+        documents = json.loads((tmp_path / "all.json").read_text())
+        assert [Path(entry["image1"]["path"]).name for entry in documents] == ["c.png", "b.png", "a.png"]
+        assert all(set(entry) == set(KEYS) for entry in documents)
+        pictures = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert pictures == ["a.png", "b.png", "b_warp.png", "c.png", "c_warp.png"]
+
+    def test_many_without_a_match_or_an_image(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        image0 = image_file(tmp_path / "q.png", 200)
+        image_file(tmp_path / "dark" / "a.png", 0)
+        assert run(image0, tmp_path / "dark") == 3
+        capfd.readouterr()
+        (tmp_path / "empty").mkdir()
+        assert "without images" in refused(capfd, image0, tmp_path / "empty")
+        assert "no file matches" in refused(capfd, image0, tmp_path / "x*.png")
+        assert "but" in refused(capfd, image0, tmp_path / "q*.png")
+        (tmp_path / "bad").mkdir()
+        (tmp_path / "bad" / "a.png").write_bytes(b"")
+        assert run(image0, tmp_path / "bad") == 2
+        assert capfd.readouterr().err.splitlines()[-1].endswith("none of the 1 images could be read")
+
+    def test_same_stems_do_not_overwrite_each_other(self, tmp_path: Path) -> None:
+        image0 = image_file(tmp_path / "q.png", 200)
+        for name in ("a.png", "a.jpg", "a_2.png"):
+            image_file(tmp_path / "many" / name, 60)
+        assert run(image0, tmp_path / "many", "-o", tmp_path / "out") == 0
+        assert len(list((tmp_path / "out").iterdir())) == 3
+
+    def test_names_with_brackets_are_files_first(self, tmp_path: Path) -> None:
+        image0, image1 = image_file(tmp_path / "a[1].png", 60), image_file(tmp_path / "b[1].png", 60)
+        assert run(image0, image1) == 0
+
+    def test_outputs_are_checked_before_the_work(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        image0, image1 = image_file(tmp_path / "a.png", 60), image_file(tmp_path / "b.png", 60)
+        before = image1.read_bytes()
+        assert "overwrite an input" in refused(capfd, image0, image1, "-o", image1)
+        assert image1.read_bytes() == before
+        assert "another output" in refused(
+            capfd, image0, image1, "-o", tmp_path / "o.png", "--warp", tmp_path / "o.png"
+        )
+        assert "ending '.xyz'" in refused(capfd, image0, image1, "-o", tmp_path / "o.xyz")
+        assert "ending ''" in refused(capfd, image0, image1, "-o", tmp_path / "o")
+        assert "is a directory" in refused(capfd, image0, image1, "-o", tmp_path)
+        assert "is a directory" in refused(capfd, image0, image1, "--json", tmp_path)
+        assert "is a file" in refused(capfd, image0, image1, image0, tmp_path / "c.png", "-o", image1)
+        assert "cannot be written" in refused(capfd, image0, image1, "-o", image1 / "o.png")
+        assert "--geometry homography" in refused(capfd, image0, image1, "--warp", "w.png", "--geometry", "none")
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            ["--max-keypoints", "0"],
+            ["--max-keypoints", "many"],
+            ["--detection-threshold", "1.5"],
+            ["--detection-threshold", "nan"],
+            ["--nms-radius", "-1"],
+            ["--resize", "4"],
+            ["--geometry", "affine"],
+            ["--ransac-threshold", "0"],
+            ["--device", "gpu"],
+            ["--rotations", "2"],
+            ["--unknown"],
+        ],
+    )
+    def test_bad_flags(self, capfd: pytest.CaptureFixture[str], flags: list[str]) -> None:
+        assert flags[0] in refused(capfd, "a.png", "b.png", *flags)
+
+    def test_bad_flags_without_images(self, capfd: pytest.CaptureFixture[str]) -> None:
+        assert "IMG1" in refused(capfd, "a.png")
+
+    def test_interrupt(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(*_: object) -> MatchResult:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(FakePipeline, "match", interrupt)
+        image = image_file(tmp_path / "a.png", 60)
+        assert run(image, image, "-o", tmp_path / "o.png") == 130
+        assert capfd.readouterr().err == "superpoint-match: interrupted\n"
+        assert not (tmp_path / "o.png").exists()
+
+    def test_bugs_are_not_hidden(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(*_: object) -> MatchResult:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(FakePipeline, "match", broken)
+        image = image_file(tmp_path / "a.png", 60)
+        with pytest.raises(RuntimeError, match="a bug"):
+            run(image, image)
+
+
+# ---- bad images ------------------------------------------------------------------------------------------------
+
+
+def bad_images(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Files that are no images for us, with what the message has to say."""
+    scene = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    jpeg = cv2.imencode(".jpg", scene)[1].tobytes()
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    bomb = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(999))) + chunk(b"IEND", b"")
+    )
+    nan = np.full((64, 64), 0.5, np.float32)
+    nan[5, 6] = np.nan
+    contents = {
+        "empty.png": (b"", "is empty"),
+        "truncated.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "text.png": (b"only text\n" * 20, "not an image"),
+        "one.png": (cv2.imencode(".png", scene[:1, :1])[1].tobytes(), "1 x 1"),
+        "bomb.png": (bomb, "30000 x 30000"),
+        "nan.tif": (cv2.imencode(".tif", nan)[1].tobytes(), "NaN"),
+    }
+    found = {"missing.png": (folder / "missing.png", "no such file")}
+    for name, (data, reason) in contents.items():
+        (folder / name).write_bytes(data)
+        found[name] = (folder / name, reason)
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["missing.png", "empty.png", "truncated.jpg", "text.png", "one.png", "bomb.png", "nan.tif"]
+)
+def test_bad_images_as_either_image(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(_: object) -> None:
+        raise AssertionError("a model was loaded for a bad image")
+
+    monkeypatch.setattr(command, "_load", load)
+    bad, reason = bad_images(tmp_path)[name]
+    good = image_file(tmp_path / "good.png", 60)
+    for pair in ((good, bad), (bad, good)):
+        message = refused(capfd, *pair, "-o", tmp_path / "out.png")
+        assert str(bad) in message
+        assert reason in message
+    assert not (tmp_path / "out.png").exists()

@@ -1,0 +1,447 @@
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PilImage
+
+from frontend.errors import ConfigError, ImageError, ShapeError
+from frontend.image import (
+    MAX_PIXELS,
+    decode_image,
+    is_image_name,
+    pad_to_multiple,
+    quiet_decoders,
+    read_image,
+    rescale_points,
+    resize_to,
+    to_gray,
+    to_uint8,
+)
+from frontend.image_header import header_size
+
+
+def encode(extension: str, image: np.ndarray, *options: int) -> bytes:
+    done, data = cv2.imencode(extension, image, list(options))
+    assert done
+    return data.tobytes()
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_bomb(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(bytes(1000))) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def as_pil(image: np.ndarray, fmt: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    PilImage.fromarray(image[..., ::-1] if image.ndim == 3 else image).save(buffer, fmt, **options)
+    return buffer.getvalue()
+
+
+# ---- reading --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extension", [".png", ".bmp", ".tif", ".ppm", ".ras", ".pam"])
+def test_lossless_formats_come_back_exactly(tmp_path: Path, make_scene, extension: str) -> None:
+    image = make_scene(50, 70)
+    path = tmp_path / f"a{extension}"
+    path.write_bytes(encode(extension, image))
+    read = read_image(path)
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, image)
+
+
+def test_gray_stays_two_dimensional(make_scene) -> None:
+    gray = make_scene(40, 60)[..., 0]
+    np.testing.assert_array_equal(decode_image(encode(".png", gray), "a"), gray)
+
+
+def test_alpha_is_dropped_and_colour_kept(make_scene) -> None:
+    image = make_scene(40, 60)
+    alpha = np.full((40, 60, 1), 0, np.uint8)
+    alpha[:, 30:] = 255
+    np.testing.assert_array_equal(decode_image(encode(".png", np.dstack([image, alpha])), "a"), image)
+
+
+def test_sixteen_bit_uses_the_full_scale_of_the_sensor(make_scene) -> None:
+    gray = make_scene(40, 60)[..., 0].astype(np.uint16)
+    gray[0, 0] = 255
+    for bits in (10, 12, 14, 16):
+        white = 2**bits - 1
+        stored = np.rint(gray * (white / 255)).astype(np.uint16)
+        np.testing.assert_array_equal(
+            decode_image(encode(".png", stored), "a"), gray.astype(np.uint8), err_msg=str(bits)
+        )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("white", [1.0, 255.0])
+def test_float_tiff_of_either_range(make_scene, dtype: type, white: float) -> None:
+    gray = make_scene(40, 60)[..., 0]
+    stored = (gray / 255 * white).astype(dtype)
+    np.testing.assert_array_equal(decode_image(encode(".tif", stored), "a"), gray)
+
+
+def test_values_outside_every_convention_are_stretched() -> None:
+    values = np.linspace(-100, 900, 256, dtype=np.float32).reshape(16, 16)
+    np.testing.assert_array_equal(to_uint8(values), np.arange(256, dtype=np.uint8).reshape(16, 16))
+    np.testing.assert_array_equal(to_uint8(np.full((8, 8), -3.0, np.float32)), np.zeros((8, 8), np.uint8))
+    np.testing.assert_array_equal(to_uint8(np.array([[0, 70000]], np.int32)), [[0, 255]])
+
+
+def oriented(image: np.ndarray, orientation: int) -> np.ndarray:
+    """How a viewer shows stored pixels, by the EXIF 2.3 table of orientations."""
+    return {
+        1: image,
+        2: image[:, ::-1],
+        3: image[::-1, ::-1],
+        4: image[::-1],
+        5: image.swapaxes(0, 1),
+        6: np.rot90(image, -1),
+        7: image[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(image, 1),
+    }[orientation]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(make_scene, orientation: int) -> None:
+    image = make_scene(48, 80)
+    exif = PilImage.Exif()
+    exif[0x0112] = orientation
+    stored = decode_image(as_pil(image, "JPEG"), "a")
+    np.testing.assert_array_equal(decode_image(as_pil(image, "JPEG", exif=exif), "a"), oriented(stored, orientation))
+    tiff = decode_image(as_pil(image, "TIFF", tiffinfo={274: orientation}), "a")
+    np.testing.assert_array_equal(tiff, oriented(image, orientation))
+    deep = image[..., 0].astype(np.uint16) * 257
+    tiff = decode_image(as_pil(deep, "TIFF", tiffinfo={274: orientation}), "a")
+    np.testing.assert_array_equal(tiff, oriented(image[..., 0], orientation))
+    png = decode_image(as_pil(deep, "PNG", exif=exif), "a")
+    np.testing.assert_array_equal(png, oriented(image[..., 0], orientation))
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------
+
+
+def refused(path: Path, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason) as caught:
+        read_image(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+
+
+def test_missing_file_and_directory(tmp_path: Path) -> None:
+    refused(tmp_path / "none.png", "no such file")
+    refused(tmp_path, "is a directory")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"x")
+    path.chmod(0)
+    refused(path, "cannot be read")
+
+
+def test_empty_file_and_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"")
+    refused(path, "is empty")
+    path.write_text("this is not a picture\n" * 10)
+    refused(path, "not an image")
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png", ".tif", ".bmp", ".webp", ".ppm", ".gif", ".jp2", ".ras"])
+@pytest.mark.parametrize("kept", [0.5, 0.95])
+def test_truncated_files(tmp_path: Path, make_scene, extension: str, kept: float) -> None:
+    data = encode(extension, make_scene(100, 120))
+    path = tmp_path / f"a{extension}"
+    path.write_bytes(data[: int(len(data) * kept)])
+    with quiet_decoders():
+        refused(path, "truncated|corrupt|not an image")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_is_checked_to_its_end_marker(make_scene, progressive: bool) -> None:
+    # A thumbnail brings an end marker of its own, which must not be taken for the picture's.
+    thumbnail = encode(".jpg", make_scene(16, 16))
+    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
+    plain = encode(".jpg", make_scene(100, 120), cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive))
+    data = plain[:2] + segment + plain[2:]
+    assert decode_image(data, "a").shape == (100, 120, 3)
+    assert decode_image(data + b"\0\1 appended by a camera", "a").shape == (100, 120, 3)
+    for cut in (len(data) - 2, len(data) - 40, len(data) // 2, len(segment) + 10):
+        with pytest.raises(ImageError, match="truncated"):
+            decode_image(data[:cut], "a")
+
+
+def test_png_with_a_flipped_bit_is_corrupt(make_scene) -> None:
+    data = bytearray(encode(".png", make_scene(100, 120)))
+    data[len(data) // 2] ^= 0x10
+    with pytest.raises(ImageError, match="checksum"):
+        decode_image(bytes(data), "a")
+
+
+def test_tiff_with_header_first_and_strips_missing(make_scene) -> None:
+    # Pages that come before their pixels lose nothing of the header when the file is cut.
+    data = as_pil(make_scene(100, 120), "TIFF")
+    assert decode_image(data, "a").shape == (100, 120, 3)
+    with pytest.raises(ImageError, match="truncated"):
+        decode_image(data[: len(data) - 500], "a")
+
+
+def test_size_limits(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(".png", np.zeros((1, 1), np.uint8)))
+    refused(path, "is 1 x 1 pixels, expected at least 8 x 8")
+    path.write_bytes(png_bomb(30_000, 30_000))
+    refused(path, "is 30000 x 30000 pixels, expected at most")
+    data = encode(".png", np.zeros((16, 16), np.uint8))
+    assert decode_image(data, "a").shape == (16, 16)
+    with pytest.raises(ImageError, match="16 x 16"):
+        decode_image(data, "a", max_pixels=255)
+    with pytest.raises(ImageError, match="bytes"):
+        read_image(_written(tmp_path / "b.bin", bytes(3000)), max_pixels=64)
+
+
+def _written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+BIG = 30_000
+
+
+def jpeg_bomb() -> bytes:
+    data = bytearray(encode(".jpg", np.zeros((16, 16), np.uint8)))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", BIG, BIG)
+    return bytes(data)
+
+
+def tiff_bomb(end: str, big: bool) -> bytes:
+    mark = b"II" if end == "<" else b"MM"
+    if big:
+        entries = [struct.pack(end + "HHQ", tag, 4, 1) + struct.pack(end + "II", BIG, 0) for tag in (256, 257)]
+        return mark + struct.pack(end + "HHHQQ", 43, 8, 0, 16, 2) + b"".join(entries) + bytes(8)
+    entries = [struct.pack(end + "HHII", tag, 4, 1, BIG) for tag in (256, 257)]
+    return mark + struct.pack(end + "HIH", 42, 8, 2) + b"".join(entries) + bytes(4)
+
+
+BOMBS = {
+    "png": png_bomb(BIG, BIG),
+    "jpeg": jpeg_bomb(),
+    "tiff": tiff_bomb("<", False),
+    "tiff big-endian": tiff_bomb(">", False),
+    "bigtiff": tiff_bomb("<", True),
+    "bmp": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, BIG, -BIG, 1, 24, 0, 0, 0, 0, 0, 0),
+    "bmp os/2": b"BM" + struct.pack("<IHHIIHHHH", 26, 0, 0, 26, 12, BIG, BIG, 1, 24),
+    "gif": b"GIF89a" + struct.pack("<HHBBB", BIG, BIG, 0, 0, 0) + b";",
+    "pgm": b"P5\n# a comment 8 8\n30000 30000\n255\n",
+    "pfm": b"Pf\n30000 30000\n-1.0\n",
+    "pam": b"P7\nWIDTH 30000\nHEIGHT 30000\nDEPTH 1\nMAXVAL 255\nTUPLTYPE GRAYSCALE\nENDHDR\n",
+    "hdr": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 30000 +X 30000\n",
+    "sun": struct.pack(">8I", 0x59A66A95, BIG, BIG, 24, 0, 1, 0, 0),
+    "jp2": b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0\0\0\x16ihdr" + struct.pack(">IIHBBBB", BIG, BIG, 3, 7, 7, 0, 0),
+    "j2k": b"\xff\x4f\xff\x51" + struct.pack(">HHIIII", 41, 0, BIG, BIG, 0, 0),
+    "webp lossy": b"RIFF\0\0\0\0WEBPVP8 " + bytes(10) + struct.pack("<HH", 16383, 16383),
+    "webp lossless": b"RIFF\0\0\0\0WEBPVP8L" + bytes(5) + struct.pack("<I", 16382 | 16382 << 14),
+    "webp extended": b"RIFF\0\0\0\0WEBPVP8X" + bytes(8) + (BIG - 1).to_bytes(3, "little") * 2,
+    "avif": b"\0\0\0\x18ftypavif" + bytes(12) + b"\0\0\0\x14ispe" + struct.pack(">III", 0, BIG, BIG),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_header_bombs_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    def decode(*_: object) -> None:
+        raise AssertionError("the decoder was called")
+
+    monkeypatch.setattr(cv2, "imdecode", decode)
+    with pytest.raises(ImageError, match=r"is (30000 x 30000|16383 x 16383) pixels, expected at most"):
+        decode_image(BOMBS[kind], "bomb")
+
+
+@pytest.mark.parametrize(
+    "extension", [".jpg", ".png", ".tif", ".bmp", ".webp", ".ppm", ".gif", ".jp2", ".ras", ".pam", ".hdr", ".avif"]
+)
+def test_header_size_is_what_opencv_decodes(make_scene, extension: str) -> None:
+    image = make_scene(72, 104)
+    try:
+        data = encode(extension, image / np.float32(255) if extension == ".hdr" else image)
+    except cv2.error:
+        pytest.skip(f"this OpenCV writes no {extension}")
+    assert header_size(data) == (104, 72)
+    for cut in range(0, min(len(data), 400), 7):
+        header_size(data[:cut])  # a header cut anywhere raises nothing
+
+
+def test_broken_headers_never_raise_anything_but_image_errors(rng: np.random.Generator, make_scene) -> None:
+    image = make_scene(32, 40)
+    for extension in (".jpg", ".png", ".tif", ".bmp", ".webp", ".ppm", ".gif"):
+        data = np.frombuffer(encode(extension, image), np.uint8)
+        for _ in range(60):
+            broken = data.copy()
+            broken[rng.integers(0, min(200, len(data)), 4)] = rng.integers(0, 256, 4)
+            try:
+                with quiet_decoders():
+                    decoded = decode_image(broken.tobytes(), "a", max_pixels=10**6)
+            except ImageError:
+                continue
+            assert decoded.dtype == np.uint8
+
+
+def test_nan_and_infinite_pixels() -> None:
+    for bad in (np.nan, np.inf, -np.inf):
+        image = np.full((20, 30), 0.5, np.float32)
+        image[3, 4] = bad
+        with pytest.raises(ImageError, match="1 of 600 values that are NaN or infinite"):
+            decode_image(encode(".tif", image), "a")
+
+
+def test_quiet_decoders_keeps_stderr_clean(capfd: pytest.CaptureFixture[str], make_scene) -> None:
+    data = bytearray(encode(".jpg", make_scene(100, 120)))
+    noisy = bytes(data[:-2]) + b"\x12\x34\x56" * 5 + bytes(data[-2:])
+    decode_image(noisy, "a")
+    assert "Corrupt JPEG data" in capfd.readouterr().err  # libjpeg does speak, so the next line tests something
+    with quiet_decoders():
+        decode_image(noisy, "a")
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"
+
+
+# ---- gray -----------------------------------------------------------------------------------------------------
+
+
+def test_gray_weights_against_plain_arithmetic(make_scene) -> None:
+    image = make_scene(30, 40)
+    expected = (image.astype(np.float64) @ [0.114, 0.587, 0.299]) / 255
+    for given, tolerance in (
+        (image, 0.51 / 255),  # OpenCV rounds 8-bit gray to 8 bit
+        (image.astype(np.uint16) * 257, 1e-4),
+        (image / np.float32(255), 1e-6),
+        (image / 255.0, 1e-6),
+        (np.dstack([image, np.zeros((30, 40), np.uint8)]), 0.51 / 255),
+    ):
+        gray = to_gray(given)
+        assert gray.dtype == np.float32
+        assert gray.shape == (30, 40)
+        if given.dtype == np.uint16:
+            expected_here = expected * 255 * 257 / 65535
+        else:
+            expected_here = expected
+        np.testing.assert_allclose(gray, expected_here, atol=tolerance)
+
+
+def test_gray_accepts_views_and_foreign_byte_order(make_scene) -> None:
+    image = make_scene(30, 40)
+    np.testing.assert_array_equal(to_gray(image[:, ::-1]), to_gray(image)[:, ::-1])
+    wide = image[..., 0].astype(np.uint16) * 257
+    np.testing.assert_array_equal(to_gray(wide.astype(">u2")), to_gray(wide))
+    np.testing.assert_array_equal(to_gray(image[..., :1]), to_gray(image[..., 0]))
+
+
+def test_gray_range_and_overshoot() -> None:
+    assert to_gray(np.full((8, 8), 255, np.uint8)).max() == 1.0
+    assert to_gray(np.full((8, 8), 4095, np.uint16)).max() == 1.0
+    clipped = to_gray(np.array([[-0.1, 0.5, 1.2]], np.float32))
+    np.testing.assert_array_equal(clipped, np.array([[0, 0.5, 1]], np.float32))
+    with pytest.raises(ImageError, match=r"\[0, 255\], expected \[0, 1\]"):
+        to_gray(np.array([[0.0, 255.0]]))
+    with pytest.raises(ImageError, match="NaN"):
+        to_gray(np.array([[0.0, np.nan]]))
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 8, 2), (8, 8, 5), (1, 8, 8, 3), (0, 8), (8, 0, 3)])
+def test_gray_refuses_other_shapes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="expected"):
+        to_gray(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int8, np.bool_, np.complex64, object])
+def test_gray_refuses_other_types(dtype: type) -> None:
+    with pytest.raises(ShapeError, match="expected uint8, uint16 or float"):
+        to_gray(np.zeros((8, 8), dtype))
+
+
+# ---- geometry of resizing -------------------------------------------------------------------------------------
+
+
+def blob(size: tuple[int, int], centre: tuple[float, float], sigma: float) -> np.ndarray:
+    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    return np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * sigma**2)).astype(np.float32)
+
+
+def centroid(image: np.ndarray) -> np.ndarray:
+    weights = image.astype(np.float64)
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    return np.array([(x * weights).sum(), (y * weights).sum()]) / weights.sum()
+
+
+@pytest.mark.parametrize("longest", [160, 213, 301, 320, 500, 640, 999])
+@pytest.mark.parametrize("size", [(320, 240), (241, 319)])
+def test_rescaled_point_is_where_the_blob_goes(longest: int, size: tuple[int, int]) -> None:
+    centre = np.array([[113.3, 96.8]], np.float32)
+    resized, scale = resize_to(blob(size, (113.3, 96.8), 6.0), longest)
+    assert max(resized.shape) == longest
+    assert resized.dtype == np.float32
+    expected = rescale_points(centre, scale)
+    assert np.abs(centroid(resized) - expected[0]).max() < 0.05
+    back = rescale_points(expected, (1 / scale[0], 1 / scale[1]))
+    np.testing.assert_allclose(back, centre, atol=1e-4)
+
+
+def test_rescaling_keeps_the_outline_and_the_type() -> None:
+    # The corners of the image area, half a pixel outside the outer pixel centres, go to the corners again.
+    corners = np.array([[-0.5, -0.5], [639.5, 479.5]])
+    np.testing.assert_allclose(rescale_points(corners, (0.5, 0.25)), [[-0.5, -0.5], [319.5, 119.5]])
+    assert rescale_points(corners.astype(np.float32), (0.5, 0.25)).dtype == np.float32
+    tensor = rescale_points(torch.from_numpy(corners), (0.5, 0.25))
+    assert tensor.dtype == torch.float64
+    np.testing.assert_allclose(tensor.numpy(), [[-0.5, -0.5], [319.5, 119.5]])
+    assert rescale_points(np.zeros((0, 2), np.float32), (2.0, 2.0)).shape == (0, 2)
+    with pytest.raises(ShapeError, match="floats"):
+        rescale_points(np.zeros((3, 2), np.int64), (2.0, 2.0))
+    with pytest.raises(ShapeError, match=r"\(3, 3\)"):
+        rescale_points(np.zeros((3, 3)), (2.0, 2.0))
+
+
+def test_resize_edges() -> None:
+    gray = np.zeros((10, 1000), np.float32)
+    resized, scale = resize_to(gray, 100)
+    assert resized.shape == (8, 100)
+    assert scale == (0.1, 0.8)
+    same, scale = resize_to(gray, 1000)
+    assert same is gray
+    assert scale == (1.0, 1.0)
+    with pytest.raises(ConfigError, match="7"):
+        resize_to(gray, 7)
+    with pytest.raises(ShapeError, match="expected"):
+        resize_to(np.zeros((8, 8, 3), np.float32), 100)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (9, 15), (16, 17), (1, 1)])
+def test_padding_repeats_the_edge(rng: np.random.Generator, shape: tuple[int, int]) -> None:
+    gray = rng.random(shape, dtype=np.float32)
+    padded = pad_to_multiple(gray)
+    height, width = (-(-side // 8) * 8 for side in shape)
+    expected = np.pad(gray, ((0, height - shape[0]), (0, width - shape[1])), mode="edge")
+    np.testing.assert_array_equal(padded, expected)
+    assert (padded is gray) == (shape == (8, 8))
+
+
+def test_constants_and_names() -> None:
+    assert MAX_PIXELS < 30_000 * 30_000
+    assert is_image_name(Path("a/B.JPG"))
+    assert not is_image_name(Path("notes.txt"))
