@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from frontend.training.losses import cell_centres, detector_loss, dual_softmax_loss, hinge_descriptor_loss
+from frontend.model import heatmap
+from frontend.training.losses import (
+    cell_centres,
+    detector_loss,
+    dual_softmax_loss,
+    hinge_descriptor_loss,
+    position_loss,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -103,3 +110,37 @@ def test_losses_prefer_the_right_correspondence(kind: str) -> None:
         flat = [m.flatten(2).transpose(1, 2) for m in (maps, wrong)]
         good, bad = (dual_softmax_loss(flat[0], other, points, points, ones)[0] for other in flat)
     assert float(good) < 0.85 * float(bad)
+
+
+def test_position_loss_is_the_distance_of_the_centres_of_mass() -> None:
+    """Blobs at known places: the loss is how far H misses, in pixels, both ways."""
+    ys, xs = np.mgrid[:48, :64]
+
+    def blob(x: float, y: float) -> np.ndarray:
+        return np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / (2 * 0.7**2))
+
+    H = np.array([[1.0, 0, 10.0], [0, 1.0, 5.0], [0, 0, 1]])
+    points = torch.tensor([[[[20.0, 20.0], [30.0, 12.0]], [[30.0, 25.0], [40.0, 17.0]]]])
+    heat = np.stack([blob(20, 20), blob(30.6, 25.8)]).astype(np.float32)
+    valid = torch.tensor([[True, False]])
+    got = position_loss(torch.from_numpy(heat)[None], points, valid, torch.from_numpy(H).float()[None])
+    assert got.item() == pytest.approx(1.0 - 0.1, abs=0.08)
+    exact = np.stack([blob(20.3, 20.2), blob(30.3, 25.2)]).astype(np.float32)
+    got = position_loss(torch.from_numpy(exact)[None], points, valid, torch.from_numpy(H).float()[None])
+    assert got.item() < 0.01
+
+
+def test_position_loss_moves_the_peaks_together() -> None:
+    logits = torch.randn(2, 65, 3, 3, generator=seeded(9), requires_grad=True)
+    points = torch.full((1, 2, 1, 2), 11.5)
+    optimiser = torch.optim.Adam([logits], lr=0.2)
+    losses = []
+    for _ in range(30):
+        heat = heatmap(logits)[None]
+        loss = position_loss(heat, points, torch.ones(1, 1, dtype=torch.bool), torch.eye(3)[None])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[0] > 0.05
+    assert losses[-1] < 0.2 * losses[0]

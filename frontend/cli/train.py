@@ -12,6 +12,7 @@ _MODELS = ("edge", "vgg")
 _COMMON = (
     Option("model", "edge", "network to train", _MODELS),
     Option("steps", 2000, "optimiser steps"),
+    Option("stop", 0, "step at which to end before the schedule does; 0 goes through with it"),
     Option("batch_size", 64, "samples of a step"),
     Option("learning_rate", 2e-3, "peak learning rate"),
     Option("warmup_steps", 200, "steps of linear warm-up"),
@@ -39,6 +40,7 @@ SUPERPOINT_OPTIONS = (
     Option("descriptor_weight", 0.5, "of the descriptor's loss"),
     Option("lambda_d", 250.0, "weight of positive pairs in the hinge loss"),
     Option("temperature", 0.05, "of the dual softmax"),
+    Option("position_weight", 0.0, "of the loss on the distance of corresponding keypoints"),
     Option("rotation", 0.7, "largest relative rotation of a pair, radians"),
     Option("any_rotation", 0.1, "share of pairs rotated by anything up to 180 degrees"),
 )
@@ -125,7 +127,12 @@ def _run_superpoint(args: argparse.Namespace) -> int:
     data = WarpedPairs(values["seed"], args.images, args.labels, config)
     described["photographs"] = len(data.photos)
     task = SuperPointTask(
-        data, values["descriptor_loss"], values["descriptor_weight"], values["lambda_d"], values["temperature"]
+        data,
+        values["descriptor_loss"],
+        values["descriptor_weight"],
+        values["lambda_d"],
+        values["temperature"],
+        values["position_weight"],
     )
     print(Trainer(task, network, _train_config(values), args.out, described).run())
     return 0

@@ -99,7 +99,8 @@ class WarpedPairs(Dataset[Sample]):
     """Pairs of views of labelled photographs (step 3, SuperPoint).
 
     A sample has ``image`` (2, H, W) uint8, ``labels`` (2, H/8, W/8) uint8, ``mask`` (2, H/8, W/8) bool, ``points``
-    (2, N, 2) float32 correspondences, ``valid`` (N,) bool and ``H`` (3, 3) float32 from the first view to the second.
+    (2, N, 2) float32 correspondences, ``valid`` (N,) bool, ``labelled`` (N,) bool (the others are random points) and
+    ``H`` (3, 3) float32 from the first view to the second.
 
     Args:
         seed: of the whole set.
@@ -198,5 +199,6 @@ class WarpedPairs(Dataset[Sample]):
             "mask": torch.from_numpy(np.stack(masks)),
             "points": torch.from_numpy(points),
             "valid": torch.from_numpy(valid),
+            "labelled": torch.arange(len(valid)) < config.labelled_points,
             "H": torch.from_numpy((relative / relative[2, 2]).astype(np.float32)),
         }

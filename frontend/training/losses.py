@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from frontend.homography import warp_points
+from frontend.keypoints import refine_subpixel
 from frontend.model import CELL
 
 
@@ -120,3 +121,31 @@ def dual_softmax_loss(
     with torch.no_grad():
         accuracy = masked_mean((similarity.argmax(dim=2) == target).float(), valid)
     return masked_mean((rows + columns) / 2, valid), accuracy
+
+
+def position_loss(heat: Tensor, points: Tensor, valid: Tensor, H: Tensor, radius: int = 2) -> Tensor:
+    """How far apart corresponding keypoints end up after sub-pixel refinement.
+
+    The heat map about each labelled point is reduced to its centre of mass, as at inference; the two centres of a
+    correspondence, carried into each other's view, ought to coincide. The label's own position does not enter, so the
+    detector may settle where it can be found again (after the reprojection loss of ALIKE, Zhao et al. 2022).
+
+    Args:
+        heat: (B, 2, H, W) float32 heat maps of both views.
+        points: (B, 2, N, 2) pixels, corresponding points.
+        valid: (B, N) bool.
+        H: (B, 3, 3), view 0 to view 1.
+        radius: of the window, pixels.
+
+    Returns:
+        Scalar: mean distance in pixels, over both directions; each counts up to ``radius`` and a half.
+    """
+    batch, _, count, _ = points.shape
+    start = points.round().reshape(batch * 2, count, 2)
+    refined = refine_subpixel(heat.flatten(0, 1), start, radius).reshape(points.shape)
+    forward = warp_points(refined[:, 0], H) - refined[:, 1]
+    backward = warp_points(refined[:, 1], torch.linalg.inv(H)) - refined[:, 0]
+    # squared near zero, so that the gradient does not jump there
+    squared = torch.stack([forward, backward]).square().sum(dim=-1)
+    distance = (squared + 0.01).sqrt() - 0.1
+    return masked_mean(distance.clamp_max(radius + 0.5).mean(dim=0), valid)

@@ -9,9 +9,9 @@ from torch.utils.data import Dataset
 
 from frontend.errors import ConfigError
 from frontend.keypoints import sample_descriptors
-from frontend.model import SuperPointNet
+from frontend.model import DenseMaps, SuperPointNet, heatmap
 from frontend.training.datasets import Sample
-from frontend.training.losses import detector_loss, dual_softmax_loss, hinge_descriptor_loss
+from frontend.training.losses import detector_loss, dual_softmax_loss, hinge_descriptor_loss, position_loss
 
 DESCRIPTOR_LOSSES = ("dual_softmax", "hinge")
 
@@ -22,13 +22,19 @@ def to_network_input(image: Tensor) -> Tensor:
 
 
 class Task(Protocol):
-    """A training: its data and its loss."""
+    """A training: its data, what of the network runs, and the loss on that.
+
+    ``forward`` may run in half precision. ``loss`` may not: it deals with coordinates.
+    """
 
     name: str
     data: Dataset[Sample]
 
-    def loss(self, network: SuperPointNet, batch: Sample) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and scalars to log."""
+    def forward(self, network: SuperPointNet, batch: Sample) -> tuple[Tensor, ...]:
+        """Run the network on a batch."""
+
+    def loss(self, outputs: tuple[Tensor, ...], batch: Sample) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss from what ``forward`` returned, in float32, and scalars to log."""
 
 
 class MagicPointTask:
@@ -39,8 +45,11 @@ class MagicPointTask:
     def __init__(self, data: Dataset[Sample]) -> None:
         self.data = data
 
-    def loss(self, network: SuperPointNet, batch: Sample) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = network.detect(to_network_input(batch["image"]))
+    def forward(self, network: SuperPointNet, batch: Sample) -> tuple[Tensor, ...]:
+        return (network.detect(to_network_input(batch["image"])),)
+
+    def loss(self, outputs: tuple[Tensor, ...], batch: Sample) -> tuple[Tensor, dict[str, Tensor]]:
+        (logits,) = outputs
         loss = detector_loss(logits, batch["labels"].long(), batch["mask"])
         return loss, {"loss/detector": loss.detach()}
 
@@ -54,6 +63,7 @@ class SuperPointTask:
         weight: of the descriptor's loss, lambda of equation 1.
         lambda_d: weight of positive pairs in the hinge loss.
         temperature: of the dual softmax.
+        position_weight: of the position loss; 0 leaves it out.
 
     Raises:
         ConfigError: the loss is unknown.
@@ -68,6 +78,7 @@ class SuperPointTask:
         weight: float = 0.5,
         lambda_d: float = 250.0,
         temperature: float = 0.05,
+        position_weight: float = 0.0,
     ) -> None:
         if descriptor_loss not in DESCRIPTOR_LOSSES:
             raise ConfigError(
@@ -78,11 +89,16 @@ class SuperPointTask:
         self.weight = weight
         self.lambda_d = lambda_d
         self.temperature = temperature
+        self.position_weight = position_weight
 
-    def loss(self, network: SuperPointNet, batch: Sample) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, network: SuperPointNet, batch: Sample) -> tuple[Tensor, ...]:
+        maps: DenseMaps = network(to_network_input(batch["image"]))
+        return maps
+
+    def loss(self, outputs: tuple[Tensor, ...], batch: Sample) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch["image"]
         pairs, size = images.shape[0], (images.shape[-1], images.shape[-2])
-        maps = network(to_network_input(images))
+        maps = DenseMaps(*outputs)
         detector = detector_loss(maps.logits, batch["labels"].flatten(0, 1).long(), batch["mask"].flatten(0, 1))
         logged = {"loss/detector": detector.detach()}
         if self.descriptor_loss == "hinge":
@@ -104,4 +120,11 @@ class SuperPointTask:
             )
             logged["match_accuracy"] = accuracy
         logged["loss/descriptor"] = descriptor.detach()
-        return detector + self.weight * descriptor, logged
+        total = detector + self.weight * descriptor
+        if self.position_weight:
+            heat = heatmap(maps.logits)
+            heat = heat.reshape(pairs, 2, *heat.shape[1:])
+            position = position_loss(heat, batch["points"], batch["valid"] & batch["labelled"], batch["H"])
+            logged["loss/position"] = position.detach()
+            total = total + self.position_weight * position
+        return total, logged

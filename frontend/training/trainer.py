@@ -36,7 +36,8 @@ class TrainConfig:
     """Settings of a training run.
 
     Attributes:
-        steps: optimiser steps.
+        steps: optimiser steps of the schedule.
+        stop: step at which to end, before the schedule does; 0 goes through with it.
         batch_size: samples of a step.
         learning_rate: peak of the schedule.
         final_ratio: learning rate at the end, relative to the peak (cosine).
@@ -52,6 +53,7 @@ class TrainConfig:
     """
 
     steps: int = 2000
+    stop: int = 0
     batch_size: int = 64
     learning_rate: float = 2e-3
     final_ratio: float = 0.02
@@ -73,6 +75,11 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
         if self.workers < 0:
             raise ConfigError(f"workers is {self.workers}; expected 0 or more")
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the run ends."""
+        return min(self.stop or self.steps, self.steps)
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then cosine down to ``final_ratio``."""
@@ -172,7 +179,7 @@ class Trainer:
         config = self.config
         return DataLoader(
             self.task.data,
-            batch_sampler=_NumberedBatches(self.step, config.steps, config.batch_size),
+            batch_sampler=_NumberedBatches(self.step, config.last_step, config.batch_size),
             num_workers=config.workers,
             worker_init_fn=_start_worker if config.workers else None,
             prefetch_factor=4 if config.workers else None,
@@ -185,7 +192,8 @@ class Trainer:
             group["lr"] = config.learning_rate_at(self.step)
         moved = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss, logged = self.task.loss(self.network, moved)
+            outputs = self.task.forward(self.network, moved)
+        loss, logged = self.task.loss(tuple(output.float() for output in outputs), moved)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
@@ -203,14 +211,15 @@ class Trainer:
 
         self.out.mkdir(parents=True, exist_ok=True)
         self._restore()
-        if self.step >= self.config.steps and self.weights_path.is_file():
+        if self.step >= self.config.last_step and self.weights_path.is_file():
             return self.weights_path
         self.network.train()
         began, saved = time.monotonic() - self.seconds, time.monotonic()
         sums: dict[str, float] = {}
         counted = 0
         writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
-        progress = Progress(self.config.steps, f"train {self.task.name}", start=self.step, unit="step", interval_s=30)
+        label = f"train {self.task.name}"
+        progress = Progress(self.config.last_step, label, start=self.step, unit="step", interval_s=30)
         with writer, progress:
             for batch in self._batches():
                 logged = self._train_step(batch)
@@ -220,7 +229,7 @@ class Trainer:
                 if not math.isfinite(sums["loss/total"]):
                     raise TrainingError(f"the loss is not finite at step {self.step}; try a lower learning rate")
                 note = ""
-                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                if self.step % self.config.log_every == 0 or self.step == self.config.last_step:
                     means = {key: total / counted for key, total in sums.items()}
                     for key, mean in means.items():
                         writer.add_scalar(key, mean, self.step)

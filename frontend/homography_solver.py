@@ -1,0 +1,375 @@
+"""Homography solvers and residuals, batched in PyTorch: the parts that robust estimation is made of.
+
+Every function takes any leading batch shape, runs on the device of its inputs and never waits for it: no value is
+read back to the host. ``H`` maps points of image 0 to image 1 as ``[u, v, w] = H [x, y, 1]``; its overall sign is
+such that ``w`` is positive for points in front of both cameras (oriented projective geometry, so a point with
+``w <= 0`` is behind, never an inlier).
+
+Sources: R. Hartley and A. Zisserman, Multiple View Geometry, 2nd ed. (2004): alg. 4.2 (normalised DLT), sec. 4.2.2
+(symmetric transfer error). O. Chum, T. Werner and J. Matas, Epipolar geometry estimation via RANSAC benefits from the
+oriented epipolar constraint (2004): the orientation test.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# A triangle whose doubled area is below this fraction of its sample's squared diameter counts as collinear: its
+# homography would amplify the noise of the points a hundredfold.
+COLLINEAR = 1e-2
+# Depths are clamped here before a division: a point at or behind the plane at infinity gets an enormous error
+# instead of a NaN. Homographies are scaled to unit norm and points to unit size, so real depths are far larger.
+MIN_DEPTH = 1e-6
+# Relative ridge that keeps a 9x9 normal matrix positive definite when the data leave it singular.
+RIDGE = 1e-12
+
+
+def adjugate(matrix: Tensor) -> Tensor:
+    """Adjugate of 3x3 matrices: ``det(M) * M^-1``, defined for singular ones too.
+
+    Args:
+        matrix: (..., 3, 3) floating point.
+
+    Returns:
+        (..., 3, 3), same dtype.
+    """
+    r0, r1, r2 = matrix.unbind(-2)
+    columns = (torch.linalg.cross(r1, r2), torch.linalg.cross(r2, r0), torch.linalg.cross(r0, r1))
+    return torch.stack(columns, dim=-1)
+
+
+def unit_norm(matrix: Tensor) -> Tensor:
+    """Scale (..., 3, 3) matrices to Frobenius norm 1, keeping their sign; a zero matrix stays zero."""
+    norm: Tensor = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)
+    return matrix / norm.clamp(min=torch.finfo(matrix.dtype).tiny)
+
+
+def normalising_transform(points: Tensor, weights: Tensor) -> Tensor:
+    """Similarity that moves the weighted points' centroid to 0 and their RMS distance to sqrt(2) (Hartley).
+
+    Args:
+        points: (..., K, 2) floating point, pixels.
+        weights: (..., K) >= 0; 0 leaves a point out (it must still be finite).
+
+    Returns:
+        (..., 3, 3), same dtype. Without points, or with all of them in one place, the scale is 1.
+    """
+    total = weights.sum(-1, keepdim=True).clamp(min=torch.finfo(points.dtype).tiny)  # (..., 1)
+    centre = (points * weights[..., None]).sum(-2) / total  # (..., 2)
+    spread = ((points - centre[..., None, :]).square().sum(-1) * weights).sum(-1) / total[..., 0]  # (...), px^2
+    scale = torch.where(spread > 1e-12, (2.0 / spread.clamp(min=1e-12)).sqrt(), torch.ones_like(spread))
+    zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+    rows = (
+        torch.stack((scale, zero, -scale * centre[..., 0]), -1),
+        torch.stack((zero, scale, -scale * centre[..., 1]), -1),
+        torch.stack((zero, zero, one), -1),
+    )
+    return torch.stack(rows, -2)
+
+
+def homogeneous(points: Tensor) -> Tensor:
+    """(..., K, 2) -> (..., K, 3) with ones."""
+    return torch.cat((points, torch.ones_like(points[..., :1])), -1)
+
+
+def _triangles(points: Tensor) -> Tensor:
+    """Signed doubled areas (..., 4) of the triangles of points (3, 1, 2), (3, 2, 0), (3, 0, 1) and (0, 1, 2).
+
+    In homogeneous coordinates p3 = sum_i (area_i / area_3) p_i over i = 0..2 (Cramer's rule), which is what the
+    solver needs.
+    """
+    x, y = points.unbind(-1)  # (..., 4)
+    x, y = x - x[..., 3:], y - y[..., 3:]
+    area01 = x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0]
+    area12 = x[..., 1] * y[..., 2] - x[..., 2] * y[..., 1]
+    area20 = x[..., 2] * y[..., 0] - x[..., 0] * y[..., 2]
+    return torch.stack((area12, area20, area01, area01 + area12 + area20), -1)
+
+
+def is_good_sample(points0: Tensor, points1: Tensor) -> Tensor:
+    """Whether four matches can come from one homography between views of the same side of a plane.
+
+    Refused: three (nearly) collinear points in either image, which includes repeated points; and any of the four
+    triangles turning the other way in image 1, since a homography whose four points lie in front of both cameras
+    keeps every orientation. About nine in ten samples of random matches fail this test, long before any scoring.
+
+    Args:
+        points0: (..., 4, 2) floating point.
+        points1: (..., 4, 2).
+
+    Returns:
+        (...) bool.
+    """
+    area0, area1 = _triangles(points0), _triangles(points1)
+    # bounding boxes stand for the diameters
+    size0 = (points0.amax(-2) - points0.amin(-2)).square().sum(-1)
+    size1 = (points1.amax(-2) - points1.amin(-2)).square().sum(-1)
+    clear = (area0.abs().amin(-1) > COLLINEAR * size0) & (area1.abs().amin(-1) > COLLINEAR * size1)
+    return clear & ((area0 > 0) == (area1 > 0)).all(-1)
+
+
+def homography_from_4_points(points0: Tensor, points1: Tensor) -> Tensor:
+    """The homography through four matches, in closed form by projective bases.
+
+    With the first three points as the columns of P (and Q in image 1) and the fourth written as P a (and Q b),
+    ``H = Q diag(b / a) P^-1``; a and b are ratios of triangle areas and P^-1 three cross products, so that the whole
+    solver is some hundred multiplications and needs no factorisation.
+
+    Args:
+        points0: (..., 4, 2) floating point, best normalised; must satisfy :func:`is_good_sample` with points1.
+        points1: (..., 4, 2).
+
+    Returns:
+        (..., 3, 3) of unit norm with positive depth at the four points; zeros or garbage for degenerate samples.
+    """
+    # Each to unit size, or the products below underflow for small samples in float32.
+    area0, area1 = (a / a.abs().amax(-1, keepdim=True).clamp(min=1e-30) for a in map(_triangles, (points0, points1)))
+    # b_i / a_i up to a common factor, written without division so that nothing overflows.
+    gain = torch.stack(
+        (
+            area1[..., 0] * area0[..., 1] * area0[..., 2],
+            area1[..., 1] * area0[..., 2] * area0[..., 0],
+            area1[..., 2] * area0[..., 0] * area0[..., 1],
+        ),
+        -1,
+    )  # (..., 3)
+    p = homogeneous(points0[..., :3, :])  # (..., 3 points, 3)
+    q = homogeneous(points1[..., :3, :]) * gain[..., None]
+    dual = torch.linalg.cross(p[..., [1, 2, 0], :], p[..., [2, 0, 1], :])  # rows of det(P) P^-1
+    h = (q[..., :, None] * dual[..., None, :]).sum(-3)  # sum over the three points of outer products
+    # Depth at point 0 is gain_0 * det(P): make it positive.
+    return unit_norm(h * torch.sign(gain[..., 0] * area0[..., 3])[..., None, None])
+
+
+def transfer_error(h: Tensor, points0: Tensor, points1: Tensor) -> Tensor:
+    """Squared distance between points 1 and points 0 mapped by H.
+
+    Args:
+        h: (..., 3, 3) of unit norm, oriented (positive depth in front).
+        points0: (..., K, 2), same dtype.
+        points1: (..., K, 2).
+
+    Returns:
+        (..., K), in the squared unit of points1; enormous, but finite, behind the camera.
+    """
+    mapped = homogeneous(points0) @ h.transpose(-1, -2)  # (..., K, 3)
+    depth = mapped[..., 2:].clamp(min=MIN_DEPTH)
+    return (mapped[..., :2] / depth - points1).square().sum(-1) + torch.where(mapped[..., 2] <= 0, 1e12, 0.0)
+
+
+def symmetric_transfer_error(h: Tensor, points0: Tensor, points1: Tensor) -> Tensor:
+    """Squared error of matches in both images: d(x1, H x0)^2 + d(x0, H^-1 x1)^2 (Hartley & Zisserman eq. 4.7).
+
+    Args:
+        h: (..., 3, 3), oriented, any scale.
+        points0: (..., K, 2), same dtype.
+        points1: (..., K, 2).
+
+    Returns:
+        (..., K), squared units of the points.
+    """
+    h = unit_norm(h)
+    inverse = unit_norm(adjugate(h))  # det(H) > 0 for what keeps orientation, so the adjugate is oriented too
+    return transfer_error(h, points0, points1) + transfer_error(inverse, points1, points0)
+
+
+def _smallest_eigenvector(normal: Tensor) -> Tensor:
+    """Eigenvector of the smallest eigenvalue of (..., N, N) symmetric positive semi-definite matrices: (..., N).
+
+    By squaring the inverse: five squarings are 32 steps of inverse iteration from every start at once. Unlike eigh
+    it needs no read-back on a GPU.
+    """
+    size = normal.shape[-1]
+    eye = torch.eye(size, dtype=normal.dtype, device=normal.device)
+    trace = normal.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp(min=1e-300)
+    factor, _ = torch.linalg.cholesky_ex(normal / trace + RIDGE * eye)
+    power = torch.cholesky_inverse(factor)
+    for _ in range(5):
+        power = power @ power
+        power = power / power.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    best = power.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None].expand(*power.shape[:-1], 1)
+    return torch.nn.functional.normalize(power.gather(-1, best).squeeze(-1), dim=-1)
+
+
+def homography_dlt(points0: Tensor, points1: Tensor, weights: Tensor) -> Tensor:
+    """Weighted least-squares homography by the normalised DLT (Hartley & Zisserman alg. 4.2).
+
+    Args:
+        points0: (..., K, 2) float64, finite.
+        points1: (..., K, 2) float64, finite.
+        weights: (..., K) float64 >= 0; 0 leaves a match out.
+
+    Returns:
+        (..., 3, 3) float64 of unit norm, signed so that the mean depth of the weighted points is positive. Where
+        fewer than four matches in general position carry weight the answer is arbitrary.
+    """
+    t0, t1 = normalising_transform(points0, weights), normalising_transform(points1, weights)
+    x = homogeneous(points0) @ t0.transpose(-1, -2)  # (..., K, 3)
+    u, v, _ = (homogeneous(points1) @ t1.transpose(-1, -2)).unbind(-1)
+    zero = torch.zeros_like(x)
+    rows = torch.cat(
+        (torch.cat((x, zero, -u[..., None] * x), -1), torch.cat((zero, x, -v[..., None] * x), -1)), -2
+    )  # (..., 2K, 9)
+    doubled = torch.cat((weights, weights), -1)[..., None]
+    flat = _smallest_eigenvector(rows.transpose(-1, -2) @ (rows * doubled))
+    h = flat.reshape(*flat.shape[:-1], 3, 3)
+    depth = ((x @ h.transpose(-1, -2))[..., 2] * weights).sum(-1)
+    h = torch.where(depth < 0, -1.0, 1.0)[..., None, None] * h
+    inverse1 = adjugate(t1)  # det(T1) > 0
+    return unit_norm(inverse1 @ h @ t0)
+
+
+class Projection(NamedTuple):
+    """Points of one image mapped into the other by T homographies: each (B, T, K) float64."""
+
+    inverse_depth: Tensor
+    u: Tensor
+    v: Tensor
+    residual_u: Tensor  # pixels
+    residual_v: Tensor  # pixels
+
+
+class Linearised(NamedTuple):
+    """Matches projected both ways, where a Gauss-Newton step starts from."""
+
+    h: Tensor  # (B, T, 3, 3) unit norm
+    inverse: Tensor  # (B, T, 3, 3) unit norm
+    forward: Projection
+    backward: Projection
+    error: Tensor  # (B, T, K) squared symmetric transfer error, px^2
+
+
+class _Side(NamedTuple):
+    """One direction of transfer: the matches seen from the image that is mapped."""
+
+    y: Tensor  # (B, K, 3) homogeneous source points
+    moments: Tensor  # (B, K, 9) y y^T
+    u: Tensor  # (B, 1, K) target
+    v: Tensor  # (B, 1, K)
+    pixels: Tensor  # (B, 1, 1) pixels in one unit of the target's coordinates
+
+
+class GaussNewton:
+    """Weighted Gauss-Newton steps on the symmetric transfer error, T homographies for each set of matches.
+
+    The forward residual ``pi(H y) - (u1, v1)`` of a source point y has the derivative
+    ``[y, 0, -u y; 0, y, -v y] / w`` in the entries of H, so its normal matrix is made of four moments of y y^T: one
+    small matrix product, whatever the number of matches. The backward residual is the forward one of G = H^-1 with
+    the images exchanged, and ``dG = -G dH G`` carries its normal matrix over to H.
+
+    Args:
+        points0: (B, K, 2) float64, normalised; padding must be finite.
+        points1: (B, K, 2) float64, normalised.
+        unit0: (B,) float64, length of one pixel of image 0 in units of points0.
+        unit1: (B,) float64, the same for image 1.
+    """
+
+    def __init__(self, points0: Tensor, points1: Tensor, unit0: Tensor, unit1: Tensor) -> None:
+        self._forward = self._side(points0, points1, unit1)
+        self._backward = self._side(points1, points0, unit0)
+
+    @staticmethod
+    def _side(source: Tensor, target: Tensor, unit: Tensor) -> _Side:
+        y = homogeneous(source)
+        moments = (y[..., :, None] * y[..., None, :]).flatten(-2)
+        u, v = target.transpose(-1, -2)[:, None].unbind(-2)
+        return _Side(y, moments, u, v, unit.reciprocal()[:, None, None])
+
+    @staticmethod
+    def _project(h: Tensor, side: _Side) -> Projection:
+        mapped = h.flatten(1, 2) @ side.y.transpose(-1, -2)
+        mapped = mapped.view(*h.shape[:2], 3, -1)  # (B, T, 3, K)
+        inverse_depth = mapped[:, :, 2].clamp(min=MIN_DEPTH).reciprocal()
+        u, v = mapped[:, :, 0] * inverse_depth, mapped[:, :, 1] * inverse_depth
+        return Projection(inverse_depth, u, v, (u - side.u) * side.pixels, (v - side.v) * side.pixels)
+
+    def linearise(self, h: Tensor) -> Linearised:
+        """Project all matches both ways.
+
+        Args:
+            h: (B, T, 3, 3) float64 between the normalised points, oriented, of unit norm.
+        """
+        inverse = unit_norm(adjugate(h))
+        forward, backward = self._project(h, self._forward), self._project(inverse, self._backward)
+        error = forward.residual_u.square().addcmul_(forward.residual_v, forward.residual_v)
+        error.addcmul_(backward.residual_u, backward.residual_u).addcmul_(backward.residual_v, backward.residual_v)
+        return Linearised(h, inverse, forward, backward, error)
+
+    @staticmethod
+    def _normal(side: _Side, projection: Projection, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Normal matrix (B, T, 9, 9) and gradient (B, T, 9) of one direction in the entries of its matrix."""
+        inverse_depth, u, v, residual_u, residual_v = projection
+        slope = inverse_depth * side.pixels  # pixels for a unit change of the homogeneous coordinates
+        first = weights * slope
+        a = first * slope
+        au, av = a * u, a * v
+        batch, count = a.shape[:2]
+        factors = torch.stack((a, au, av, au * u + av * v), 2)  # (B, T, 4, K)
+        sums = (factors.flatten(1, 2) @ side.moments).view(batch, count, 4, 3, 3)
+        one, by_u, by_v, by_uv = sums.unbind(2)
+        zero = torch.zeros_like(one)
+        rows = (
+            torch.cat((one, zero, -by_u), -1),
+            torch.cat((zero, one, -by_v), -1),
+            torch.cat((-by_u, -by_v, by_uv), -1),
+        )
+        bu, bv = first * residual_u, first * residual_v
+        factors = torch.stack((bu, bv, -(bu * u + bv * v)), 2)
+        return torch.cat(rows, -2), (factors.flatten(1, 2) @ side.y).view(batch, count, 9)
+
+    def normal_equations(self, at: Linearised, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Normal matrix (B, T, 9, 9) and gradient (B, T, 9) of half the weighted error, px^2, row-major in H.
+
+        Args:
+            at: from :meth:`linearise`.
+            weights: (B, T, K) float64 >= 0, 0 for padding.
+        """
+        normal, gradient = self._normal(self._forward, at.forward, weights)
+        normal_back, gradient_back = self._normal(self._backward, at.backward, weights)
+        # The inverse is used scaled to unit norm, H G = c I; its own scale moves no residual, so that
+        # dG = -G dH G / c, that is vec(dG) = -(G kron G^T) vec(dH) / c.
+        g = at.inverse
+        c = (at.h * g.transpose(-1, -2)).sum((-1, -2))[..., None, None] / 3
+        chain = (g[..., :, None, :, None] * g.transpose(-1, -2)[..., None, :, None, :]).flatten(-2).flatten(-3, -2)
+        chain = chain / torch.where(c.abs() > 1e-30, -c, 1.0)  # (B, T, 9, 9)
+        transposed = chain.transpose(-1, -2)
+        return normal + transposed @ normal_back @ chain, gradient + (transposed @ gradient_back[..., None])[..., 0]
+
+    def step(self, at: Linearised, weights: Tensor) -> Tensor:
+        """One Gauss-Newton step.
+
+        Args:
+            at: from :meth:`linearise`.
+            weights: (B, T, K) float64 >= 0, 0 for padding.
+
+        Returns:
+            (B, T, 3, 3) of unit norm. Where the step cannot be computed, at.h itself.
+        """
+        normal, gradient = self.normal_equations(at, weights)
+        factor, scale, info = gauge_fixed_cholesky(normal, at.h)
+        flat = at.h.flatten(-2)
+        delta = torch.cholesky_solve((gradient / scale[..., None])[..., None], factor)[..., 0]
+        updated = unit_norm((flat - delta).view_as(at.h))
+        usable = (info == 0) & updated.isfinite().flatten(-2).all(-1)
+        return torch.where(usable[..., None, None], updated, at.h)
+
+
+def gauge_fixed_cholesky(normal: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Factorise a normal matrix in the nine entries of H, one of whose directions, H's own scale, means nothing.
+
+    Args:
+        normal: (..., 9, 9) float64, positive semi-definite.
+        h: (..., 3, 3) of unit norm.
+
+    Returns:
+        Cholesky factor (..., 9, 9) of ``normal / scale + h h^T`` (plus a tiny ridge), scale (...) and LAPACK's info
+        (...), not 0 where it failed.
+    """
+    flat = h.flatten(-2)
+    scale = normal.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=1e-200)
+    gauge = flat[..., :, None] * flat[..., None, :] + RIDGE * torch.eye(9, dtype=h.dtype, device=h.device)
+    factor, info = torch.linalg.cholesky_ex(normal / scale[..., None, None] + gauge)
+    return factor, scale, info

@@ -1,0 +1,228 @@
+"""Robust homography estimation, batched in PyTorch on the device of its inputs.
+
+LO-RANSAC (O. Chum, J. Matas and J. Kittler, Locally Optimized RANSAC, 2003) with the truncated quadratic score of
+MSAC (P. Torr and A. Zisserman, MLESAC, 2000) on the symmetric transfer error (Hartley & Zisserman sec. 4.2.2). A
+match is an inlier when the root mean square of its two errors, d(x1, H x0) and d(x0, H^-1 x1), is at most the
+threshold.
+
+Each block draws minimal samples, throws away those that no homography can explain (degenerate, or with an
+orientation flipped), scores the rest in float32, and refines the best by reweighted Gauss-Newton in float64; the
+batch is asked once per block which of its items still need more samples. The winner is polished with Tukey weights
+at the scale of its own residuals. Items do not see each other: the random numbers of a block depend on the seed
+alone and are mapped to each item's valid matches, so neither the batch nor its padding changes a result.
+
+Whether a model means anything is decided by :func:`frontend.verification.verify_homography`: unrelated images give
+no model, however many matches they have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from frontend.errors import ConfigError, ShapeError
+from frontend.homography_solver import GaussNewton, adjugate, unit_norm
+from frontend.ransac_search import SAMPLE_SIZE, NormalisedMatches, RansacConfig, polish, prepare, search
+from frontend.types import Float64Array, Homography, Status
+from frontend.verification import verify_homography
+
+__all__ = ["BatchedHomography", "RansacConfig", "as_matches", "batched_ransac", "estimate_homography"]
+
+
+@dataclass(frozen=True)
+class BatchedHomography:
+    """Homographies of a batch, on the device of the matches.
+
+    Attributes:
+        H: (B, 3, 3) float64, image 0 to image 1, H[2, 2] = 1; the identity where there is none.
+        inliers: (B, K) bool; False for padding and where there is no model.
+        ok: (B,) bool, whether a model was found.
+        iterations: (B,) int64, minimal samples drawn.
+    """
+
+    H: Tensor
+    inliers: Tensor
+    ok: Tensor
+    iterations: Tensor
+
+
+def _check(points0: Tensor, points1: Tensor, valid: Tensor) -> None:
+    """Raise ShapeError unless the inputs of batched_ransac fit together."""
+    if points0.ndim != 3 or points0.shape[-1] != 2 or points1.shape != points0.shape:
+        raise ShapeError(
+            f"points0 is {tuple(points0.shape)} and points1 {tuple(points1.shape)}; expected (B, K, 2) for both"
+        )
+    if not (points0.is_floating_point() and points1.is_floating_point()):
+        raise ShapeError(f"points0 is {points0.dtype} and points1 {points1.dtype}; expected floating point")
+    if valid.shape != points0.shape[:2] or valid.dtype != torch.bool:
+        raise ShapeError(f"valid is {tuple(valid.shape)} {valid.dtype}; expected {tuple(points0.shape[:2])} torch.bool")
+    if not points0.device == points1.device == valid.device:
+        raise ShapeError(f"points are on {points0.device}, {points1.device}, valid on {valid.device}; expected one")
+
+
+def _compact(points0: Tensor, points1: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Finite valid matches first, in their order, padding 0, in float64; also their mask and the permutation."""
+    valid = valid & points0.isfinite().all(-1) & points1.isfinite().all(-1)
+    order = torch.argsort((~valid).to(torch.uint8), dim=1, stable=True)
+    pair = order[..., None].expand(-1, -1, 2)
+    points0, points1 = (
+        torch.where(valid[..., None], points, 0.0).double().gather(1, pair) for points in (points0, points1)
+    )
+    return points0, points1, valid.gather(1, order), order
+
+
+def _finish(
+    h: Tensor, prepared: tuple[NormalisedMatches, Tensor, Tensor], config: RansacConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Verify models between normalised points; H in pixels (B, 3, 3), inliers (B, K) and ok (B,)."""
+    matches, t0, t1 = prepared
+    inliers, ok = verify_homography(
+        h,
+        matches.points0,
+        matches.points1,
+        (matches.unit0, matches.unit1),
+        matches.weights > 0,
+        config.threshold,
+        config.min_inliers,
+    )
+    pixels = unit_norm(adjugate(t1) @ h @ t0)
+    ok = ok & (pixels[:, 2, 2].abs() > 1e-12)  # or the origin maps to infinity and H[2, 2] cannot be 1
+    eye = torch.eye(3, dtype=pixels.dtype, device=pixels.device)
+    pixels = torch.where(ok[:, None, None], pixels, eye)
+    return pixels / pixels[:, 2:, 2:], inliers & ok[:, None], ok
+
+
+def batched_ransac(
+    points0: Tensor, points1: Tensor, valid: Tensor, config: RansacConfig | None = None
+) -> BatchedHomography:
+    """Estimate a homography for each item of a batch of matches.
+
+    The work runs on the device of the inputs with one read-back per block of samples for the whole batch. An item's
+    result depends on its valid matches, their order and the settings; not on the other items nor on the padding
+    (up to the rounding of sums).
+
+    Args:
+        points0: (B, K, 2) floating point, matched points of image 0, pixels. What is not valid may hold anything.
+        points1: (B, K, 2) floating point, image 1.
+        valid: (B, K) bool. A match with a coordinate that is not finite counts as invalid.
+        config: settings.
+
+    Returns:
+        The homographies. An item with too few matches, or without a significant model, has ok False.
+
+    Raises:
+        ShapeError: shapes, dtypes or devices do not fit together.
+    """
+    _check(points0, points1, valid)
+    config = config or RansacConfig()
+    batch, device = len(valid), valid.device
+    if valid.numel() == 0:
+        eye = torch.eye(3, dtype=torch.float64, device=device).repeat(batch, 1, 1)
+        nothing = torch.zeros(batch, dtype=torch.int64, device=device)
+        return BatchedHomography(eye, torch.zeros_like(valid), nothing > 0, nothing)
+    x0, x1, mask, order = _compact(points0, points1, valid)
+    prepared = prepare(x0, x1, mask, config.threshold)
+    h, iterations = search(prepared[0], config)
+    h, inliers, ok = _finish(polish(h, prepared[0], config.threshold), prepared, config)
+    return BatchedHomography(h, torch.zeros_like(valid).scatter(1, order, inliers), ok, iterations)
+
+
+def _opencv(points0: Tensor, points1: Tensor, config: RansacConfig) -> BatchedHomography:
+    """The same for one item (1, K, 2) of finite matches on the CPU, the model by OpenCV's USAC_MAGSAC."""
+    prepared = prepare(points0, points1, torch.ones_like(points0[..., 0], dtype=torch.bool), config.threshold)
+    matches, t0, t1 = prepared
+    found, _ = cv2.findHomography(
+        points0[0].numpy(),
+        points1[0].numpy(),
+        cv2.USAC_MAGSAC,
+        config.threshold,
+        maxIters=config.max_iterations,
+        confidence=config.confidence,
+    )
+    h = torch.zeros(1, 3, 3, dtype=torch.float64)
+    if found is not None and np.isfinite(found).all():
+        h = unit_norm(t1 @ torch.from_numpy(found)[None] @ adjugate(t0))
+        # oriented by the matches that it fits, wherever they are
+        flipped = GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1).linearise(
+            torch.stack((h, -h), 1)
+        )
+        fits = (flipped.error <= 2 * config.threshold**2).sum(-1)
+        h = torch.where(fits[0, 1] > fits[0, 0], -h, h)
+    pixels, inliers, ok = _finish(h, prepared, config)
+    return BatchedHomography(pixels, inliers, ok, torch.zeros(1, dtype=torch.int64))
+
+
+def as_matches(points0: ArrayLike, points1: ArrayLike) -> tuple[Float64Array, Float64Array]:
+    """Matched points as two (M, 2) float64 arrays.
+
+    Raises:
+        ShapeError: they are not two real (M, 2) arrays.
+    """
+    arrays = [np.asarray(points) for points in (points0, points1)]
+    if arrays[0].ndim != 2 or arrays[0].shape[1] != 2 or arrays[1].shape != arrays[0].shape:
+        raise ShapeError(f"points0 is {arrays[0].shape} and points1 {arrays[1].shape}; expected (M, 2) for both")
+    if any(array.dtype.kind not in "fiu" for array in arrays):
+        raise ShapeError(f"points0 is {arrays[0].dtype} and points1 {arrays[1].dtype}; expected real numbers")
+    return arrays[0].astype(np.float64), arrays[1].astype(np.float64)
+
+
+def estimate_homography(
+    points0: ArrayLike,
+    points1: ArrayLike,
+    *,
+    method: Literal["ransac", "opencv"] = "ransac",
+    threshold: float = 3.0,
+    confidence: float = 0.999,
+    max_iterations: int = 10_000,
+    min_inliers: int = 8,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Homography:
+    """Estimate the homography between matched points of two images.
+
+    Both methods share the definition of an inlier and the checks of
+    :func:`frontend.verification.verify_homography`, so that unrelated images give NO_MODEL with either.
+
+    Args:
+        points0: (M, 2) matched points of image 0, pixels.
+        points1: (M, 2) of image 1. A match with a coordinate that is not finite is an outlier.
+        method: "ransac" is :func:`batched_ransac`; "opencv" is USAC_MAGSAC, whose random generator OpenCV seeds with
+            a constant: it is deterministic and ignores seed and device.
+        threshold: largest RMS of an inlier's two transfer errors, pixels.
+        confidence: probability of having drawn one outlier-free sample at which drawing stops, in (0, 1).
+        max_iterations: samples drawn at most.
+        min_inliers: at least 4.
+        seed: of the random generator.
+        device: where batched_ransac runs.
+
+    Returns:
+        The homography: OK; TOO_FEW_MATCHES below four matches; or NO_MODEL.
+
+    Raises:
+        ShapeError: points0 and points1 are not both (M, 2) and real.
+        ConfigError: a setting is out of its range.
+    """
+    config = RansacConfig(threshold, confidence, max_iterations, min_inliers, seed)
+    if method not in ("ransac", "opencv"):
+        raise ConfigError(f"homography method is '{method}'; expected 'ransac' or 'opencv'")
+    x0, x1 = as_matches(points0, points1)
+    finite = np.isfinite(x0).all(1) & np.isfinite(x1).all(1)
+    inliers = np.zeros(len(x0), dtype=np.bool_)
+    if finite.sum() < SAMPLE_SIZE:
+        return Homography(None, inliers, Status.TOO_FEW_MATCHES)
+    batch0, batch1 = torch.from_numpy(x0[finite])[None], torch.from_numpy(x1[finite])[None]
+    if method == "opencv":
+        result = _opencv(batch0, batch1, config)
+    else:
+        batch0, batch1 = batch0.to(device), batch1.to(device)
+        result = batched_ransac(batch0, batch1, torch.ones_like(batch0[..., 0], dtype=torch.bool), config)
+    if not bool(result.ok[0]):
+        return Homography(None, inliers, Status.NO_MODEL)
+    inliers[finite] = result.inliers[0].cpu().numpy()
+    return Homography(result.H[0].cpu().numpy(), inliers, Status.OK)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from frontend.errors import ConfigError, ShapeError
+from frontend.geometry import estimate_fundamental, symmetric_epipolar_distance
+from frontend.types import Status
+
+CAMERA = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
+ROTATION = cv2.Rodrigues(np.array([0.05, 0.2, 0.03]))[0]
+SHIFT = np.array([0.6, 0.1, 0.05])
+
+
+def true_fundamental() -> np.ndarray:
+    cross = np.array([[0, -SHIFT[2], SHIFT[1]], [SHIFT[2], 0, -SHIFT[0]], [-SHIFT[1], SHIFT[0], 0]])
+    inverse = np.linalg.inv(CAMERA)
+    f: np.ndarray = inverse.T @ cross @ ROTATION @ inverse
+    return f / np.linalg.norm(f)
+
+
+def scene(count: int, outliers: float, noise: float = 0.5, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    points = np.c_[rng.uniform(-2, 2, (count, 2)), rng.uniform(4, 8, count)]
+    first, second = points @ CAMERA.T, (points @ ROTATION.T + SHIFT) @ CAMERA.T
+    points0, points1 = first[:, :2] / first[:, 2:], second[:, :2] / second[:, 2:]
+    points0, points1 = points0 + rng.normal(0, noise, points0.shape), points1 + rng.normal(0, noise, points1.shape)
+    good = np.arange(count) >= round(count * outliers)
+    points1[~good] = rng.uniform(0, 1, (int((~good).sum()), 2)) * [640, 480]
+    return points0, points1, good
+
+
+def test_symmetric_epipolar_distance_matches_loop() -> None:
+    points0, points1, _ = scene(20, 0.5)
+    f = true_fundamental()
+    found = symmetric_epipolar_distance(f, points0, points1)
+    for value, (x0, y0), (x1, y1) in zip(found, points0, points1, strict=True):
+        a, b, c = f @ [x0, y0, 1]
+        d, e, g = f.T @ [x1, y1, 1]
+        expected = (a * x1 + b * y1 + c) ** 2 / (a * a + b * b) + (d * x0 + e * y0 + g) ** 2 / (d * d + e * e)
+        assert value == pytest.approx(expected)
+
+
+def test_epipole_has_no_line() -> None:
+    # motion along the optical axis: both epipoles are the principal point, here (0, 0)
+    f = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 0]])
+    points0, points1 = np.array([[0.0, 0.0], [1.0, 2.0]]), np.array([[3.0, 4.0], [2.0, 4.0]])
+    np.testing.assert_array_equal(symmetric_epipolar_distance(f, points0, points1), [math.inf, 0.0])
+
+
+def test_finds_fundamental_among_outliers() -> None:
+    points0, points1, good = scene(300, 0.4)
+    result = estimate_fundamental(points0, points1)
+    assert result.status is Status.OK
+    assert result.F is not None
+    assert result.F.dtype == np.float64
+    assert np.linalg.norm(result.F) == pytest.approx(1)
+    assert abs(np.linalg.det(result.F)) < 1e-10
+    assert result.inliers[good].mean() > 0.95
+    assert result.inliers[~good].mean() < 0.1
+    np.testing.assert_array_equal(result.inliers, symmetric_epipolar_distance(result.F, points0, points1) <= 2 * 1.5**2)
+    # x1^T F x0 = 0, not its transpose: the true epipolar geometry fits clean points through the estimate
+    clean0, clean1, _ = scene(300, 0.0, 0.0, seed=1)
+    assert np.sqrt(np.median(symmetric_epipolar_distance(result.F, clean0, clean1))) < 1.0
+
+
+def test_deterministic() -> None:
+    points0, points1, _ = scene(200, 0.5)
+    first, second = estimate_fundamental(points0, points1), estimate_fundamental(points0, points1)
+    np.testing.assert_array_equal(first.F, second.F)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(first.inliers, second.inliers)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_too_few(count: int) -> None:
+    result = estimate_fundamental(np.ones((count, 2)), np.ones((count, 2)))
+    assert result.F is None
+    assert result.status is Status.TOO_FEW_MATCHES
+    assert result.inliers.shape == (count,)
+
+
+@pytest.mark.parametrize("count", [8, 20, 100, 300])
+def test_unrelated_matches_give_no_model(count: int) -> None:
+    for seed in range(5):
+        points = np.random.default_rng(seed).uniform(0, 1, (2, count, 2)) * [639, 479]
+        result = estimate_fundamental(*points)
+        assert result.F is None
+        assert result.status is Status.NO_MODEL
+        assert not result.inliers.any()
+
+
+def test_degenerate_matches() -> None:
+    line = np.linspace(0, 400, 50)[:, None] * [1.0, 0.5]
+    for points in (np.ones((50, 2)), line):
+        assert estimate_fundamental(points, points + 2).status is Status.NO_MODEL
+
+
+def test_not_finite_is_an_outlier() -> None:
+    points0, points1, _ = scene(200, 0.2)
+    points0[150, 0] = np.nan
+    result = estimate_fundamental(points0, points1)
+    assert result.status is Status.OK
+    assert not result.inliers[150]
+    assert result.inliers.shape == (200,)
+
+
+def test_refuses_bad_input() -> None:
+    with pytest.raises(ShapeError, match="expected"):
+        estimate_fundamental(np.zeros((9, 2)), np.zeros((9, 3)))
+    with pytest.raises(ConfigError, match=r"threshold is -1.*expected"):
+        estimate_fundamental(np.zeros((9, 2)), np.zeros((9, 2)), threshold=-1)
+    with pytest.raises(ConfigError, match=r"confidence is 2.*expected"):
+        estimate_fundamental(np.zeros((9, 2)), np.zeros((9, 2)), confidence=2)
