@@ -43,7 +43,7 @@ def _plain(names: list[str]) -> dict[str, str]:
 
 
 def _normalised(names: list[str]) -> dict[str, str]:
-    mapping = {}
+    mapping: dict[str, str] = {}
     for name, target in zip(names, _vgg_targets(), strict=True):
         mapping |= {f"{name}.conv.{part}": f"{target}.conv.{part}" for part in _PARTS}
         mapping |= {f"{name}.bn.{part}": f"{target}.norm.{part}" for part in _NORM_PARTS}

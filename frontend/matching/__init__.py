@@ -46,9 +46,9 @@ def match_features(
             f"{descriptors[1].shape[1]}; expected the same model for both"
         )
     valid = [torch.ones(1, len(d), dtype=torch.bool, device=device) for d in descriptors]
-    index, scores = MATCHERS.get(matcher)(
+    found = MATCHERS.get(matcher)(
         descriptors[0][None], valid[0], descriptors[1][None], valid[1], ratio=ratio, min_similarity=min_similarity
     )
-    second = index[0].cpu().numpy()
+    second = found.index[0].cpu().numpy()
     first = np.flatnonzero(second >= 0)
-    return Matches(np.stack([first, second[first]], axis=1), scores[0].cpu().numpy()[first])
+    return Matches(np.stack([first, second[first]], axis=1), found.scores[0].cpu().numpy()[first])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from frontend.registry import Registry
 
 
-class BatchedMatches(NamedTuple):
+@dataclass(frozen=True)
+class BatchedMatches:
     """For every keypoint of image 0, its match in image 1.
 
     Attributes:
