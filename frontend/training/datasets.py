@@ -27,7 +27,7 @@ from frontend.homography import (
 from frontend.training.labels import LabelledPhoto, load_labelled_photos
 from frontend.training.photometric import PhotometricConfig, photometric_noise
 from frontend.training.synthetic import synthetic_image
-from frontend.training.targets import cell_labels, cell_mask
+from frontend.training.targets import cell_labels, cell_mask, spaced
 from frontend.types import BoolArray, Float64Array
 
 Sample = dict[str, Tensor]
@@ -73,6 +73,8 @@ class PairConfig:
         any_rotation: share of the pairs whose relative rotation is anything up to 180 degrees.
         mirror: share of the photographs that are mirrored.
         noise: photometric noise on both views.
+        label_threshold: least score of a label that counts.
+        label_spacing: suppression radius among the labels of a view, pixels of the view.
         labelled_points: labelled correspondences of a pair, at most.
         random_points: random ones besides.
     """
@@ -91,6 +93,8 @@ class PairConfig:
     any_rotation: float = 0.1
     mirror: float = 0.5
     noise: PhotometricConfig = field(default_factory=lambda: PhotometricConfig(exposure=2.5, jpeg=30))
+    label_threshold: float = 0.0
+    label_spacing: int = 4
     labelled_points: int = 200
     random_points: int = 100
 
@@ -123,7 +127,7 @@ class WarpedPairs(Dataset[Sample]):
         if photos is None:
             if images is None or labels is None:
                 raise DataError("pairs need a folder of photographs and a folder of labels; got none")
-            photos = load_labelled_photos(images, labels, self.config.photo_side)
+            photos = load_labelled_photos(images, labels, self.config.photo_side, self.config.label_threshold)
         if not photos:
             raise DataError("pairs need at least one labelled photograph; got none")
         self.photos = photos
@@ -189,15 +193,17 @@ class WarpedPairs(Dataset[Sample]):
         for H in (first, relative @ first):
             view = warp_image(photo.image, H, config.size, border=border)
             images.append(photometric_noise(view, rng, config.noise))
-            labels.append(cell_labels(warp_points(photo.points, H), config.size, rng, photo.scores))
+            points = warp_points(photo.points, H)
+            apart = spaced(points, photo.scores, config.size, config.label_spacing)
+            labels.append(cell_labels(points[apart], config.size, rng, photo.scores[apart]))
             # beyond the photograph nothing is labelled, so nothing there may count as "no point"
             masks.append(cell_mask(valid_mask(H, photo_size, config.size)))
-        points, valid = self._correspondences(rng, photo, first, relative @ first)
+        pairs, valid = self._correspondences(rng, photo, first, relative @ first)
         return {
             "image": torch.from_numpy(np.stack(images)),
             "labels": torch.from_numpy(np.stack(labels)),
             "mask": torch.from_numpy(np.stack(masks)),
-            "points": torch.from_numpy(points),
+            "points": torch.from_numpy(pairs),
             "valid": torch.from_numpy(valid),
             "labelled": torch.arange(len(valid)) < config.labelled_points,
             "H": torch.from_numpy((relative / relative[2, 2]).astype(np.float32)),

@@ -80,7 +80,7 @@ def read_labels(path: Path) -> tuple[Float32Array, Float32Array, tuple[int, int]
         raise DataError(f"label file {path} cannot be read: {error}") from None
 
 
-def _iterate(images: Path, labels: Path, longest_side: int) -> Iterator[LabelledPhoto]:
+def _iterate(images: Path, labels: Path, longest_side: int, threshold: float) -> Iterator[LabelledPhoto]:
     for name in find_images(images):
         path = label_path(labels, name)
         if not path.is_file():
@@ -93,23 +93,26 @@ def _iterate(images: Path, labels: Path, longest_side: int) -> Iterator[Labelled
                 f"label file {path} was made for {size[0]} x {size[1]}; {name} is {gray.shape[1]} x {gray.shape[0]}"
             )
         resized, scale = resize_to(gray, longest_side)
-        yield LabelledPhoto(
-            np.rint(resized * 255).astype(np.uint8), rescale_points(points.astype(np.float64), scale), scores
-        )
+        kept = scores >= threshold
+        rescaled = rescale_points(points[kept].astype(np.float64), scale)
+        yield LabelledPhoto(np.rint(resized * 255).astype(np.uint8), rescaled, scores[kept])
 
 
-def load_labelled_photos(images: Path, labels: Path, longest_side: int) -> list[LabelledPhoto]:
+def load_labelled_photos(
+    images: Path, labels: Path, longest_side: int, threshold: float = 0.0
+) -> list[LabelledPhoto]:
     """Load all photographs that have a label file, gray, into memory.
 
     Args:
         images: folder of photographs.
         labels: folder of label files.
         longest_side: that the photographs are brought to, pixels.
+        threshold: least score of a label.
 
     Raises:
         DataError: a folder is missing, a label does not fit its image, or no photograph has a label.
     """
-    photos = list(_iterate(images, labels, longest_side))
+    photos = list(_iterate(images, labels, longest_side, threshold))
     if not photos:
         raise DataError(f"no photograph of {images} has a label in {labels}; expected NAME.jpg.npz for NAME.jpg")
     return photos

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
+from frontend.keypoints import non_maximum_suppression
 from frontend.model import CELL, DUSTBIN
 from frontend.types import BoolArray, Float64Array
 
@@ -35,6 +37,31 @@ def cell_labels(
     x, y = pixels[inside].T
     labels[y // CELL, x // CELL] = (y % CELL) * CELL + x % CELL
     return labels
+
+
+def spaced(points: Float64Array, scores: np.ndarray, size: tuple[int, int], radius: int) -> BoolArray:
+    """Which points survive non-maximum suppression among themselves.
+
+    Labels are spaced in the photograph; a view from further away brings them closer than keypoints may be.
+
+    Args:
+        points: (N, 2) pixels; those outside the image do not survive.
+        scores: (N,) positive.
+        size: (width, height) of the image.
+        radius: suppression radius, pixels.
+
+    Returns:
+        (N,) bool.
+    """
+    width, height = size
+    pixels = np.rint(points).astype(np.int64)
+    inside = ((pixels >= 0) & (pixels < np.array(size))).all(axis=1)
+    x, y = np.where(inside[:, None], pixels, 0).T
+    drawn = np.zeros((height, width), np.float32)
+    np.maximum.at(drawn, (y[inside], x[inside]), scores[inside])
+    kept = non_maximum_suppression(torch.from_numpy(drawn)[None], radius)[0].numpy()
+    survives: BoolArray = inside & (kept[y, x] > 0) & (kept[y, x] == scores)
+    return survives
 
 
 def cell_mask(mask: BoolArray) -> BoolArray:
