@@ -211,6 +211,8 @@ def test_ctrl_c_ends_in_one_line(real: Path, tmp_path: Path, make_scene) -> None
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a test run in the background inherits "ignore"
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while process.poll() is None and not list((tmp_path / "out").glob("*.png")) and time.monotonic() < deadline:

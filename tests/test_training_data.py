@@ -22,7 +22,7 @@ from frontend.training.labels import (
 )
 from frontend.training.photometric import PhotometricConfig, photometric_noise
 from frontend.training.synthetic import SHAPES, synthetic_image
-from frontend.training.targets import cell_labels, cell_mask
+from frontend.training.targets import cell_labels, cell_mask, spaced
 
 
 def corner_response(image: np.ndarray) -> np.ndarray:
@@ -198,3 +198,19 @@ def test_label_files_round_trip_and_are_checked(tmp_path: Path) -> None:
         find_images(labels)
     with pytest.raises(DataError, match="no photograph of"):
         load_labelled_photos(images, tmp_path / "empty", 180)
+
+
+def test_spaced_labels_are_those_of_greedy_suppression() -> None:
+    rng = np.random.default_rng(0)
+    points = np.stack([rng.uniform(-5, 85, 150), rng.uniform(-5, 65, 150)], axis=1)
+    scores = rng.permutation(np.linspace(0.01, 1, 150)).astype(np.float32)
+    taken: list[int] = []
+    for n in np.argsort(-scores):
+        pixel = np.rint(points[n])
+        inside = (pixel >= 0).all() and (pixel < [80, 60]).all()
+        if inside and all(np.abs(pixel - np.rint(points[m])).max() > 4 for m in taken):
+            taken.append(int(n))
+    kept = np.flatnonzero(spaced(points, scores, (80, 60), 4))
+    assert set(kept.tolist()) <= set(taken)
+    assert len(kept) >= 0.95 * len(taken) > 20
+    assert not spaced(points[:0], scores[:0], (80, 60), 4).any()
