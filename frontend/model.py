@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,9 +69,20 @@ class DetailDetectorHead(nn.Module):
 
     The gray image, pixel-unshuffled by 8, gives each cell its 64 pixels as channels: exact positions at no cost
     in resolution, which a strided encoder cannot carry.
+
+    A cell's logits come from features whose meaning depends on where in the cell a point lies. The fine branch adds
+    a term that does not: a few convolutions over the image, pixel-unshuffled by 2, the same for every pixel. The
+    coarse part says where a point is, the fine one which pixel it is. Its last layer starts at zero.
+
+    Args:
+        in_channels: of the features.
+        hidden: channels before the logits.
+        detail: channels of the unshuffled branch.
+        fine: channels of the fine branch; 0 leaves it out.
+        norm: see :class:`ConvBlock`.
     """
 
-    def __init__(self, in_channels: int, hidden: int = 128, detail: int = 64, norm: Norm = "bn") -> None:
+    def __init__(self, in_channels: int, hidden: int = 128, detail: int = 64, fine: int = 0, norm: Norm = "bn") -> None:
         super().__init__()
         self.detail = nn.Sequential(
             ConvBlock(CELL * CELL, detail, 1, norm=norm),
@@ -79,11 +90,26 @@ class DetailDetectorHead(nn.Module):
         )
         self.hidden = ConvBlock(in_channels + detail, hidden, norm=norm)
         self.out = ConvBlock(hidden, DUSTBIN + 1, 1, norm="none", relu=False)
+        self.fine: nn.Sequential | None = None
+        if fine:
+            self.fine = nn.Sequential(
+                ConvBlock(4, fine, norm=norm),
+                ConvBlock(fine, fine, norm=norm),
+                ConvBlock(fine, fine, norm=norm),
+                ConvBlock(fine, 4, norm="none", relu=False),
+            )
+            last = cast(ConvBlock, self.fine[-1]).conv
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(cast(Tensor, last.bias))
 
     def forward(self, features: Tensor, image: Tensor) -> Tensor:
         """Maps (B, C, h, w) features and their (B, 1, 8h, 8w) image to (B, 65, h, w) logits."""
         detail = self.detail(functional.pixel_unshuffle(image, CELL))
         logits: Tensor = self.out(self.hidden(torch.cat([features, detail], dim=1)))
+        if self.fine is not None:
+            pixels = functional.pixel_shuffle(self.fine(functional.pixel_unshuffle(image, 2)), 2)
+            positions = logits[:, :DUSTBIN] + functional.pixel_unshuffle(pixels, CELL)
+            logits = torch.cat([positions, logits[:, DUSTBIN:]], dim=1)
         return logits
 
 
@@ -157,7 +183,8 @@ class ModelConfig:
 
 
 MODEL_PRESETS: dict[str, ModelConfig] = {
-    "edge": ModelConfig(),
+    "edge": ModelConfig(detector_options={"fine": 16}),
+    "edge-coarse": ModelConfig(),
     "vgg": ModelConfig(encoder="vgg", detector="paper", descriptor="paper", descriptor_dim=256),
 }
 
@@ -210,6 +237,27 @@ class SuperPointNet(nn.Module):
             if isinstance(module, ConvBlock):
                 module.fold()
         return self
+
+
+def transfer(source: SuperPointNet, target: SuperPointNet) -> list[str]:
+    """Copy what two networks have in common, by name and shape.
+
+    Args:
+        source: where the tensors come from.
+        target: changed in place.
+
+    Returns:
+        The names of the target's tensors that kept their values.
+
+    Raises:
+        ConfigError: the encoders have nothing in common.
+    """
+    theirs, ours = source.state_dict(), target.state_dict()
+    common = {name for name, tensor in ours.items() if name in theirs and theirs[name].shape == tensor.shape}
+    if not any(name.startswith("encoder.") for name in common):
+        raise ConfigError(f"a {source.config.encoder} network has no weights for a {target.config.encoder} network")
+    target.load_state_dict({name: theirs[name] if name in common else tensor for name, tensor in ours.items()})
+    return sorted(set(ours) - common)
 
 
 def heatmap(logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from frontend.converters import convert_state_dict
 from frontend.encoders import ENCODERS, ConvBlock
 from frontend.errors import ConfigError, RegistryError, WeightsError
-from frontend.model import MODEL_PRESETS, ModelConfig, SuperPointNet
+from frontend.model import MODEL_PRESETS, ModelConfig, SuperPointNet, transfer
 from frontend.registry import Registry
 
 
@@ -55,6 +55,9 @@ def test_batch_equals_single(preset: ModelConfig) -> None:
 
 def test_gradients_reach_every_parameter(preset: ModelConfig) -> None:
     network = SuperPointNet(preset)
+    for parameter in network.parameters():
+        if not parameter.any():  # a layer that starts at zero lets nothing through yet
+            torch.nn.init.normal_(parameter)
     maps = network(torch.rand(2, 1, 32, 32))
     (maps.logits.square().sum() + maps.descriptors.square().sum()).backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
@@ -188,6 +191,35 @@ def test_configuration_errors() -> None:
         SuperPointNet(ModelConfig(encoder_options={"depth": 3}))
     with pytest.raises(ConfigError, match="3 channel widths"):
         SuperPointNet(ModelConfig(encoder="vgg", encoder_options={"channels": [8, 8, 8]}))
+
+
+def test_the_fine_branch_starts_without_effect_and_treats_all_pixels_alike() -> None:
+    coarse, fine = SuperPointNet(MODEL_PRESETS["edge-coarse"]), SuperPointNet(MODEL_PRESETS["edge"])
+    fresh = transfer(coarse, fine)
+    assert fresh
+    assert all(name.startswith("detector.fine.") for name in fresh)
+    image = torch.rand(1, 1, 64, 80)
+    coarse.eval()
+    fine.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(coarse(image).logits, fine(image).logits, rtol=0, atol=0)
+    for parameter in fine.detector.fine[-1].parameters():
+        torch.nn.init.normal_(parameter)
+    with torch.inference_mode():
+        added = heatmap_of(fine(image).logits - coarse(image).logits)
+        moved = heatmap_of(fine(image.roll(2, 3)).logits - coarse(image.roll(2, 3)).logits)
+    assert added.std() > 0.1
+    torch.testing.assert_close(moved[..., 16:48, 18:64], added.roll(2, 2)[..., 16:48, 18:64], rtol=1e-3, atol=1e-3)
+
+
+def heatmap_of(logits: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pixel_shuffle(logits[:, :64], 8)[:, 0]
+
+
+def test_transfer_needs_something_in_common() -> None:
+    narrow = ModelConfig(encoder_options={"width": 0.5}, detector="paper", descriptor="paper")
+    with pytest.raises(ConfigError, match="no weights for a vgg network"):
+        transfer(SuperPointNet(narrow), SuperPointNet(MODEL_PRESETS["vgg"]))
 
 
 def test_registry_refuses_doubles_and_names_the_known() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from frontend.cli.options import Option, add_options, resolve_options
 
-_MODELS = ("edge", "vgg")
+_MODELS = ("edge", "edge-coarse", "vgg")
 _COMMON = (
     Option("model", "edge", "network to train", _MODELS),
     Option("steps", 2000, "optimiser steps"),
@@ -99,8 +100,7 @@ def _run_superpoint(args: argparse.Namespace) -> int:
 
     import torch
 
-    from frontend.errors import ConfigError
-    from frontend.model import MODEL_PRESETS, SuperPointNet
+    from frontend.model import MODEL_PRESETS, SuperPointNet, transfer
     from frontend.training.datasets import PairConfig, WarpedPairs
     from frontend.training.tasks import SuperPointTask
     from frontend.training.trainer import Trainer
@@ -114,7 +114,9 @@ def _run_superpoint(args: argparse.Namespace) -> int:
     else:
         _, network = load_network(args.init, fold=False)
         if values["model"] and network.config != MODEL_PRESETS[values["model"]]:
-            raise ConfigError(f"--init {args.init} holds another network than --model {values['model']}")
+            source, network = network, SuperPointNet(MODEL_PRESETS[values["model"]])
+            fresh = transfer(source, network)
+            print(f"--init {args.init} is another network: {len(fresh)} tensors start afresh", file=sys.stderr)
         path = Path(args.init)
         described["init_sha256"] = sha256_of(path) if path.is_file() else args.init
     config = PairConfig()

@@ -98,9 +98,7 @@ def _iterate(images: Path, labels: Path, longest_side: int, threshold: float) ->
         yield LabelledPhoto(np.rint(resized * 255).astype(np.uint8), rescaled, scores[kept])
 
 
-def load_labelled_photos(
-    images: Path, labels: Path, longest_side: int, threshold: float = 0.0
-) -> list[LabelledPhoto]:
+def load_labelled_photos(images: Path, labels: Path, longest_side: int, threshold: float = 0.0) -> list[LabelledPhoto]:
     """Load all photographs that have a label file, gray, into memory.
 
     Args:
