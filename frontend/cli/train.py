@@ -38,6 +38,7 @@ SUPERPOINT_OPTIONS = (
     Option("height", 192, "of the views, pixels"),
     Option("photo_side", 480, "longest side that photographs are brought to, pixels"),
     Option("label_threshold", 0.0, "least score of a label that counts"),
+    Option("label_spacing", 4, "suppression radius among the labels of a view, pixels; 0 keeps all"),
     Option("descriptor_loss", "dual_softmax", "of the descriptor", ("dual_softmax", "hinge")),
     Option("descriptor_weight", 0.5, "of the descriptor's loss"),
     Option("lambda_d", 250.0, "weight of positive pairs in the hinge loss"),
@@ -125,6 +126,7 @@ def _run_superpoint(args: argparse.Namespace) -> int:
         size=(values["width"], values["height"]),
         photo_side=values["photo_side"],
         label_threshold=values["label_threshold"],
+        label_spacing=values["label_spacing"],
         relative=dataclasses.replace(config.relative, rotation=values["rotation"]),
         any_rotation=values["any_rotation"],
     )

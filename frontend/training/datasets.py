@@ -74,7 +74,7 @@ class PairConfig:
         mirror: share of the photographs that are mirrored.
         noise: photometric noise on both views.
         label_threshold: least score of a label that counts.
-        label_spacing: suppression radius among the labels of a view, pixels of the view.
+        label_spacing: suppression radius among the labels of a view, pixels of the view; 0 keeps all.
         labelled_points: labelled correspondences of a pair, at most.
         random_points: random ones besides.
     """
@@ -194,8 +194,11 @@ class WarpedPairs(Dataset[Sample]):
             view = warp_image(photo.image, H, config.size, border=border)
             images.append(photometric_noise(view, rng, config.noise))
             points = warp_points(photo.points, H)
-            apart = spaced(points, photo.scores, config.size, config.label_spacing)
-            labels.append(cell_labels(points[apart], config.size, rng, photo.scores[apart]))
+            scores = photo.scores
+            if config.label_spacing:
+                apart = spaced(points, scores, config.size, config.label_spacing)
+                points, scores = points[apart], scores[apart]
+            labels.append(cell_labels(points, config.size, rng, scores))
             # beyond the photograph nothing is labelled, so nothing there may count as "no point"
             masks.append(cell_mask(valid_mask(H, photo_size, config.size)))
         pairs, valid = self._correspondences(rng, photo, first, relative @ first)

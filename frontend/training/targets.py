@@ -55,7 +55,7 @@ def spaced(points: Float64Array, scores: np.ndarray, size: tuple[int, int], radi
     """
     width, height = size
     pixels = np.rint(points).astype(np.int64)
-    inside = ((pixels >= 0) & (pixels < np.array(size))).all(axis=1)
+    inside = np.asarray(((pixels >= 0) & (pixels < np.array(size))).all(axis=1), dtype=bool)
     x, y = np.where(inside[:, None], pixels, 0).T
     drawn = np.zeros((height, width), np.float32)
     np.maximum.at(drawn, (y[inside], x[inside]), scores[inside])

@@ -1,0 +1,21 @@
+#!/bin/sh
+# Train superpoint-edge as it was released: sh weights/recipes/train-edge.sh PHOTOGRAPHS [RUNS]
+# Every command goes on where it stopped, so the script can be started again after any interruption.
+set -eu
+photographs=${1:?usage: train-edge.sh PHOTOGRAPHS [RUNS]}
+runs=${2:-runs}
+recipes=$(dirname "$0")
+
+superpoint train magicpoint --config "$recipes/edge-magicpoint.toml" --out "$runs/magicpoint"
+superpoint label "$photographs" --model "$runs/magicpoint/magicpoint.safetensors" \
+    --config "$recipes/edge-label1.toml" --out "$runs/labels1"
+superpoint train superpoint --images "$photographs" --labels "$runs/labels1" \
+    --init "$runs/magicpoint/magicpoint.safetensors" --config "$recipes/edge-superpoint1.toml" --out "$runs/round1"
+superpoint label "$photographs" --model "$runs/round1/superpoint.safetensors" \
+    --config "$recipes/edge-label2.toml" --out "$runs/labels2"
+superpoint train superpoint --images "$photographs" --labels "$runs/labels2" \
+    --init "$runs/round1/superpoint.safetensors" --config "$recipes/edge-superpoint2.toml" --out "$runs/round2"
+superpoint train superpoint --images "$photographs" --labels "$runs/labels2" \
+    --init "$runs/round2/superpoint.safetensors" --config "$recipes/edge-superpoint3.toml" --out "$runs/round3"
+superpoint train superpoint --images "$photographs" --labels "$runs/labels2" \
+    --init "$runs/round3/superpoint.safetensors" --config "$recipes/edge-superpoint4.toml" --out "$runs/superpoint"
