@@ -214,3 +214,14 @@ def test_spaced_labels_are_those_of_greedy_suppression() -> None:
     assert set(kept.tolist()) <= set(taken)
     assert len(kept) >= 0.95 * len(taken) > 20
     assert not spaced(points[:0], scores[:0], (80, 60), 4).any()
+
+
+def test_a_distant_view_keeps_fewer_labels_when_they_are_spaced(photo: LabelledPhoto) -> None:
+    dense = LabelledPhoto(photo.image, np.repeat(photo.points, 2, axis=0), np.repeat(photo.scores, 2))
+    dense.points[1::2] += 5
+    dense.scores[1::2] *= 0.5
+    counts = []
+    for spacing in (0, 8):
+        data = WarpedPairs(0, photos=[dense], config=PairConfig(label_spacing=spacing))
+        counts.append(sum(int((data[i]["labels"] < 64).sum()) for i in range(6)))
+    assert counts[1] < 0.8 * counts[0]
