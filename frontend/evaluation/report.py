@@ -60,8 +60,10 @@ def protocol_line(result: BenchmarkResult) -> str:
     size = f"longest side at most {dataset.resize} px" if dataset.resize else "images as they are"
     seed = f", seed {dataset.seed}" if dataset.kind == "photos" else ""
     estimator = _ESTIMATORS[result.config.geometry_method]
+    # the line ends up in pictures that are passed on; where the data lies on this machine does not belong there
+    name = "/".join(dataset.path.resolve().parts[-2:]).lstrip("/")
     return (
-        f"{dataset.path} ({dataset.kind}{seed}), {size}, at most {result.max_keypoints} keypoints, "
+        f"{name} ({dataset.kind}{seed}), {size}, at most {result.max_keypoints} keypoints, "
         f"mutual nearest neighbours, {estimator} {result.config.threshold:g} px, correct within {CORRECT_PX:g} px"
     )
 
