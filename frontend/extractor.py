@@ -163,6 +163,9 @@ class SuperPoint:
         sizes = sorted({gray.shape[::-1] for gray, _ in prepared})
         if len(sizes) != 1:
             raise ConfigError(f"a batch has network inputs of {sizes or 'no size'}; expected one size")
+        return self._stack(prepared)
+
+    def _stack(self, prepared: Sequence[tuple[Float32Array, Geometry]]) -> Batch:
         stacked = torch.from_numpy(np.stack([gray for gray, _ in prepared]))[:, None]
         return Batch(stacked.to(self.device), [geometry for _, geometry in prepared])
 
@@ -241,8 +244,7 @@ class SuperPoint:
         results: dict[int, Features] = {}
         for members in groups.values():
             began = time.perf_counter()
-            stacked = torch.from_numpy(np.stack([prepared[i][0] for i in members]))[:, None]
-            batch = Batch(stacked.to(self.device), [prepared[i][1] for i in members])
+            batch = self._stack([prepared[i] for i in members])
             began = self._lap(times, "preprocess", began)
             maps = self.forward(batch)
             began = self._lap(times, "network", began)
