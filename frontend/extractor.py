@@ -20,10 +20,12 @@ from frontend.keypoints import (
     inside_border,
     non_maximum_suppression,
     refine_subpixel,
+    reorder,
     sample_descriptors,
     top_k,
 )
 from frontend.model import DenseMaps, SuperPointNet, heatmap
+from frontend.refinement import add_local
 from frontend.types import Features, Float32Array
 from frontend.weights import DEFAULT_MODEL, load_network
 
@@ -37,7 +39,8 @@ class ExtractorConfig:
         detection_threshold: probability that a keypoint exceeds, in [0, 1).
         nms_radius: suppression radius, pixels of the network's input.
         border: pixels along the edge without keypoints, where a keypoint's surroundings are unknown.
-        subpixel: whether keypoints are refined to the heat map's centre of mass.
+        subpixel: whether keypoints are refined below the pixel: by the network's refiner, or, where it has none, to the
+            heat map's centre of mass. Without it a refiner still scores and describes.
         resize: longest side that images are brought to, pixels; as given where None.
     """
 
@@ -84,6 +87,21 @@ class Batch(NamedTuple):
 
     images: Tensor
     geometries: list[Geometry]
+
+
+class Described(NamedTuple):
+    """Keypoints of a batch with what is known of them, on the device.
+
+    Attributes:
+        keypoints: K of each image, in pixels of the network's input, best first.
+        descriptors: (B, K, D) float32 of unit norm.
+        sigmas: (B, K) float32, standard deviation of the position along an axis, pixels of the network's input; None
+            where the network has no refiner.
+    """
+
+    keypoints: BatchedKeypoints
+    descriptors: Tensor
+    sigmas: Tensor | None
 
 
 @dataclass
@@ -184,28 +202,36 @@ class SuperPoint:
         return maps
 
     @torch.inference_mode()
-    def postprocess(self, maps: DenseMaps, batch: Batch) -> tuple[BatchedKeypoints, Tensor]:
-        """Pick keypoints and sample their descriptors, on the device, without waiting for it.
-
-        Returns:
-            K keypoints of each image, in pixels of the network's input, and (B, K, D) descriptors of unit norm;
-            both in float32.
-        """
+    def postprocess(self, maps: DenseMaps, batch: Batch) -> Described:
+        """Pick keypoints, refine them and sample their descriptors, on the device, without waiting for it."""
         config = self.config
         heat = heatmap(maps.logits)
         sizes = torch.tensor([g.resized for g in batch.geometries], device=self.device)
         candidates = inside_border(non_maximum_suppression(heat, config.nms_radius), config.border, sizes)
         found = top_k(candidates, config.max_keypoints, config.detection_threshold, config.nms_radius)
-        keypoints = refine_subpixel(heat, found.keypoints) if config.subpixel else found.keypoints
         size = (heat.shape[2], heat.shape[1])
-        descriptors = sample_descriptors(maps.descriptors, keypoints, size)
-        return found._replace(keypoints=keypoints), descriptors
+        refinement = self.network.refine(batch.images, found.keypoints, found.scores)
+        if refinement is None:
+            if config.subpixel:
+                found = found._replace(keypoints=refine_subpixel(heat, found.keypoints))
+            return Described(found, sample_descriptors(maps.descriptors, found.keypoints, size), None)
+        keypoints = found.keypoints + refinement.offsets if config.subpixel else found.keypoints
+        dense = sample_descriptors(maps.descriptors, keypoints, size)
+        found = BatchedKeypoints(keypoints, refinement.logits.sigmoid() * found.valid, found.valid)
+        found, order = reorder(found)
+        descriptors = add_local(dense, refinement.descriptors)
+        return Described(
+            found,
+            descriptors.gather(1, order[..., None].expand_as(descriptors)),
+            refinement.log_sigmas.exp().gather(1, order),
+        )
 
-    def collect(self, found: BatchedKeypoints, descriptors: Tensor, batch: Batch) -> list[Features]:
+    def collect(self, found: Described, batch: Batch) -> list[Features]:
         """Bring a batch's results to the host: unpadded, in pixels of the original images."""
-        valid = found.valid.cpu().numpy()
-        keypoints, scores = found.keypoints.cpu().numpy(), found.scores.cpu().numpy()
-        described = descriptors.cpu().numpy()
+        valid = found.keypoints.valid.cpu().numpy()
+        keypoints, scores = found.keypoints.keypoints.cpu().numpy(), found.keypoints.scores.cpu().numpy()
+        described = found.descriptors.cpu().numpy()
+        sigmas = None if found.sigmas is None else found.sigmas.cpu().numpy()
         features = []
         for i, geometry in enumerate(batch.geometries):
             # valid keypoints come first, as scores fall
@@ -220,6 +246,8 @@ class SuperPoint:
                     descriptors=described[i, :count].copy(),
                     image_size=geometry.original,
                     model=self.name,
+                    # one figure for both axes: their scales differ by rounding only
+                    sigmas=None if sigmas is None else sigmas[i, :count] * np.float32(sum(back) / 2),
                 )
             )
         return features
@@ -248,8 +276,8 @@ class SuperPoint:
             began = self._lap(times, "preprocess", began)
             maps = self.forward(batch)
             began = self._lap(times, "network", began)
-            found, descriptors = self.postprocess(maps, batch)
-            results |= dict(zip(members, self.collect(found, descriptors, batch), strict=True))
+            found = self.postprocess(maps, batch)
+            results |= dict(zip(members, self.collect(found, batch), strict=True))
             self._lap(times, "keypoints", began)
         return [results[i] for i in range(len(images))]
 

@@ -134,6 +134,18 @@ def top_k(maps: Tensor, k: int, threshold: float, nms_radius: int = 0) -> Batche
     return BatchedKeypoints(keypoints * valid[..., None], scores * valid, valid)
 
 
+def reorder(found: BatchedKeypoints) -> tuple[BatchedKeypoints, Tensor]:
+    """Sort keypoints by falling scores, the invalid ones behind; equal scores keep their order.
+
+    Returns:
+        The keypoints, and the (B, K) int64 order that they were brought in.
+    """
+    # an invalid keypoint may not stand before a valid one of score 0
+    order = (found.scores - (~found.valid).to(found.scores.dtype)).argsort(dim=1, descending=True, stable=True)
+    keypoints = found.keypoints.gather(1, order[..., None].expand_as(found.keypoints))
+    return BatchedKeypoints(keypoints, found.scores.gather(1, order), found.valid.gather(1, order)), order
+
+
 def refine_subpixel(maps: Tensor, keypoints: Tensor, radius: int = 2) -> Tensor:
     """Move keypoints to the centre of mass of the heat map about them (soft-argmax).
 

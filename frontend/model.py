@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from frontend.encoders import ENCODERS, ConvBlock, Norm
 from frontend.errors import ConfigError
+from frontend.refinement import REFINERS, Refinement
 from frontend.registry import Registry
 
 CELL = 8
@@ -156,6 +157,8 @@ class ModelConfig:
         encoder_options: keyword arguments of the encoder.
         detector_options: keyword arguments of the detector head.
         descriptor_options: keyword arguments of the descriptor head.
+        refiner: name in the refiner registry; "" for none, as in the paper.
+        refiner_options: keyword arguments of the refiner.
     """
 
     encoder: str = "compact"
@@ -165,6 +168,8 @@ class ModelConfig:
     encoder_options: dict[str, Any] = field(default_factory=dict)
     detector_options: dict[str, Any] = field(default_factory=dict)
     descriptor_options: dict[str, Any] = field(default_factory=dict)
+    refiner: str = ""
+    refiner_options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
@@ -183,7 +188,8 @@ class ModelConfig:
 
 
 MODEL_PRESETS: dict[str, ModelConfig] = {
-    "edge": ModelConfig(detector_options={"fine": 16}),
+    "edge": ModelConfig(detector_options={"fine": 16}, refiner="patch"),
+    "edge-dense": ModelConfig(detector_options={"fine": 16}),
     "edge-coarse": ModelConfig(),
     "vgg": ModelConfig(encoder="vgg", detector="paper", descriptor="paper", descriptor_dim=256),
 }
@@ -210,6 +216,9 @@ class SuperPointNet(nn.Module):
             self.descriptor = DESCRIPTOR_HEADS.get(config.descriptor)(
                 channels, dim=config.descriptor_dim, **config.descriptor_options
             )
+            self.refiner: nn.Module | None = None
+            if config.refiner:
+                self.refiner = REFINERS.get(config.refiner)(config.descriptor_dim, **config.refiner_options)
         except TypeError as error:
             raise ConfigError(f"model options do not fit {config.encoder}: {error}") from error
 
@@ -229,6 +238,19 @@ class SuperPointNet(nn.Module):
         """The detector alone: (B, 1, H, W) to (B, 65, H/8, W/8) logits (MagicPoint)."""
         logits: Tensor = self.detector(self.encoder(image), image)
         return logits
+
+    def refine(self, image: Tensor, keypoints: Tensor, scores: Tensor) -> Refinement | None:
+        """Refine keypoints from the pixels about them; None where the network has no refiner.
+
+        Args:
+            image: (B, 1, H, W) float in [0, 1].
+            keypoints: (B, K, 2) float32 integer pixels.
+            scores: (B, K) float32 in [0, 1], of the detector.
+        """
+        if self.refiner is None:
+            return None
+        refinement: Refinement = self.refiner(image, keypoints, scores)
+        return refinement
 
     def fold(self) -> SuperPointNet:
         """Merge batch norms into convolutions, in place; returns the network in evaluation mode."""

@@ -37,6 +37,8 @@ class Features:
         descriptors: (N, D) float32, each of unit L2 norm.
         image_size: (width, height) of the original image.
         model: name of the model that made them.
+        sigmas: (N,) float32, standard deviation of the position along an axis, pixels of the original image; None where
+            the model does not know it.
     """
 
     keypoints: Float32Array
@@ -44,6 +46,7 @@ class Features:
     descriptors: Float32Array
     image_size: tuple[int, int]
     model: str = ""
+    sigmas: Float32Array | None = None
 
     def __len__(self) -> int:
         return int(self.keypoints.shape[0])

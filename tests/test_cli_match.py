@@ -16,7 +16,18 @@ from frontend.image import read_image
 from frontend.types import Features, Fundamental, Homography, Matches, MatchResult, Status
 
 KEYS = [
-    *("image0", "image1", "keypoints0", "keypoints1", "scores0", "scores1", "matches", "match_scores"),
+    *(
+        "image0",
+        "image1",
+        "keypoints0",
+        "keypoints1",
+        "scores0",
+        "scores1",
+        "sigmas0",
+        "sigmas1",
+        "matches",
+        "match_scores",
+    ),
     *("inliers", "homography", "status", "timings_ms", "model"),
 ]
 
@@ -32,7 +43,8 @@ class FakeExtractor:
         points = np.linspace(1.1, 12.3, 2 * count, dtype=np.float32).reshape(-1, 2)
         scores = np.linspace(0.9, 0.1, count, dtype=np.float32)
         size = (image.shape[1], image.shape[0])
-        return Features(points, scores, np.zeros((count, 4), np.float32), size, self.name)
+        sigmas = np.full(count, 0.3, np.float32)
+        return Features(points, scores, np.zeros((count, 4), np.float32), size, self.name, sigmas)
 
 
 class FakePipeline:

@@ -110,10 +110,10 @@ def test_stages_compose_to_extract(extractor: SuperPoint) -> None:
     image = np.random.default_rng(2).integers(0, 256, (64, 64), dtype=np.uint8)
     batch = extractor.preprocess([image])
     assert batch.images.shape == (1, 1, 64, 64)
-    found, descriptors = extractor.postprocess(extractor.forward(batch), batch)
-    (features,) = extractor.collect(found, descriptors, batch)
+    found = extractor.postprocess(extractor.forward(batch), batch)
+    (features,) = extractor.collect(found, batch)
     np.testing.assert_array_equal(features.keypoints, extractor.extract(image).keypoints)
-    assert found.keypoints.shape == (1, 1024, 2)
+    assert found.keypoints.keypoints.shape == (1, 1024, 2)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (17, 31), (8, 8)])

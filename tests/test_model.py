@@ -58,8 +58,13 @@ def test_gradients_reach_every_parameter(preset: ModelConfig) -> None:
     for parameter in network.parameters():
         if not parameter.any():  # a layer that starts at zero lets nothing through yet
             torch.nn.init.normal_(parameter)
-    maps = network(torch.rand(2, 1, 32, 32))
-    (maps.logits.square().sum() + maps.descriptors.square().sum()).backward()
+    images = torch.rand(2, 1, 32, 32)
+    maps = network(images)
+    loss = maps.logits.square().sum() + maps.descriptors.square().sum()
+    refined = network.refine(images, torch.randint(0, 32, (2, 5, 2)).float(), torch.rand(2, 5))
+    if refined is not None:
+        loss = loss + sum(values.square().sum() for values in refined)
+    loss.backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
@@ -194,7 +199,7 @@ def test_configuration_errors() -> None:
 
 
 def test_the_fine_branch_starts_without_effect_and_treats_all_pixels_alike() -> None:
-    coarse, fine = SuperPointNet(MODEL_PRESETS["edge-coarse"]), SuperPointNet(MODEL_PRESETS["edge"])
+    coarse, fine = SuperPointNet(MODEL_PRESETS["edge-coarse"]), SuperPointNet(MODEL_PRESETS["edge-dense"])
     fresh = transfer(coarse, fine)
     assert fresh
     assert all(name.startswith("detector.fine.") for name in fresh)

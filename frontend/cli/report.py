@@ -72,8 +72,9 @@ def to_json(report: Report) -> dict[str, Any]:
 
     Returns:
         Keys image0 and image1 (path, width, height, num_keypoints), keypoints0, keypoints1 (N, 2), scores0,
-        scores1, matches (M, 2), match_scores, inliers (M booleans), homography (3 x 3 or null), status,
-        timings_ms and model; with a fundamental matrix asked for, also fundamental (3 x 3 or null).
+        scores1, sigmas0, sigmas1 (N; null where the model does not know them), matches (M, 2), match_scores,
+        inliers (M booleans), homography (3 x 3 or null), status, timings_ms and model; with a fundamental matrix
+        asked for, also fundamental (3 x 3 or null).
     """
     from frontend.types import Fundamental
 
@@ -90,6 +91,8 @@ def to_json(report: Report) -> dict[str, Any]:
     document["keypoints1"] = _floats(result.features1.keypoints)
     document["scores0"] = _floats(result.features0.scores)
     document["scores1"] = _floats(result.features1.scores)
+    for key, sigmas in (("sigmas0", result.features0.sigmas), ("sigmas1", result.features1.sigmas)):
+        document[key] = None if sigmas is None else _floats(sigmas)
     document["matches"] = result.matches.matches.tolist()
     document["match_scores"] = _floats(result.matches.match_scores)
     document["inliers"] = geometry.inliers.tolist()

@@ -9,7 +9,7 @@ from typing import Any
 
 from frontend.cli.options import Option, add_options, resolve_options
 
-_MODELS = ("edge", "edge-coarse", "vgg")
+_MODELS = ("edge", "edge-dense", "edge-coarse", "vgg")
 _COMMON = (
     Option("model", "edge", "network to train", _MODELS),
     Option("steps", 2000, "optimiser steps"),
@@ -44,6 +44,8 @@ SUPERPOINT_OPTIONS = (
     Option("lambda_d", 250.0, "weight of positive pairs in the hinge loss"),
     Option("temperature", 0.05, "of the dual softmax"),
     Option("position_weight", 0.0, "of the loss on the distance of corresponding keypoints"),
+    Option("refined_points", 192, "keypoints of a view that the refiner learns from"),
+    Option("anisotropy", 0.35, "standard deviation of the log ratio of the scales along two axes of a pair"),
     Option("rotation", 0.7, "largest relative rotation of a pair, radians"),
     Option("any_rotation", 0.1, "share of pairs rotated by anything up to 180 degrees"),
 )
@@ -127,7 +129,7 @@ def _run_superpoint(args: argparse.Namespace) -> int:
         photo_side=values["photo_side"],
         label_threshold=values["label_threshold"],
         label_spacing=values["label_spacing"],
-        relative=dataclasses.replace(config.relative, rotation=values["rotation"]),
+        relative=dataclasses.replace(config.relative, rotation=values["rotation"], anisotropy=values["anisotropy"]),
         any_rotation=values["any_rotation"],
     )
     data = WarpedPairs(values["seed"], args.images, args.labels, config)
@@ -139,6 +141,7 @@ def _run_superpoint(args: argparse.Namespace) -> int:
         values["lambda_d"],
         values["temperature"],
         values["position_weight"],
+        values["refined_points"],
     )
     print(Trainer(task, network, _train_config(values), args.out, described).run())
     return 0

@@ -38,8 +38,9 @@ class ConvBlock(nn.Module):
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel: side of the square kernel, odd; the padding keeps the size.
+        kernel: side of the square kernel, odd.
         stride: of the convolution.
+        padding: zeros around the input; kernel // 2, which keeps the size, where it is not given.
         norm: "bn" is convolution, batch norm, ReLU; "relu_bn" is convolution, ReLU, batch norm; "none" has no
             batch norm and a bias.
         relu: whether there is a ReLU.
@@ -53,6 +54,7 @@ class ConvBlock(nn.Module):
         kernel: int = 3,
         *,
         stride: int = 1,
+        padding: int | None = None,
         norm: Norm = "bn",
         relu: bool = True,
         eps: float = 1e-5,
@@ -60,7 +62,8 @@ class ConvBlock(nn.Module):
         super().__init__()
         # before a batch norm a bias would be cancelled by the mean; behind a ReLU it would not
         bias = norm != "bn"
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=bias)
+        around = kernel // 2 if padding is None else padding
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, around, bias=bias)
         self.norm: nn.Module = nn.Identity() if norm == "none" else nn.BatchNorm2d(out_channels, eps=eps)
         self.relu: nn.Module = nn.ReLU(inplace=True) if relu else nn.Identity()
         self.norm_last = norm == "relu_bn"

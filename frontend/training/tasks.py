@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from frontend.errors import ConfigError
-from frontend.keypoints import sample_descriptors
+from frontend.keypoints import inside_border, non_maximum_suppression, sample_descriptors, top_k
 from frontend.model import DenseMaps, SuperPointNet, heatmap
+from frontend.refinement import Refinement, add_local
 from frontend.training.datasets import Sample
 from frontend.training.losses import detector_loss, dual_softmax_loss, hinge_descriptor_loss, position_loss
+from frontend.training.refinement import correspond, matching_loss, position_nll, repetition_loss
 
 DESCRIPTOR_LOSSES = ("dual_softmax", "hinge")
+# how keypoints are picked for the refiner's losses: as at inference, with the poor ones among them
+_NMS_RADIUS = 4
+_BORDER = 4
+_LEAST_SCORE = 0.003
 
 
 def to_network_input(image: Tensor) -> Tensor:
@@ -64,6 +71,7 @@ class SuperPointTask:
         lambda_d: weight of positive pairs in the hinge loss.
         temperature: of the dual softmax.
         position_weight: of the position loss; 0 leaves it out.
+        refined_points: keypoints of each view that the refiner learns from, where the network has one.
 
     Raises:
         ConfigError: the loss is unknown.
@@ -79,6 +87,7 @@ class SuperPointTask:
         lambda_d: float = 250.0,
         temperature: float = 0.05,
         position_weight: float = 0.0,
+        refined_points: int = 192,
     ) -> None:
         if descriptor_loss not in DESCRIPTOR_LOSSES:
             raise ConfigError(
@@ -90,15 +99,24 @@ class SuperPointTask:
         self.lambda_d = lambda_d
         self.temperature = temperature
         self.position_weight = position_weight
+        self.refined_points = refined_points
 
     def forward(self, network: SuperPointNet, batch: Sample) -> tuple[Tensor, ...]:
-        maps: DenseMaps = network(to_network_input(batch["image"]))
-        return maps
+        image = to_network_input(batch["image"])
+        maps: DenseMaps = network(image)
+        if network.refiner is None:
+            return maps
+        heat = heatmap(maps.logits.detach())
+        candidates = inside_border(non_maximum_suppression(heat, _NMS_RADIUS), _BORDER)
+        found = top_k(candidates, self.refined_points, _LEAST_SCORE, _NMS_RADIUS)
+        refinement = network.refine(image, found.keypoints, found.scores)
+        assert refinement is not None
+        return (*maps, found.keypoints, found.valid, *refinement)
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Sample) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch["image"]
         pairs, size = images.shape[0], (images.shape[-1], images.shape[-2])
-        maps = DenseMaps(*outputs)
+        maps = DenseMaps(*outputs[:2])
         detector = detector_loss(maps.logits, batch["labels"].flatten(0, 1).long(), batch["mask"].flatten(0, 1))
         logged = {"loss/detector": detector.detach()}
         if self.descriptor_loss == "hinge":
@@ -127,4 +145,34 @@ class SuperPointTask:
             position = position_loss(heat, batch["points"], batch["valid"] & batch["labelled"], batch["H"])
             logged["loss/position"] = position.detach()
             total = total + self.position_weight * position
+        if len(outputs) > 2:
+            keypoints, valid, *refined = outputs[2:]
+            found = _refinement_losses(maps, keypoints, valid > 0, Refinement(*refined), batch, self.temperature)
+            logged |= {name: value.detach() for name, value in found.items()}
+            total = total + found["loss/offset"] + found["loss/repetition"] + self.weight * found["loss/matching"]
         return total, logged
+
+
+def _refinement_losses(
+    maps: DenseMaps, keypoints: Tensor, valid: Tensor, refinement: Refinement, batch: Sample, temperature: float
+) -> dict[str, Tensor]:
+    """Losses on the network's own keypoints, and how well they match."""
+    H, images = batch["H"], batch["image"]
+    size, pairs = (images.shape[-1], images.shape[-2]), images.shape[0]
+
+    def by_pair(values: Tensor) -> Tensor:
+        return values.reshape(pairs, 2, *values.shape[1:])
+
+    points = keypoints + refinement.offsets
+    dense = sample_descriptors(maps.descriptors, points.detach(), size)
+    descriptors, points, valid = by_pair(add_local(dense, refinement.descriptors)), by_pair(points), by_pair(valid)
+    with torch.no_grad():
+        found = correspond(points, valid, H)
+    matching, accuracy = matching_loss(descriptors, valid, found, temperature)
+    settled = points.detach()
+    return {
+        "loss/offset": position_nll(points, by_pair(refinement.log_sigmas), H, found),
+        "loss/repetition": repetition_loss(by_pair(refinement.logits), settled, valid, H, found, size, _BORDER),
+        "loss/matching": matching,
+        "detected_accuracy": accuracy,
+    }

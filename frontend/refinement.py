@@ -1,0 +1,132 @@
+"""Refinement of keypoints from the pixels about them: position, how sure it is, score, and a local descriptor.
+
+The dense maps know a keypoint to about a pixel, and their descriptors change slowly from cell to cell: neighbours a
+few pixels apart look alike. A small network over one patch of the image for each keypoint adds what they lack (after
+Keypt2Subpx, Kim et al. 2024, which refines matches; here a keypoint is refined on its own, so that it can be stored).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from frontend.encoders import ConvBlock, Norm
+from frontend.registry import Registry
+
+
+class Refinement(NamedTuple):
+    """What a refiner says about keypoints.
+
+    Attributes:
+        offsets: (B, K, 2) float32 pixels, to be added to the integer keypoints.
+        log_sigmas: (B, K) float32, natural logarithm of the position's standard deviation along an axis, pixels.
+        logits: (B, K) float32; their sigmoid is the probability that another view shows the keypoint again.
+        descriptors: (B, K, D) float32, to be added to the unit descriptors of the dense map.
+    """
+
+    offsets: Tensor
+    log_sigmas: Tensor
+    logits: Tensor
+    descriptors: Tensor
+
+
+def gather_patches(images: Tensor, keypoints: Tensor, size: int) -> Tensor:
+    """Cut a square out of the image about each keypoint; beyond the edge the last pixel is repeated.
+
+    Args:
+        images: (B, 1, H, W) float.
+        keypoints: (B, K, 2) float32 integer pixels, inside the image.
+        size: side of the square, odd.
+
+    Returns:
+        (B * K, 1, size, size).
+    """
+    batch, _, height, width = images.shape
+    steps = torch.arange(size, device=images.device) - size // 2
+    x = (keypoints[..., 0].long()[..., None] + steps).clamp(0, width - 1)
+    y = (keypoints[..., 1].long()[..., None] + steps).clamp(0, height - 1)
+    index = (y[..., :, None] * width + x[..., None, :]).reshape(batch, -1)
+    return images.reshape(batch, -1).gather(1, index).reshape(-1, 1, size, size)
+
+
+class PatchRefiner(nn.Module):
+    """Four unpadded convolutions over a patch of the image, contrast-normalised, and two heads.
+
+    Args:
+        dim: D, of the descriptor that the local part is added to.
+        channels: of the four convolutions; the second has stride 2.
+        hidden: units before the position.
+        reach: largest offset along an axis, pixels.
+        norm: see :class:`ConvBlock`.
+    """
+
+    SIZE = 17
+    """Side of the patch, pixels."""
+
+    def __init__(
+        self,
+        dim: int,
+        channels: tuple[int, int, int, int] = (16, 24, 32, 32),
+        hidden: int = 64,
+        reach: float = 3.0,
+        norm: Norm = "bn",
+    ) -> None:
+        super().__init__()
+        if len(channels) != 4:
+            raise TypeError(f"channels are {channels}; expected four")
+        self.reach = reach
+        inputs = (1, *channels[:3])
+        self.layers = nn.Sequential(
+            *(
+                ConvBlock(a, b, stride=2 if i == 1 else 1, padding=0, norm=norm)
+                for i, (a, b) in enumerate(zip(inputs, channels, strict=True))
+            )
+        )
+        # 17 -> 15 -> 7 -> 5 -> 3
+        flat = channels[-1] * 9
+        self.position = nn.Sequential(nn.Linear(flat, hidden), nn.ReLU(inplace=True))
+        self.position_out = nn.Linear(hidden, 4)
+        self.score_gain = nn.Parameter(torch.ones(()))
+        self.local = nn.Linear(flat, dim)
+        # at the start keypoints stay where they are and descriptors as they are
+        for layer in (self.position_out, self.local):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, images: Tensor, keypoints: Tensor, scores: Tensor) -> Refinement:
+        """Refine integer keypoints.
+
+        Args:
+            images: (B, 1, H, W) float in [0, 1].
+            keypoints: (B, K, 2) float32 integer pixels.
+            scores: (B, K) float32 in [0, 1], of the detector.
+        """
+        batch, count, _ = keypoints.shape
+        patches = gather_patches(images, keypoints, self.SIZE)
+        centred = patches - patches.mean(dim=(2, 3), keepdim=True)
+        # the floor of about five grey levels keeps flat patches from being blown up to noise
+        spread = centred.square().mean(dim=(2, 3), keepdim=True).sqrt()
+        features = self.layers(centred / (spread + 0.02)).flatten(1)
+        # not in half precision: its steps would be hundredths of a pixel
+        with torch.autocast(features.device.type, enabled=False):
+            position = self.position_out(self.position(features.float()))
+        offsets = self.reach * torch.tanh(position[:, :2] / self.reach)
+        logits = self.score_gain * torch.logit(scores, 1e-4) + position[:, 3].reshape(batch, count)
+        return Refinement(
+            offsets.reshape(batch, count, 2),
+            position[:, 2].clamp(-3.0, 3.0).reshape(batch, count),
+            logits,
+            self.local(features).float().reshape(batch, count, -1),
+        )
+
+
+REFINERS: Registry[type[nn.Module]] = Registry("refiner", "superpoint.refiners")
+REFINERS.register("patch")(PatchRefiner)
+
+
+def add_local(descriptors: Tensor, local: Tensor) -> Tensor:
+    """Unit descriptors of the dense map and their local parts to unit descriptors, (B, K, D)."""
+    return functional.normalize(descriptors + local, dim=-1)
