@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from frontend.encoders import Part
 from frontend.errors import WeightsError
 from frontend.model import ModelConfig
 
@@ -52,7 +53,8 @@ def _normalised(names: list[str]) -> dict[str, str]:
 
 def _config(norm: str, eps: float) -> ModelConfig:
     options = {"norm": norm, "eps": eps}
-    return ModelConfig("vgg", "paper", "paper", 256, dict(options), dict(options), dict(options))
+    encoder = str(Part("vgg", options))
+    return ModelConfig(encoder, "paper", "paper", 256, dict(options), dict(options))
 
 
 def convert_state_dict(state: Mapping[str, Tensor], source: str) -> tuple[ModelConfig, dict[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frontend.encoders import ENCODERS, ConvBlock, Norm
+from frontend.encoders import ConvBlock, Norm, Part, TokenEncoder, build_encoder
 from frontend.errors import ConfigError
 from frontend.refinement import REFINERS, Refinement
 from frontend.registry import Registry
@@ -150,11 +150,10 @@ class ModelConfig:
     """Which network to build; stored in the metadata of a weight file.
 
     Attributes:
-        encoder: name in the encoder registry.
+        encoder: specification of the encoder and its context modules, see :func:`frontend.encoders.parse_spec`.
         detector: name in the detector-head registry.
         descriptor: name in the descriptor-head registry.
         descriptor_dim: D.
-        encoder_options: keyword arguments of the encoder.
         detector_options: keyword arguments of the detector head.
         descriptor_options: keyword arguments of the descriptor head.
         refiner: name in the refiner registry; "" for none, as in the paper.
@@ -165,7 +164,6 @@ class ModelConfig:
     detector: str = "detail"
     descriptor: str = "context"
     descriptor_dim: int = 128
-    encoder_options: dict[str, Any] = field(default_factory=dict)
     detector_options: dict[str, Any] = field(default_factory=dict)
     descriptor_options: dict[str, Any] = field(default_factory=dict)
     refiner: str = ""
@@ -178,6 +176,11 @@ class ModelConfig:
         Raises:
             ConfigError: a key is unknown.
         """
+        values = dict(values)
+        # weight files of version 0.1 hold the encoder's options apart from its name
+        options = values.pop("encoder_options", None)
+        if options:
+            values["encoder"] = str(Part(values["encoder"], options))
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
             raise ConfigError(f"unknown model setting '{unknown[0]}'; expected {', '.join(cls.__dataclass_fields__)}")
@@ -209,9 +212,9 @@ class SuperPointNet(nn.Module):
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or ModelConfig()
+        self.encoder, self.contexts = build_encoder(config.encoder)
+        channels = self.contexts[-1].out_channels if len(self.contexts) else self.encoder.out_channels
         try:
-            self.encoder = ENCODERS.get(config.encoder)(**config.encoder_options)
-            channels = self.encoder.out_channels
             self.detector = DETECTOR_HEADS.get(config.detector)(channels, **config.detector_options)
             self.descriptor = DESCRIPTOR_HEADS.get(config.descriptor)(
                 channels, dim=config.descriptor_dim, **config.descriptor_options
@@ -220,23 +223,53 @@ class SuperPointNet(nn.Module):
             if config.refiner:
                 self.refiner = REFINERS.get(config.refiner)(config.descriptor_dim, **config.refiner_options)
         except TypeError as error:
-            raise ConfigError(f"model options do not fit {config.encoder}: {error}") from error
+            raise ConfigError(f"options of a head do not fit: {error}") from None
 
-    def forward(self, image: Tensor) -> DenseMaps:
+    def encode(
+        self, image: Tensor, raster: Tensor | None = None, mix: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the encoder and its context modules.
+
+        Args:
+            image: (B, 1, H, W) float in [0, 1]; H and W multiples of 8.
+            raster: (B, M, H, W) float map layers in the image's frame, for the context modules that take one.
+            mix: maps the tokens of the batch to tokens, between embedding and encoding (training only).
+
+        Returns:
+            Features (B, C, H/8, W/8), and the context modules' auxiliary outputs by name.
+
+        Raises:
+            ConfigError: tokens are to be mixed, and the encoder has none.
+        """
+        if mix is None:
+            features = self.encoder(image)
+        elif isinstance(self.encoder, TokenEncoder):
+            features = self.encoder.encode(mix(self.encoder.embed(image)))
+        else:
+            raise ConfigError(f"encoder '{self.config.encoder}' has no tokens to mix")
+        auxiliary: dict[str, Tensor] = {}
+        for context in self.contexts:
+            features, found = context(features, raster)
+            auxiliary |= found
+        return features, auxiliary
+
+    def forward(self, image: Tensor, raster: Tensor | None = None) -> DenseMaps:
         """Compute the dense maps.
 
         Args:
             image: (B, 1, H, W) float in [0, 1]; H and W multiples of 8.
+            raster: see :meth:`encode`.
 
         Returns:
             Logits (B, 65, H/8, W/8) and descriptors (B, D, H/8, W/8).
         """
-        features = self.encoder(image)
+        features, _ = self.encode(image, raster)
         return DenseMaps(self.detector(features, image), self.descriptor(features))
 
-    def detect(self, image: Tensor) -> Tensor:
+    def detect(self, image: Tensor, raster: Tensor | None = None) -> Tensor:
         """The detector alone: (B, 1, H, W) to (B, 65, H/8, W/8) logits (MagicPoint)."""
-        logits: Tensor = self.detector(self.encoder(image), image)
+        features, _ = self.encode(image, raster)
+        logits: Tensor = self.detector(features, image)
         return logits
 
     def refine(self, image: Tensor, keypoints: Tensor, scores: Tensor) -> Refinement | None:
@@ -253,11 +286,14 @@ class SuperPointNet(nn.Module):
         return refinement
 
     def fold(self) -> SuperPointNet:
-        """Merge batch norms into convolutions, in place; returns the network in evaluation mode."""
+        """Bring the network to its inference form, in place: batch norms merged into convolutions, branches into one.
+
+        Every module with a method ``fold`` takes part. Returns the network in evaluation mode.
+        """
         self.eval()
-        for module in self.modules():
-            if isinstance(module, ConvBlock):
-                module.fold()
+        for module in list(self.modules()):
+            if callable(getattr(module, "fold", None)) and module is not self:
+                module.fold()  # type: ignore[operator]
         return self
 
 

@@ -1,6 +1,18 @@
-"""Encoders, by name: ``ENCODERS.get("vgg")``."""
+"""Encoders and context modules, by specification: ``build_encoder("vgg+strip_pooling")``."""
 
 from frontend.encoders import compact, vgg  # noqa: F401  (registers them)
-from frontend.encoders.base import ENCODERS, ConvBlock, Encoder, Norm
+from frontend.encoders.base import CONTEXTS, ENCODERS, Context, ConvBlock, Encoder, Norm, TokenEncoder
+from frontend.encoders.spec import Part, build_encoder, parse_spec
 
-__all__ = ["ENCODERS", "ConvBlock", "Encoder", "Norm"]
+__all__ = [
+    "CONTEXTS",
+    "ENCODERS",
+    "Context",
+    "ConvBlock",
+    "Encoder",
+    "Norm",
+    "Part",
+    "TokenEncoder",
+    "build_encoder",
+    "parse_spec",
+]

@@ -1,4 +1,4 @@
-"""The contract of an encoder, and the convolution block that the networks are built from."""
+"""The contracts of encoders and context modules, and the convolution block that the networks are built from."""
 
 from __future__ import annotations
 
@@ -16,20 +16,66 @@ Norm = Literal["none", "bn", "relu_bn"]
 class Encoder(nn.Module):
     """Maps gray images to features at an eighth of their size.
 
-    ``forward`` takes (B, 1, H, W) float in [0, 1], H and W multiples of 8 (any such size), and returns
-    (B, out_channels, H/8, W/8).
+    ``forward`` takes (B, 1, H, W) float in [0, 1], H and W multiples of 8 (any such size from 16 x 16), and returns
+    (B, out_channels, H/8, W/8). The first line of the class's docstring says what it is in one sentence.
+
+    A module in it that is trained in one form and used in another has a method ``fold()`` that brings it, in place,
+    to the second; it is called in evaluation mode.
 
     Attributes:
+        paper: authors, year and arXiv number of where it comes from.
         stride: input pixels per feature cell, along each axis.
         out_channels: channels of the output.
     """
 
+    paper: str = ""
     stride: int = 8
     out_channels: int
 
 
+class TokenEncoder(Encoder):
+    """An encoder that turns the image into tokens, one for each 8 x 8 cell, and then works on those alone.
+
+    ``forward(image)`` is ``encode(embed(image))``; between the two, training may mix the tokens of images.
+    """
+
+    def embed(self, image: Tensor) -> Tensor:
+        """(B, 1, H, W) to (B, C, H/8, W/8) tokens."""
+        raise NotImplementedError
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """(B, C, h, w) tokens to (B, out_channels, h, w) features."""
+        raise NotImplementedError
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Maps (B, 1, H, W) to (B, out_channels, H/8, W/8)."""
+        return self.encode(self.embed(image))
+
+
+class Context(nn.Module):
+    """A module between the encoder and the heads.
+
+    The constructor takes the channels of its input, then keyword options. ``forward`` takes features (B, C, h, w) of
+    any size and a raster: (B, M, H, W) float, M layers of a map in the image's frame at the image's size, or None.
+    It returns features (B, out_channels, h, w), and what only training looks at, by name (empty for most).
+
+    Attributes:
+        paper: authors, year and arXiv number of where it comes from.
+        out_channels: channels of the output.
+    """
+
+    paper: str = ""
+    out_channels: int
+
+    def forward(self, features: Tensor, raster: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features and auxiliary outputs."""
+        raise NotImplementedError
+
+
 EncoderFactory = Callable[..., Encoder]
+ContextFactory = Callable[..., Context]
 ENCODERS: Registry[EncoderFactory] = Registry("encoder", "superpoint.encoders")
+CONTEXTS: Registry[ContextFactory] = Registry("context module", "superpoint.contexts")
 
 
 class ConvBlock(nn.Module):

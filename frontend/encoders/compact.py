@@ -19,6 +19,8 @@ class Compact(Encoder):
         norm: see :class:`ConvBlock`.
     """
 
+    paper = "this project"
+
     def __init__(self, width: float = 1.0, norm: Norm = "bn") -> None:
         super().__init__()
         a, b, c, d = (max(8, round(n * width / 8) * 8) for n in (16, 32, 64, 96))

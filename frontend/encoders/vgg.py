@@ -20,6 +20,8 @@ class VGG(Encoder):
         eps: of the batch norms.
     """
 
+    paper = "DeTone et al. 2018, arXiv:1712.07629"
+
     def __init__(self, channels: Sequence[int] = (64, 64, 128, 128), norm: Norm = "bn", eps: float = 1e-5) -> None:
         super().__init__()
         if len(channels) != 4:
