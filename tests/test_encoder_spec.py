@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from frontend.cli.main import main
 from frontend.encoders import CONTEXTS, ENCODERS, Context, Part, TokenEncoder, build_encoder, parse_spec
 from frontend.errors import ConfigError, RegistryError
 from frontend.model import ModelConfig, SuperPointNet, transfer
+from frontend.weights import load_network
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,34 @@ def test_tokens_are_mixed_between_embedding_and_encoding() -> None:
     torch.testing.assert_close(features, network.encoder(image).flip(0))
     with pytest.raises(ConfigError, match="encoder 'compact' has no tokens to mix"):
         SuperPointNet(ModelConfig()).encode(image, mix=lambda tokens: tokens)
+
+
+def test_the_command_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encoders", "--json"]) == 0
+    entries = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out) if entry["kind"] == "encoder"}
+    assert set(entries) == set(ENCODERS)
+    vgg = entries["vgg"]
+    assert vgg["options"] == {"channels": [64, 64, 128, 128], "norm": "bn", "eps": 1e-5}
+    assert vgg["parameters"] == sum(p.numel() for p in build_encoder("vgg")[0].parameters())
+    assert "1712.07629" in vgg["paper"]
+    assert main(["encoders"]) == 0
+    printed = capsys.readouterr().out
+    for name in [*ENCODERS, *CONTEXTS]:
+        assert f"\n  {name}" in printed
+    # what it prints can be given back
+    for line in printed.splitlines():
+        if line.startswith("  ") and line[2] != " ":
+            parse_spec(line.strip())
+
+
+def test_training_takes_a_specification(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--steps", "2", "--batch-size", "2", "--width", "32", "--height", "32", "--workers", "0"]
+    command = ["train", "magicpoint", "--out", str(tmp_path), "--model", "edge-dense", "--device", "cpu", *small]
+    assert main([*command, "--encoder", "compact(width=0.5)"]) == 0
+    _, network = load_network(capsys.readouterr().out.strip())
+    assert network.config == ModelConfig(encoder="compact(width=0.5)", detector_options={"fine": 16})
+    assert main([*command, "--encoder", "compact(depth=2)"]) == 2
+    assert "options of encoder 'compact(depth=2)' do not fit" in capsys.readouterr().err
 
 
 def test_an_encoder_of_another_package_is_found(tmp_path: Path) -> None:

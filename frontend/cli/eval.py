@@ -1,4 +1,4 @@
-"""``superpoint eval homography``: methods side by side on pairs with a known homography."""
+"""``superpoint eval homography``: methods side by side on pairs with a known homography; ``superpoint eval zoo``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from frontend.cli import eval_zoo
+
 DEFAULT_METHODS = "superpoint-edge,sift,rootsift,orb"
 
 
@@ -16,6 +18,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("eval", help="measure methods on image pairs with ground truth")
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     add_homography_parser(benchmarks)
+    eval_zoo.add_zoo_parser(benchmarks)
 
 
 def add_homography_parser(benchmarks: Any) -> None:

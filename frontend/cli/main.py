@@ -7,8 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from frontend.cli import encoders, label, train
 from frontend.cli import eval as eval_command
-from frontend.cli import label, train
 from frontend.errors import FrontendError
 
 
@@ -16,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all sub-commands; imports nothing heavy."""
     parser = argparse.ArgumentParser(prog="superpoint", description="SuperPoint front-end: label, train, evaluate.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (label, train, eval_command):
+    for command in (label, train, eval_command, encoders):
         command.add_parser(subparsers)
     return parser
 

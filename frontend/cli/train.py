@@ -12,6 +12,7 @@ from frontend.cli.options import Option, add_options, resolve_options
 _MODELS = ("edge", "edge-dense", "edge-coarse", "vgg")
 _COMMON = (
     Option("model", "edge", "network to train", _MODELS),
+    Option("encoder", "", "specification of another encoder for it, see 'superpoint encoders'"),
     Option("steps", 2000, "optimiser steps"),
     Option("stop", 0, "step at which to end before the schedule does; 0 goes through with it"),
     Option("batch_size", 64, "samples of a step"),
@@ -70,6 +71,12 @@ def add_parser(subparsers: Any) -> None:
     superpoint.set_defaults(run=_run_superpoint)
 
 
+def _model_config(preset: Any, encoder: str) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(preset, encoder=encoder) if encoder else preset
+
+
 def _train_config(values: dict[str, Any]) -> Any:
     import dataclasses
 
@@ -91,7 +98,7 @@ def _run_magicpoint(args: argparse.Namespace) -> int:
 
     values = resolve_options(args, MAGICPOINT_OPTIONS)
     torch.manual_seed(values["seed"])
-    network = SuperPointNet(MODEL_PRESETS[values["model"]])
+    network = SuperPointNet(_model_config(MODEL_PRESETS[values["model"]], values["encoder"]))
     size = (values["width"], values["height"])
     task = MagicPointTask(SyntheticShapes(values["seed"], size))
     print(Trainer(task, network, _train_config(values), args.out, {"size": list(size)}).run())
@@ -111,13 +118,15 @@ def _run_superpoint(args: argparse.Namespace) -> int:
 
     values = resolve_options(args, SUPERPOINT_OPTIONS)
     torch.manual_seed(values["seed"])
-    described: dict[str, Any] = {name: values[name] for name in values if name not in ("device", "model")}
+    described: dict[str, Any] = {name: values[name] for name in values if name not in ("device", "model", "encoder")}
     if args.init is None:
-        network = SuperPointNet(MODEL_PRESETS[values["model"] or "edge"])
+        network = SuperPointNet(_model_config(MODEL_PRESETS[values["model"] or "edge"], values["encoder"]))
     else:
         _, network = load_network(args.init, fold=False)
-        if values["model"] and network.config != MODEL_PRESETS[values["model"]]:
-            source, network = network, SuperPointNet(MODEL_PRESETS[values["model"]])
+        preset = MODEL_PRESETS[values["model"]] if values["model"] else network.config
+        wanted = _model_config(preset, values["encoder"])
+        if network.config != wanted:
+            source, network = network, SuperPointNet(wanted)
             fresh = transfer(source, network)
             print(f"--init {args.init} is another network: {len(fresh)} tensors start afresh", file=sys.stderr)
         path = Path(args.init)

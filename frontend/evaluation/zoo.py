@@ -1,0 +1,266 @@
+"""The zoo: every encoder trained with one budget and measured in one way."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from frontend.atomic import atomic_write
+from frontend.errors import ConfigError, DataError
+from frontend.evaluation.datasets import open_dataset
+from frontend.evaluation.detector import synthetic_map
+from frontend.evaluation.homography import BenchmarkConfig, run_benchmark
+from frontend.extractor import ExtractorConfig, SuperPoint
+from frontend.model import ModelConfig, SuperPointNet
+from frontend.training.datasets import PairConfig, SyntheticShapes, WarpedPairs
+from frontend.training.tasks import MagicPointTask, SuperPointTask, Task
+from frontend.training.trainer import TrainConfig, Trainer
+from frontend.weights import load_network
+
+ENTRIES = (
+    "compact",
+    "compact+strip_pooling",
+    "compact+mixed_pooling",
+    "compact+ocr",
+    "compact+external_attention",
+    "shufflenetv2",
+    "vgg(channels=[32, 32, 64, 64])",
+    "dbb(channels=[32, 32, 64, 64])",
+    "vgg",
+    "external_attention",
+    "repmlp",
+    "mlp_mixer",
+    "feed_forward",
+    "lv_vit",
+)
+"""What is compared. map_fusion is left out: without a map it passes its input through."""
+
+_VGA = (480, 640)
+# shares of the budget: corners of shapes first, then pairs of photographs
+_SHARES = {"magicpoint": 0.35, "superpoint": 0.65}
+
+
+@dataclass(frozen=True)
+class ZooConfig:
+    """What all entries share.
+
+    Attributes:
+        seconds: training time of each entry, both steps together.
+        pairs: photographs of the evaluation; each gives a viewpoint and an illumination pair.
+        shapes: held-out synthetic images of each class.
+        max_keypoints: budget of the evaluation.
+        seed: of data and initial weights.
+        device: of training and evaluation.
+        workers: processes that make the training data.
+    """
+
+    seconds: float = 240.0
+    pairs: int = 50
+    shapes: int = 20
+    max_keypoints: int = 1024
+    seed: int = 0
+    device: str = "cpu"
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise ConfigError(f"seconds is {self.seconds}; expected more than 0")
+        for name in ("pairs", "shapes", "max_keypoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
+
+
+def slug(spec: str) -> str:
+    """A folder name for a specification."""
+    return "".join(c if c.isalnum() or c in "+_" else "-" for c in spec.replace(" ", "")).strip("-")
+
+
+def gmac(network: SuperPointNet) -> float:
+    """Multiply-adds of the dense maps of a 640 x 480 image, in 1e9, counted by PyTorch."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(torch.zeros(1, 1, *_VGA, device=next(network.parameters()).device))
+    return float(counter.get_total_flops() / 2e9)
+
+
+def milliseconds(network: SuperPointNet, repeats: int = 7) -> float:
+    """Median time of the dense maps of a 640 x 480 image, in float32, after two runs of warm-up."""
+    parameter = next(network.parameters())
+    image = torch.rand(1, 1, *_VGA, device=parameter.device).contiguous(memory_format=torch.channels_last)
+    times = []
+    with torch.inference_mode():
+        for _ in range(repeats + 2):
+            began = time.perf_counter()
+            network(image)
+            if parameter.device.type == "cuda":
+                torch.cuda.synchronize(parameter.device)
+            times.append(time.perf_counter() - began)
+    return statistics.median(times[2:]) * 1e3
+
+
+class Zoo:
+    """Trains and measures entries; what is done is kept, so that a run can be started again.
+
+    Args:
+        photographs: folder to train on.
+        labels: folder that ``superpoint label`` made from it.
+        evaluation: folder of other photographs, for the pairs of the evaluation.
+        out: folder of the results; one sub-folder for each entry.
+        config: settings.
+
+    Raises:
+        DataError: the two folders of photographs are the same.
+        ConfigError: ``out`` holds a run with other settings.
+    """
+
+    def __init__(
+        self, photographs: Path, labels: Path, evaluation: Path, out: Path, config: ZooConfig | None = None
+    ) -> None:
+        if photographs.resolve() == evaluation.resolve():
+            raise DataError(f"the evaluation has to be on other photographs than the training; got {evaluation} twice")
+        self.photographs, self.labels, self.evaluation, self.out = photographs, labels, evaluation, out
+        self.config = config or ZooConfig()
+        self._pairs: WarpedPairs | None = None
+        settings = {key: value for key, value in asdict(self.config).items() if key not in ("workers", "device")}
+        path = out / "settings.json"
+        if path.is_file():
+            before = json.loads(path.read_text())
+            if before != settings:
+                raise ConfigError(f"{out} holds a run with {before}; got {settings} (give another --out)")
+        else:
+            out.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, json.dumps(settings, indent=1) + "\n")
+
+    def _task(self, name: str) -> tuple[Task, TrainConfig]:
+        config = self.config
+        common: dict[str, Any] = {"seed": config.seed, "device": config.device, "workers": config.workers}
+        if name == "magicpoint":
+            return MagicPointTask(SyntheticShapes(config.seed)), TrainConfig(batch_size=32, **common)
+        if self._pairs is None:
+            pairs = PairConfig(size=(192, 144), photo_side=320)
+            self._pairs = WarpedPairs(config.seed, self.photographs, self.labels, pairs)
+        return SuperPointTask(self._pairs), TrainConfig(batch_size=8, **common)
+
+    def _network(self, spec: str) -> SuperPointNet:
+        torch.manual_seed(self.config.seed)
+        return SuperPointNet(ModelConfig(encoder=spec, detector="paper", descriptor="paper"))
+
+    def _train(self, spec: str, folder: Path) -> tuple[Path, dict[str, int], float]:
+        """Both steps of the training; the weights, the optimiser steps and the seconds of each."""
+        plan_path = folder / "plan.json"
+        if not plan_path.is_file():
+            plan = {}
+            for name, share in _SHARES.items():
+                task, train = self._task(name)
+                probe = Trainer(task, self._network(spec), train, folder / name, {}).probe()
+                plan[name] = max(int(self.config.seconds * share / probe), 4)
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(plan_path, json.dumps(plan) + "\n")
+        plan = json.loads(plan_path.read_text())
+        network, seconds = self._network(spec), 0.0
+        path = folder
+        for name, steps in plan.items():
+            task, train = self._task(name)
+            rate = {"steps": steps, "warmup_steps": max(steps // 10, 1), "learning_rate": 2e-3}
+            trainer = Trainer(task, network, TrainConfig(**{**asdict(train), **rate}), folder / name, {"spec": spec})
+            path = trainer.run()
+            seconds += trainer.seconds
+            _, network = load_network(path, fold=False)
+        return path, plan, seconds
+
+    def run(self, spec: str) -> dict[str, Any]:
+        """Train and measure one entry, or read its result where there is one.
+
+        Returns:
+            Keys spec, parameters (of the inference form), gmac, ms, steps, seconds, map, and for viewpoint and
+            illumination repeatability, h1, h3, h5, auc5 and mma3.
+        """
+        folder = self.out / slug(spec)
+        path = folder / "result.json"
+        if path.is_file():
+            stored: dict[str, Any] = json.loads(path.read_text())
+            return stored
+        weights, steps, seconds = self._train(spec, folder)
+        config = self.config
+        _, network = load_network(weights)
+        low = ExtractorConfig(max_keypoints=512, detection_threshold=1e-3)
+        result: dict[str, Any] = {
+            "spec": spec,
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "gmac": gmac(network),
+            "ms": milliseconds(SuperPoint(network, device=config.device).network),
+            "steps": steps,
+            "seconds": round(seconds),
+            "map": synthetic_map(SuperPoint(network, config=low, device=config.device).extract, images=config.shapes),
+        }
+        dataset = open_dataset(self.evaluation, kind="photos", resize=640, limit=config.pairs)
+        settings = ExtractorConfig(max_keypoints=config.max_keypoints)
+        methods = {spec: SuperPoint(network, config=settings, device=config.device).extract}
+        benchmark = run_benchmark(dataset, methods, BenchmarkConfig(), max_keypoints=config.max_keypoints)
+        for kind in benchmark.kinds():
+            found = benchmark.summary(spec, kind)
+            result[kind] = {
+                "repeatability": found.repeatability,
+                "h1": found.homography_accuracy_1,
+                "h3": found.homography_accuracy_3,
+                "h5": found.homography_accuracy_5,
+                "auc5": found.auc_5,
+                "mma3": found.mma_3,
+            }
+        atomic_write(path, json.dumps(result, indent=1) + "\n")
+        return result
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """A Markdown table, best viewpoint homography accuracy first."""
+    head = (
+        "| encoder | parameters | GMAC | ms | steps | mAP | rep. (v / i) | H@3 (v / i) | MMA@3 (v / i) |\n"
+        "|---|---|---|---|---|---|---|---|---|\n"
+    )
+    rows = []
+    for r in sorted(results, key=lambda r: (-r["viewpoint"]["h3"], -r["map"]["mean"])):
+        v, i = r["viewpoint"], r["illumination"]
+        steps = " + ".join(str(n) for n in r["steps"].values())
+        pairs = (f"{v[key]:.3f} / {i[key]:.3f}" for key in ("repeatability", "h3", "mma3"))
+        rows.append(
+            f"| `{r['spec']}` | {r['parameters']:,} | {r['gmac']:.2f} | {r['ms']:.0f} | {steps} | "
+            f"{r['map']['mean']:.3f} | {' | '.join(pairs)} |\n"
+        )
+    return head + "".join(rows)
+
+
+def save_plot(results: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy over time, a point for each entry."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from frontend.atomic import atomic_path
+
+    figure = Figure(figsize=(11.0, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2)
+    ms = np.array([r["ms"] for r in results])
+    area = 20 + 60 * np.array([r["parameters"] for r in results]) / 1e6
+    for ax, (title, values) in zip(
+        axes,
+        (
+            ("synthetic shapes: detector mAP", [r["map"]["mean"] for r in results]),
+            ("photographs, viewpoint: homography accuracy at 3 px", [r["viewpoint"]["h3"] for r in results]),
+        ),
+        strict=True,
+    ):
+        ax.scatter(ms, values, s=area, alpha=0.6)
+        for r, x, y in zip(results, ms, values, strict=True):
+            ax.annotate(r["spec"], (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
+        ax.set(xscale="log", title=title, xlabel="milliseconds at 640 x 480 (area: parameters)", ylim=(0, 1))
+        ax.grid(alpha=0.3)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=path.suffix.lower()[1:])
