@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from frontend.device import pick_device
-from frontend.errors import ConfigError
+from frontend.errors import ConfigError, ShapeError
 from frontend.image import pad_to_multiple, rescale_points, resize_to, to_gray
 from frontend.keypoints import (
     BatchedKeypoints,
@@ -83,10 +83,19 @@ class Batch(NamedTuple):
     Attributes:
         images: (B, 1, H, W) float32 in [0, 1], on the device; H and W multiples of 8.
         geometries: one for each image.
+        raster: (B, M, H, W) float32 map layers in the images' frame, for networks with a context module that takes
+            them (``map_fusion``); None without.
     """
 
     images: Tensor
     geometries: list[Geometry]
+    raster: Tensor | None = None
+
+
+class _Prepared(NamedTuple):
+    gray: Float32Array
+    geometry: Geometry
+    raster: Float32Array | None
 
 
 class Described(NamedTuple):
@@ -167,38 +176,56 @@ class SuperPoint:
         dim: int = self.network.config.descriptor_dim
         return dim
 
-    def preprocess(self, images: Sequence[np.ndarray]) -> Batch:
+    def preprocess(self, images: Sequence[np.ndarray], rasters: Sequence[np.ndarray] | None = None) -> Batch:
         """Make network input of images that have one padded size.
 
         Args:
             images: each (H, W), (H, W, 3) BGR or (H, W, 4) BGRA; uint8, uint16, or float in [0, 1].
+            rasters: a map for each image, (M, H, W) float at the image's size.
 
         Raises:
-            ShapeError: an image has another shape or type.
+            ShapeError: an image has another shape or type, or a raster does not fit its image.
             ConfigError: the images' padded sizes differ, or there is none.
         """
-        prepared = [self._prepare(image) for image in images]
-        sizes = sorted({gray.shape[::-1] for gray, _ in prepared})
+        prepared = self._prepare_all(images, rasters)
+        sizes = sorted({item.gray.shape[::-1] for item in prepared})
         if len(sizes) != 1:
             raise ConfigError(f"a batch has network inputs of {sizes or 'no size'}; expected one size")
         return self._stack(prepared)
 
-    def _stack(self, prepared: Sequence[tuple[Float32Array, Geometry]]) -> Batch:
-        stacked = torch.from_numpy(np.stack([gray for gray, _ in prepared]))[:, None]
-        return Batch(stacked.to(self.device), [geometry for _, geometry in prepared])
+    def _stack(self, prepared: Sequence[_Prepared]) -> Batch:
+        stacked = torch.from_numpy(np.stack([item.gray for item in prepared]))[:, None]
+        rasters = [item.raster for item in prepared if item.raster is not None]
+        raster = torch.from_numpy(np.stack(rasters)).to(self.device) if rasters else None
+        return Batch(stacked.to(self.device), [item.geometry for item in prepared], raster)
 
-    def _prepare(self, image: np.ndarray) -> tuple[Float32Array, Geometry]:
+    def _prepare_all(self, images: Sequence[np.ndarray], rasters: Sequence[np.ndarray] | None) -> list[_Prepared]:
+        if rasters is None:
+            return [self._prepare(image, None) for image in images]
+        if len(rasters) != len(images):
+            raise ShapeError(f"got {len(rasters)} rasters for {len(images)} images; expected one for each")
+        return [self._prepare(image, raster) for image, raster in zip(images, rasters, strict=True)]
+
+    def _prepare(self, image: np.ndarray, raster: np.ndarray | None) -> _Prepared:
         gray = to_gray(image)
         original = (gray.shape[1], gray.shape[0])
+        layers: list[Float32Array] = []
+        if raster is not None:
+            if raster.ndim != 3 or raster.shape[1:] != gray.shape:
+                raise ShapeError(f"raster has shape {raster.shape}; expected (M, {gray.shape[0]}, {gray.shape[1]})")
+            layers = [layer.astype(np.float32) for layer in raster]
         scale = (1.0, 1.0)
         if self.config.resize is not None:
             gray, scale = resize_to(gray, self.config.resize)
-        return pad_to_multiple(gray), Geometry(original, (gray.shape[1], gray.shape[0]), scale)
+            layers = [resize_to(layer, self.config.resize)[0] for layer in layers]
+        geometry = Geometry(original, (gray.shape[1], gray.shape[0]), scale)
+        padded = np.stack([pad_to_multiple(layer) for layer in layers]) if raster is not None else None
+        return _Prepared(pad_to_multiple(gray), geometry, padded)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> DenseMaps:
         """Run the network: logits (B, 65, H/8, W/8) and descriptors (B, D, H/8, W/8)."""
-        maps: DenseMaps = self.network(batch.images.contiguous(memory_format=torch.channels_last))
+        maps: DenseMaps = self.network(batch.images.contiguous(memory_format=torch.channels_last), batch.raster)
         return maps
 
     @torch.inference_mode()
@@ -252,22 +279,28 @@ class SuperPoint:
             )
         return features
 
-    def extract_batch(self, images: Sequence[np.ndarray], times: StageTimes | None = None) -> list[Features]:
+    def extract_batch(
+        self,
+        images: Sequence[np.ndarray],
+        times: StageTimes | None = None,
+        rasters: Sequence[np.ndarray] | None = None,
+    ) -> list[Features]:
         """Features of several images; those of one padded size go through the network together.
 
         Args:
             images: as for :meth:`preprocess`, of any sizes.
             times: where the stages' times are added.
+            rasters: a map for each image, see :meth:`preprocess`.
 
         Returns:
             One for each image, in their order; the same as one at a time, to rounding.
         """
         times = times or StageTimes()
         began = time.perf_counter()
-        prepared = [self._prepare(image) for image in images]
+        prepared = self._prepare_all(images, rasters)
         groups: dict[tuple[int, ...], list[int]] = {}
-        for i, (gray, _) in enumerate(prepared):
-            groups.setdefault(gray.shape, []).append(i)
+        for i, item in enumerate(prepared):
+            groups.setdefault(item.gray.shape, []).append(i)
         times.add("preprocess", time.perf_counter() - began)
         results: dict[int, Features] = {}
         for members in groups.values():
@@ -288,6 +321,6 @@ class SuperPoint:
         times.add(stage, now - began)
         return now
 
-    def extract(self, image: np.ndarray) -> Features:
+    def extract(self, image: np.ndarray, raster: np.ndarray | None = None) -> Features:
         """Features of one image, see :meth:`extract_batch`."""
-        return self.extract_batch([image])[0]
+        return self.extract_batch([image], rasters=None if raster is None else [raster])[0]

@@ -19,7 +19,7 @@ from frontend.types import Status
 class DotNet(SuperPointNet):
     """Answers like a perfect detector of bright dots: the logits are the pixels, and so are the descriptors."""
 
-    def forward(self, image: torch.Tensor) -> DenseMaps:
+    def forward(self, image: torch.Tensor, raster: torch.Tensor | None = None) -> DenseMaps:
         cells = torch.nn.functional.pixel_unshuffle(image, 8) * 12
         logits = torch.cat([cells, torch.full_like(cells[:, :1], 6.0)], dim=1)
         blurred = torch.nn.functional.avg_pool2d(image, 8)
@@ -186,3 +186,37 @@ def test_every_preset_extracts_from_colour(dot_extractor: SuperPoint) -> None:
     for preset in MODEL_PRESETS.values():
         features = SuperPoint(SuperPointNet(preset).fold(), device="cpu").extract(image)
         assert features.descriptors.shape[1] == preset.descriptor_dim
+
+
+class SeesTheRaster(torch.nn.Module):
+    """A context module that keeps what it was given."""
+
+    out_channels = 96
+
+    def forward(
+        self, features: torch.Tensor, raster: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self.seen = raster
+        return features, {}
+
+
+def test_a_raster_reaches_the_network_at_the_size_of_its_input() -> None:
+    network = SuperPointNet(MODEL_PRESETS["edge-dense"]).eval()
+    context = SeesTheRaster()
+    network.contexts.append(context)
+    image = np.random.default_rng(0).integers(0, 256, (60, 100), dtype=np.uint8)
+    raster = np.zeros((2, 60, 100))
+    raster[1, :, 50:] = 1
+    extractor = SuperPoint(network, config=ExtractorConfig(resize=50), device="cpu")
+    extractor.extract_batch([image, image], rasters=[raster, raster])
+    assert context.seen is not None
+    assert context.seen.shape == (2, 2, 32, 56)
+    expected = torch.zeros(32, 56)
+    expected[:, 25:] = 1
+    torch.testing.assert_close(context.seen[1, 1], expected)
+    extractor.extract(image)
+    assert context.seen is None
+    with pytest.raises(ShapeError, match=r"raster has shape \(2, 100, 60\); expected \(M, 60, 100\)"):
+        extractor.extract(image, raster.transpose(0, 2, 1))
+    with pytest.raises(ShapeError, match="got 1 rasters for 2 images"):
+        extractor.extract_batch([image, image], rasters=[raster])

@@ -18,4 +18,8 @@ superpoint train superpoint --images "$photographs" --labels "$runs/labels2" \
 superpoint train superpoint --images "$photographs" --labels "$runs/labels2" \
     --init "$runs/round2/superpoint.safetensors" --config "$recipes/edge-superpoint3.toml" --out "$runs/round3"
 superpoint train superpoint --images "$photographs" --labels "$runs/labels2" \
-    --init "$runs/round3/superpoint.safetensors" --config "$recipes/edge-superpoint4.toml" --out "$runs/superpoint"
+    --init "$runs/round3/superpoint.safetensors" --config "$recipes/edge-superpoint4.toml" --out "$runs/round4"
+superpoint label "$photographs" --model "$runs/round4/superpoint.safetensors" \
+    --config "$recipes/edge-label3.toml" --out "$runs/labels3"
+superpoint train superpoint --images "$photographs" --labels "$runs/labels3" \
+    --init "$runs/round4/superpoint.safetensors" --config "$recipes/edge-superpoint5.toml" --out "$runs/superpoint"
