@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from frontend.encoders.base import ENCODERS, ConvBlock, Encoder
-from frontend.encoders.dbb import Kernel, batch_norm_affine, fuse_batch_norm
+from frontend.encoders.dbb import Kernel, batch_norm_affine
 from frontend.errors import ConfigError
 
 
@@ -117,7 +117,8 @@ class RepMLP(nn.Module):
     and a batch norm. The local perceptron is a convolution with a batch norm for each kernel size, over the partition
     alone: zeros stand around it.
 
-    The map is padded with zeros at the bottom and right to whole partitions, and the result is cropped.
+    The map is padded with zeros at the bottom and right to whole partitions, and the result is cropped. The averages
+    of partitions at those sides count the zeros.
 
     Args:
         channels: C, of input and output; a multiple of groups.
@@ -172,19 +173,17 @@ class RepMLP(nn.Module):
         if not isinstance(self.norm, nn.BatchNorm2d):
             return
         self.global_perceptron.fold()
-        gain, shift = (term.double().repeat_interleave(self.size[0] * self.size[1]) for term in self._affine())
-        weight, bias = self.fc3.weight.double() * gain[:, None, None, None], shift
-        for block in self.local:
-            conv, norm = cast(ConvBlock, block).conv, cast(nn.BatchNorm2d, block.norm)
-            kernel = fuse_batch_norm(Kernel(conv.weight.double(), shift.new_zeros(conv.out_channels)), norm)
+        pixels = self.size[0] * self.size[1]
+        gain, bias = (term.double().repeat_interleave(pixels) for term in batch_norm_affine(self.norm))
+        weight = self.fc3.weight.double() * gain[:, None, None, None]
+        for block in cast("list[ConvBlock]", self.local):
+            block.fold()
+            kernel = Kernel(block.conv.weight.double(), cast(Tensor, block.conv.bias).double())
             local = convolution_as_fc(kernel, self.size, self.groups)
             weight, bias = weight + local.weight, bias + local.bias
         self.fc3.weight.copy_(weight)
         self.fc3.bias = nn.Parameter(bias.to(self.fc3.weight.dtype))
         self.norm, self.local = nn.Identity(), nn.ModuleList()
-
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        return batch_norm_affine(cast(nn.BatchNorm2d, self.norm))
 
 
 class RepMLPBottleneck(nn.Module):
