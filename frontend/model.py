@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frontend.encoders import ConvBlock, Norm, Part, TokenEncoder, build_encoder
+from frontend.encoders import ConvBlock, Norm, Part, TokenEncoder, build_encoder, parse_spec
 from frontend.errors import ConfigError
 from frontend.refinement import REFINERS, Refinement
 from frontend.registry import Registry
@@ -295,6 +296,23 @@ class SuperPointNet(nn.Module):
             if callable(getattr(module, "fold", None)) and module is not self:
                 module.fold()  # type: ignore[operator]
         return self
+
+    def reparameterize(self) -> SuperPointNet:
+        """A network that computes the same in evaluation mode, with the plain encoder that a branched one folds to.
+
+        Unlike after :meth:`fold`, its configuration describes it, so that it can be saved and loaded: ``dbb`` becomes
+        ``vgg(channels=[...], norm=none)``. An encoder that has no ``reparameterize`` is kept, as is all the rest.
+
+        Returns:
+            A copy, in evaluation mode; this network is left as it is.
+        """
+        network = copy.deepcopy(self).eval()
+        encoder = self.encoder
+        if callable(getattr(encoder, "reparameterize", None)):
+            network.encoder = encoder.reparameterize()  # type: ignore[operator]
+            parts = [encoder.reparameterized, *parse_spec(self.config.encoder)[1:]]
+            network.config = replace(self.config, encoder="+".join(map(str, parts)))
+        return network
 
 
 def transfer(source: SuperPointNet, target: SuperPointNet) -> list[str]:

@@ -86,11 +86,13 @@ class ConvBlock(nn.Module):
         out_channels: channels of the output.
         kernel: side of the square kernel, odd.
         stride: of the convolution.
-        padding: zeros around the input; kernel // 2, which keeps the size, where it is not given.
+        padding: zeros around the input; dilation * (kernel // 2), which keeps the size, where it is not given.
         norm: "bn" is convolution, batch norm, ReLU; "relu_bn" is convolution, ReLU, batch norm; "none" has no
             batch norm and a bias.
         relu: whether there is a ReLU.
         eps: of the batch norm.
+        groups: of the convolution; in_channels of them with as many outputs are a depthwise convolution.
+        dilation: input pixels between the taps of the kernel.
     """
 
     def __init__(
@@ -104,12 +106,14 @@ class ConvBlock(nn.Module):
         norm: Norm = "bn",
         relu: bool = True,
         eps: float = 1e-5,
+        groups: int = 1,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         # before a batch norm a bias would be cancelled by the mean; behind a ReLU it would not
         bias = norm != "bn"
-        around = kernel // 2 if padding is None else padding
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, around, bias=bias)
+        around = dilation * (kernel // 2) if padding is None else padding
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, around, dilation, groups, bias=bias)
         self.norm: nn.Module = nn.Identity() if norm == "none" else nn.BatchNorm2d(out_channels, eps=eps)
         self.relu: nn.Module = nn.ReLU(inplace=True) if relu else nn.Identity()
         self.norm_last = norm == "relu_bn"
