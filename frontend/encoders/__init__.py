@@ -1,6 +1,16 @@
 """Encoders and context modules, by specification: ``build_encoder("vgg+strip_pooling")``."""
 
-from frontend.encoders import compact, dbb, repmlp, shufflenetv2, vgg  # noqa: F401  (registers them)
+from frontend.encoders import (  # noqa: F401  (registers them)
+    compact,
+    dbb,
+    external_attention,
+    feed_forward,
+    lv_vit,
+    mlp_mixer,
+    repmlp,
+    shufflenetv2,
+    vgg,
+)
 from frontend.encoders.base import CONTEXTS, ENCODERS, Context, ConvBlock, Encoder, Norm, TokenEncoder
 from frontend.encoders.spec import Part, build_encoder, parse_spec
 
