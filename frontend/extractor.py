@@ -46,7 +46,7 @@ class ExtractorConfig:
 
     max_keypoints: int = 1024
     detection_threshold: float = 0.005
-    nms_radius: int = 4
+    nms_radius: int = 3
     border: int = 4
     subpixel: bool = True
     resize: int | None = None

@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     unit = _number(float, 0, 1, "a number from 0 to 1")
     add("--detection-threshold", metavar="T", type=unit, default=0.005, help="lowest keypoint score [%(default)s]")
     radius = _number(int, 0, 100, "a whole number of pixels from 0 to 100")
-    add("--nms-radius", metavar="R", type=radius, default=4, help="pixels kept free around a keypoint [%(default)s]")
+    add("--nms-radius", metavar="R", type=radius, default=3, help="pixels kept free around a keypoint [%(default)s]")
     side = _number(int, 8, 10**5, "a whole number of pixels, at least 8")
     add("--resize", metavar="LONG_SIDE", type=side, help="bring the longest side to this many pixels [as given]")
     add("--matcher", metavar="NAME", default="mnn", help="matcher [%(default)s: mutual nearest neighbours]")
