@@ -13,7 +13,7 @@ from frontend.errors import ConfigError
 
 
 def double_normalise(logits: Tensor) -> Tensor:
-    """Softmax over the tokens, then division by the sum over the memory (equations 8 and 9).
+    """Softmax over the tokens, then division by the sum over the memory (section 3.2).
 
     Args:
         logits: (..., S, N) float, of S units of memory and N tokens.
@@ -26,7 +26,7 @@ def double_normalise(logits: Tensor) -> Tensor:
 
 
 class ExternalAttention(nn.Module):
-    """Attention to two memories, M_k and M_v, that belong to the network and not to the image (equations 5 and 6).
+    """Attention to two memories, M_k and M_v, that belong to the network and not to the image (section 3.1).
 
     A = norm(F M_k^T), F_out = A M_v. With heads, the channels are split, and all heads share the memories
     (section 3.3).

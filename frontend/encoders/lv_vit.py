@@ -36,7 +36,7 @@ class SelfAttention(nn.Module):
 
 
 class ScaledResidualBlock(nn.Module):
-    """Attention, then a perceptron, both behind a layer norm: x + F(norm(x)) / alpha (section 3.2).
+    """Attention, then a perceptron, both behind a layer norm: x + F(norm(x)) / alpha.
 
     Args:
         dim: channels of a token.
