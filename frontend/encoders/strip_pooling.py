@@ -52,9 +52,9 @@ class StripPooling(Context):
     """Strip pooling module (SPM): a gate for each cell, from the means of its row and of its column (section 3.1).
 
     The output is x * 2 sigmoid(f(y)), y the expanded strips (:class:`Strips`), f a 1 x 1 convolution. The paper's
-    gate has no factor 2. With it, and with f starting at zero, the gate starts at exactly 1, so the
-    module can be put into a trained network without changing what it computes. The gate lies in (0, 2): the factor is
-    one that the next layer could hold as well, so nothing is lost of what the paper's form can express.
+    gate has no factor 2. With it, and with f starting at zero, the gate starts at exactly 1, so the module can be put
+    into a trained network without changing what it computes. The next layer could hold the factor as well: what can
+    be expressed stays the same.
 
     Args:
         channels: of the input, and of the output.
@@ -84,11 +84,11 @@ class StripPooling(Context):
 class MixedPooling(Context):
     """Mixed pooling module (MPM): means over squares for what is near, over strips for what is far (section 3.2).
 
-    The pyramid branch is a 3 x 3 convolution of the features and of their adaptive means at two sizes;
-    the strip branch is :class:`Strips`. Each ends in a 3 x 3 convolution and works on channels / reduction channels. A 1 x 1 convolution
-    of both is added to the input. Its batch norm's weight starts at zero, and no ReLU follows the sum, unlike in the
-    authors' code: so the module starts as the identity, also on features that are negative, and can be put into a
-    trained network.
+    The pyramid branch is a 3 x 3 convolution of the features and of their adaptive means at two sizes; the strip
+    branch is :class:`Strips`. Each ends in a 3 x 3 convolution and works on channels // reduction channels. A 1 x 1
+    convolution of both is added to the input. Its batch norm's weight starts at zero, and no ReLU follows the sum,
+    unlike in the authors' code: so the module starts as the identity, also on features that are negative, and can be
+    put into a trained network.
 
     Args:
         channels: of the input, and of the output.
