@@ -68,6 +68,8 @@ def convolved(block: nn.Module, x: np.ndarray, relu: bool = False) -> np.ndarray
 
 def stripped(strips: nn.Module, x: np.ndarray) -> np.ndarray:
     """Means of rows and columns, convolved, expanded and added."""
+    assert strips.vertical.conv.weight.shape[2:] == (3, 1)
+    assert strips.horizontal.conv.weight.shape[2:] == (1, 3)
     channels, height, width = x.shape
     rows, columns = np.zeros((channels, height, 1)), np.zeros((channels, 1, width))
     for c, i, j in np.ndindex(channels, height, width):
