@@ -6,9 +6,12 @@ from frontend.encoders import (  # noqa: F401  (registers them)
     external_attention,
     feed_forward,
     lv_vit,
+    map_fusion,
     mlp_mixer,
+    ocr,
     repmlp,
     shufflenetv2,
+    strip_pooling,
     vgg,
 )
 from frontend.encoders.base import CONTEXTS, ENCODERS, Context, ConvBlock, Encoder, Norm, TokenEncoder
