@@ -340,7 +340,7 @@ def test_rare_shapes_are_drawn_more_often() -> None:
         if number:
             seen[number - 1] += 1
     expected = weights / weights.sum()
-    assert expected[0] > 1.7 / 8.5
+    assert expected[0] > 1.5 / 8.5
     np.testing.assert_allclose(seen / seen.sum(), expected, atol=0.06)
 
 
