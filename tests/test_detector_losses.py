@@ -56,10 +56,13 @@ def test_equalization_loss_equals_a_loop(batch: tuple[Tensor, Tensor, Tensor], t
     logits, labels, mask = batch
     labels = labels.clone()
     labels[0, 0, :3], mask[0, 0, :3] = 7, True  # a position that is frequent at the low threshold
+    labels[1, 0, :3] = 9  # would be frequent, but for the mask
+    mask[1, 0, :3] = torch.tensor([False, True, True])
     draw = torch.rand(logits.shape, generator=batch_generator(labels, mask)).numpy()
     cells = [cell for cell in np.ndindex(*SHAPE) if mask[cell]]
     shares = [sum(int(labels[cell]) == k for cell in cells) / len(cells) for k in range(65)]
     assert (shares[7] < threshold) == (threshold == 0.1)
+    assert 0 < shares[9] < threshold
     assert shares[DUSTBIN] > 0.5
     total, ignored = 0.0, 0
     for b, y, x in cells:
