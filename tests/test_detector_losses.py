@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from frontend.cli.main import main
 from frontend.errors import ConfigError
 from frontend.model import DUSTBIN, SuperPointNet, heatmap
+from frontend.training.augmentation import AugmentationConfig, repeated_weights
 from frontend.training.datasets import Sample, SyntheticShapes
 from frontend.training.detector_losses import (
     DETECTOR_LOSSES,
@@ -25,6 +28,7 @@ from frontend.training.detector_losses import (
     make_detector_loss,
     sample_others,
 )
+from frontend.training.labels import label_path, write_labels
 from frontend.training.losses import detector_loss
 from frontend.training.tasks import MagicPointTask, SuperPointTask
 from frontend.training.trainer import TrainConfig, Trainer
@@ -301,3 +305,49 @@ def test_defaults_describe_a_run_as_before(tmp_path: Path) -> None:
     assert not new & set(described)
     assert described["model"]["refiner"] == "patch"
     assert main([*command, "--mosaic", "0.5", "--out", str(tmp_path / "run")]) == 2
+
+
+class Stopped:
+    """Stands in for the trainer: notes what it was given."""
+
+    task: Any
+    described: dict[str, Any]
+    frozen: tuple[Any, ...]
+
+    def __init__(self, task: Any, network: Any, config: Any, out: Path, described: Any, frozen: Any) -> None:
+        Stopped.task, Stopped.described, Stopped.frozen = task, described, frozen
+
+    def run(self) -> str:
+        return "stopped"
+
+
+@pytest.mark.parametrize("task", ["magicpoint", "superpoint"])
+def test_commands_pass_their_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    monkeypatch.setattr("frontend.training.trainer.Trainer", Stopped)
+    command = ["train", task, *SMALL, *EXACT, "--model", "edge", "--out", str(tmp_path / "run")]
+    if task == "superpoint":
+        (tmp_path / "images").mkdir()
+        cv2.imwrite(str(tmp_path / "images" / "a.png"), np.full((40, 48), 90, np.uint8))
+        points, scores = np.array([[10.0, 10.0]], np.float32), np.ones(1, np.float32)
+        write_labels(label_path(tmp_path / "labels", Path("a.png")), points, scores, (48, 40))
+        command += ["--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels")]
+    assert main(command) == 0
+    assert Stopped.task.detector is detector_loss
+    assert Stopped.frozen == ()
+    assert not {"detector_loss", "freeze_encoder", "bags_ratio", "mosaic"} & set(Stopped.described)
+    for name, flags, settings in (
+        ("eql", ["--eql-gamma", "0.7", "--eql-threshold", "0.2"], {"gamma": 0.7, "threshold": 0.2}),
+        ("bags", ["--bags-ratio", "3"], {"ratio": 3.0}),
+    ):
+        assert main([*command, "--detector-loss", name, *flags]) == 0
+        assert Stopped.task.detector.keywords == settings
+        assert Stopped.described["detector_loss"] == name
+    assert main([*command, "--detector-loss", "balanced"]) == 0
+    assert Stopped.task.detector is balanced_loss
+    if task == "magicpoint":
+        shapes = ["--mosaic", "0.5", "--rotate", "20", "--scale-jitter", "0.25", "--repeat-threshold", "0.3"]
+        assert main([*command, *shapes]) == 0
+        data = Stopped.task.data
+        assert data.augmentation == AugmentationConfig(mosaic=0.5, rotate=20.0, scale_jitter=0.25)
+        np.testing.assert_array_equal(data.weights, repeated_weights(0.3, (32, 32)))
+        assert {"mosaic", "rotate", "scale_jitter", "repeat_threshold"} <= set(Stopped.described)
