@@ -34,6 +34,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 class Option:
     """One setting of a command: a flag, a TOML key, and its default.
 
+    A setting that is true or false has the flags ``--name`` and ``--no-name``.
+
     Attributes:
         name: in snake case; the flag is ``--name-with-dashes``.
         default: also decides the type.
@@ -51,13 +53,17 @@ def add_options(parser: argparse.ArgumentParser, options: tuple[Option, ...]) ->
     """Add a flag for each option, and ``--config FILE.toml`` that sets them too; flags win over the file."""
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="settings by name; flags win over it")
     for option in options:
+        flag, text = "--" + option.name.replace("_", "-"), f"{option.help} (default: {option.default})"
+        if isinstance(option.default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+            continue
         parser.add_argument(
-            "--" + option.name.replace("_", "-"),
+            flag,
             type=type(option.default),
             choices=option.choices or None,
             metavar=None if option.choices else type(option.default).__name__.upper(),
             default=None,
-            help=f"{option.help} (default: {option.default})",
+            help=text,
         )
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from frontend.cli.options import Option, add_options, resolve_options
+from frontend.errors import ConfigError
 
 _MODELS = ("edge", "edge-dense", "edge-coarse", "vgg")
 _COMMON = (
-    Option("model", "edge", "network to train", _MODELS),
+    Option("model", "", "network to train; where it is not given, that of --init, or edge", ("", *_MODELS)),
     Option("encoder", "", "specification of another encoder for it, see 'superpoint encoders'"),
     Option("steps", 2000, "optimiser steps"),
     Option("stop", 0, "step at which to end before the schedule does; 0 goes through with it"),
@@ -26,15 +27,30 @@ _COMMON = (
     Option("checkpoint_seconds", 60.0, "between checkpoints"),
     Option("log_every", 20, "steps between log entries"),
 )
+# at their defaults, these are not part of what a run is described by: runs from before there were any go on
+_DETECTOR_OPTIONS = (
+    Option("detector_loss", "ce", "of the detector", ("ce", "eql", "bags", "balanced")),
+    Option("eql_threshold", 0.1, "eql: share of the cells below which a class is rare"),
+    Option("eql_gamma", 0.9, "eql: probability that a rare class is ignored in a cell of another class"),
+    Option("bags_ratio", 8.0, "bags: cells without a point per cell with one, in the group of the positions"),
+    Option("freeze_encoder", False, "train the heads alone"),
+)
+_SYNTHETIC_OPTIONS = (
+    Option("repeat_threshold", 0.0, "share of the corners below which a shape is drawn more often; 0 is off"),
+    Option("mosaic", 0.0, "probability that four images are joined in one"),
+    Option("rotate", 0.0, "largest rotation of an image to either side, degrees"),
+    Option("scale_jitter", 0.0, "S: images are scaled by 1 / (1 + S) to 1 + S"),
+)
 MAGICPOINT_OPTIONS = (
     *_COMMON,
     Option("width", 160, "of the images, pixels"),
     Option("height", 120, "of the images, pixels"),
+    *_DETECTOR_OPTIONS,
+    *_SYNTHETIC_OPTIONS,
 )
 _PAIR_DEFAULTS = {"steps": 6000, "batch_size": 16}
 SUPERPOINT_OPTIONS = (
-    *(Option(o.name, _PAIR_DEFAULTS.get(o.name, o.default), o.help, o.choices) for o in _COMMON if o.name != "model"),
-    Option("model", "", "network to train; that of --init where it is not given", ("", *_MODELS)),
+    *(Option(o.name, _PAIR_DEFAULTS.get(o.name, o.default), o.help, o.choices) for o in _COMMON),
     Option("width", 256, "of the views, pixels"),
     Option("height", 192, "of the views, pixels"),
     Option("photo_side", 480, "longest side that photographs are brought to, pixels"),
@@ -49,6 +65,7 @@ SUPERPOINT_OPTIONS = (
     Option("anisotropy", 0.35, "standard deviation of the log ratio of the scales along two axes of a pair"),
     Option("rotation", 0.7, "largest relative rotation of a pair, radians"),
     Option("any_rotation", 0.1, "share of pairs rotated by anything up to 180 degrees"),
+    *_DETECTOR_OPTIONS,
 )
 
 
@@ -59,6 +76,7 @@ def add_parser(subparsers: Any) -> None:
 
     magicpoint = tasks.add_parser("magicpoint", help="step 1: the detector on synthetic shapes")
     magicpoint.add_argument("--out", type=Path, required=True, help="folder of the run; a run in it is resumed")
+    magicpoint.add_argument("--init", default=None, metavar="NAME|PATH", help="weights to start from")
     add_options(magicpoint, MAGICPOINT_OPTIONS)
     magicpoint.set_defaults(run=_run_magicpoint)
 
@@ -88,49 +106,74 @@ def _train_config(values: dict[str, Any]) -> Any:
     return TrainConfig(**{**chosen, "device": str(pick_device(values["device"]))})
 
 
-def _run_magicpoint(args: argparse.Namespace) -> int:
+def _initial_network(args: argparse.Namespace, values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The network with its initial weights, and what describes them."""
     import torch
 
-    from frontend.model import MODEL_PRESETS, SuperPointNet
+    from frontend.model import MODEL_PRESETS, SuperPointNet, transfer
+    from frontend.weights import load_network, sha256_of
+
+    torch.manual_seed(values["seed"])
+    if args.init is None and values["freeze_encoder"]:
+        raise ConfigError("freeze_encoder was given without weights to start from; expected --init NAME|PATH")
+    if args.init is None:
+        return SuperPointNet(_model_config(MODEL_PRESETS[values["model"] or "edge"], values["encoder"])), {}
+    _, network = load_network(args.init, fold=False)
+    preset = MODEL_PRESETS[values["model"]] if values["model"] else network.config
+    wanted = _model_config(preset, values["encoder"])
+    if network.config != wanted:
+        source, network = network, SuperPointNet(wanted)
+        fresh = transfer(source, network)
+        print(f"--init {args.init} is another network: {len(fresh)} tensors start afresh", file=sys.stderr)
+    path = Path(args.init)
+    return network, {"init_sha256": sha256_of(path) if path.is_file() else args.init}
+
+
+def _detector_loss(values: dict[str, Any]) -> Any:
+    from frontend.training.detector_losses import make_detector_loss
+
+    settings = {name: values[name] for name in ("eql_threshold", "eql_gamma", "bags_ratio")}
+    return make_detector_loss(values["detector_loss"], **settings)
+
+
+def _changed(values: dict[str, Any], options: tuple[Option, ...]) -> dict[str, Any]:
+    """Those of the options that are not at their defaults."""
+    return {option.name: values[option.name] for option in options if values[option.name] != option.default}
+
+
+def _frozen(network: Any, values: dict[str, Any]) -> tuple[Any, ...]:
+    return (network.encoder, network.contexts) if values["freeze_encoder"] else ()
+
+
+def _run_magicpoint(args: argparse.Namespace) -> int:
+    from frontend.training.augmentation import AugmentationConfig
     from frontend.training.datasets import SyntheticShapes
     from frontend.training.tasks import MagicPointTask
     from frontend.training.trainer import Trainer
 
     values = resolve_options(args, MAGICPOINT_OPTIONS)
-    torch.manual_seed(values["seed"])
-    network = SuperPointNet(_model_config(MODEL_PRESETS[values["model"]], values["encoder"]))
+    network, described = _initial_network(args, values)
     size = (values["width"], values["height"])
-    task = MagicPointTask(SyntheticShapes(values["seed"], size))
-    print(Trainer(task, network, _train_config(values), args.out, {"size": list(size)}).run())
+    augmentation = AugmentationConfig(values["mosaic"], values["rotate"], values["scale_jitter"])
+    data = SyntheticShapes(values["seed"], size, augmentation=augmentation, repeat_threshold=values["repeat_threshold"])
+    task = MagicPointTask(data, _detector_loss(values))
+    described |= {"size": list(size), **_changed(values, _DETECTOR_OPTIONS + _SYNTHETIC_OPTIONS)}
+    print(Trainer(task, network, _train_config(values), args.out, described, _frozen(network, values)).run())
     return 0
 
 
 def _run_superpoint(args: argparse.Namespace) -> int:
     import dataclasses
 
-    import torch
-
-    from frontend.model import MODEL_PRESETS, SuperPointNet, transfer
     from frontend.training.datasets import PairConfig, WarpedPairs
     from frontend.training.tasks import SuperPointTask
     from frontend.training.trainer import Trainer
-    from frontend.weights import load_network, sha256_of
 
     values = resolve_options(args, SUPERPOINT_OPTIONS)
-    torch.manual_seed(values["seed"])
-    described: dict[str, Any] = {name: values[name] for name in values if name not in ("device", "model", "encoder")}
-    if args.init is None:
-        network = SuperPointNet(_model_config(MODEL_PRESETS[values["model"] or "edge"], values["encoder"]))
-    else:
-        _, network = load_network(args.init, fold=False)
-        preset = MODEL_PRESETS[values["model"]] if values["model"] else network.config
-        wanted = _model_config(preset, values["encoder"])
-        if network.config != wanted:
-            source, network = network, SuperPointNet(wanted)
-            fresh = transfer(source, network)
-            print(f"--init {args.init} is another network: {len(fresh)} tensors start afresh", file=sys.stderr)
-        path = Path(args.init)
-        described["init_sha256"] = sha256_of(path) if path.is_file() else args.init
+    network, described = _initial_network(args, values)
+    left_out = {"device", "model", "encoder"} | {option.name for option in _DETECTOR_OPTIONS}
+    described |= {name: values[name] for name in values if name not in left_out}
+    described |= _changed(values, _DETECTOR_OPTIONS)
     config = PairConfig()
     config = dataclasses.replace(
         config,
@@ -151,6 +194,7 @@ def _run_superpoint(args: argparse.Namespace) -> int:
         values["temperature"],
         values["position_weight"],
         values["refined_points"],
+        detector=_detector_loss(values),
     )
-    print(Trainer(task, network, _train_config(values), args.out, described).run())
+    print(Trainer(task, network, _train_config(values), args.out, described, _frozen(network, values)).run())
     return 0

@@ -24,9 +24,10 @@ from frontend.homography import (
     warp_image,
     warp_points,
 )
+from frontend.training.augmentation import AugmentationConfig, augmented, repeated_weights
 from frontend.training.labels import LabelledPhoto, load_labelled_photos
 from frontend.training.photometric import PhotometricConfig, photometric_noise
-from frontend.training.synthetic import synthetic_image
+from frontend.training.synthetic import Drawing, synthetic_drawing
 from frontend.training.targets import cell_labels, cell_mask, spaced
 from frontend.types import BoolArray, Float64Array
 
@@ -36,28 +37,50 @@ Sample = dict[str, Tensor]
 class SyntheticShapes(Dataset[Sample]):
     """Images of synthetic shapes with their corners (step 1, MagicPoint).
 
-    A sample has ``image`` (H, W) uint8, ``labels`` (H/8, W/8) uint8 and ``mask`` (H/8, W/8) bool.
+    A sample has ``image`` (H, W) uint8, ``labels`` (H/8, W/8) uint8 and ``mask`` (H/8, W/8) bool, and ``regions``
+    (H, W) uint8 where asked for, see :class:`frontend.training.synthetic.Drawing`.
 
     Args:
         seed: of the whole set.
         size: (width, height), multiples of 8.
         noise: ranges of the photometric noise.
+        augmentation: mosaics, rotation and scale; none where None.
+        repeat_threshold: of :func:`frontend.training.augmentation.repeat_factors`; 0 repeats nothing.
+        regions: whether samples have them.
     """
 
-    def __init__(self, seed: int, size: tuple[int, int] = (160, 120), noise: PhotometricConfig | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        size: tuple[int, int] = (160, 120),
+        noise: PhotometricConfig | None = None,
+        augmentation: AugmentationConfig | None = None,
+        repeat_threshold: float = 0.0,
+        regions: bool = False,
+    ) -> None:
         self.seed = seed
         self.size = size
         self.noise = noise or PhotometricConfig()
+        self.augmentation = augmentation or AugmentationConfig()
+        self.weights = repeated_weights(repeat_threshold, size)
+        self.regions = regions
 
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng((self.seed, index))
-        image, points = synthetic_image(rng, self.size, noise=self.noise)
-        labels = cell_labels(points, self.size, rng)
-        return {
+
+        def draw() -> Drawing:
+            return synthetic_drawing(rng, self.size, weights=self.weights, regions=self.regions)
+
+        drawing, known = augmented(draw, rng, self.augmentation)
+        image = photometric_noise(drawing.image, rng, self.noise)
+        sample = {
             "image": torch.from_numpy(image),
-            "labels": torch.from_numpy(labels),
-            "mask": torch.ones(labels.shape, dtype=torch.bool),
+            "labels": torch.from_numpy(cell_labels(drawing.points, self.size, rng)),
+            "mask": torch.from_numpy(cell_mask(known)),
         }
+        if drawing.regions is not None:
+            sample["regions"] = torch.from_numpy(drawing.regions)
+        return sample
 
 
 @dataclass(frozen=True)

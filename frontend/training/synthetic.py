@@ -10,6 +10,7 @@ fill would not do: it widens a polygon by 0.6 pixel to every side, and so would 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -270,7 +271,7 @@ SHAPES: dict[str, Drawer] = {
     "noise": draw_noise,
 }
 # noise is half as frequent as a shape
-_WEIGHTS = np.array([0.5 if name == "noise" else 1.0 for name in SHAPES])
+SHAPE_WEIGHTS = np.array([0.5 if name == "noise" else 1.0 for name in SHAPES])
 
 
 def background(rng: np.random.Generator, size: tuple[int, int]) -> Canvas:
@@ -295,6 +296,68 @@ def background(rng: np.random.Generator, size: tuple[int, int]) -> Canvas:
     return cv2.blur(canvas, (kernel, kernel))
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """An image of synthetic shapes and what is known about it.
+
+    Attributes:
+        image: (H, W) uint8.
+        points: (N, 2) float64 pixels, the corners, all within the image.
+        regions: (H, W) uint8, or None where nobody asked for it: 1 + the index in :data:`SHAPES` where the shape
+            changed at least half of the pixel, 0 elsewhere. A pixel drawn in the grey that was there already is
+            no change.
+    """
+
+    image: Canvas
+    points: Float64Array
+    regions: Canvas | None = None
+
+
+def _region(before: Canvas, after: Canvas, name: str) -> Canvas:
+    """Which pixels a shape covers, from its oversampled canvas: (H, W) uint8, 0 or the shape's number."""
+    rows, columns = before.shape[0] // OVERSAMPLING, before.shape[1] // OVERSAMPLING
+    changed = (before != after).reshape(rows, OVERSAMPLING, columns, OVERSAMPLING).sum(axis=(1, 3))
+    return np.where(2 * changed >= OVERSAMPLING**2, list(SHAPES).index(name) + 1, 0).astype(np.uint8)
+
+
+def synthetic_drawing(
+    rng: np.random.Generator,
+    size: tuple[int, int] = (160, 120),
+    *,
+    shape: str | None = None,
+    weights: Float64Array = SHAPE_WEIGHTS,
+    warp: HomographyConfig | None = None,
+    warp_probability: float = 0.6,
+    regions: bool = False,
+) -> Drawing:
+    """Draw one image of synthetic shapes, without noise.
+
+    Args:
+        rng: source of randomness; the drawing is a function of it.
+        size: (width, height), pixels.
+        shape: a key of :data:`SHAPES`; drawn at random where None.
+        weights: (len(SHAPES),) float64, how often each shape is drawn, in proportion.
+        warp: ranges of the random homography.
+        warp_probability: how many of the images are warped.
+        regions: whether to mark the pixels of the shape; the image is the same either way.
+    """
+    name = shape or str(rng.choice(list(SHAPES), p=weights / weights.sum()))
+    canvas = cv2.resize(background(rng, size), None, fx=OVERSAMPLING, fy=OVERSAMPLING, interpolation=cv2.INTER_LINEAR)
+    before = canvas.copy() if regions else None
+    points = (SHAPES[name](canvas, rng) + 0.5) / OVERSAMPLING - 0.5
+    region = None if before is None else _region(before, canvas, name)
+    canvas = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA)
+    if rng.random() < warp_probability:
+        H = sample_homography(rng, size, warp or HomographyConfig(rotation=np.pi / 2))
+        # replicated: a mirrored border would show corners that have no label
+        canvas = warp_image(canvas, H, size, border=cv2.BORDER_REPLICATE)
+        points = warp_points(points, H)
+        if region is not None:
+            region = warp_image(region, H, size, border=cv2.BORDER_REPLICATE, interpolation=cv2.INTER_NEAREST)
+    inside = ((points >= 0) & (points <= np.array(size) - 1)).all(axis=1)
+    return Drawing(canvas, points[inside], region)
+
+
 def synthetic_image(
     rng: np.random.Generator,
     size: tuple[int, int] = (160, 120),
@@ -304,7 +367,7 @@ def synthetic_image(
     warp_probability: float = 0.6,
     noise: PhotometricConfig | None = None,
 ) -> tuple[Canvas, Float64Array]:
-    """Draw one image of synthetic shapes.
+    """Draw one image of synthetic shapes, with noise.
 
     Args:
         rng: source of randomness; the image is a function of it.
@@ -317,16 +380,6 @@ def synthetic_image(
     Returns:
         The image, (height, width) uint8, and its corners, (N, 2) float64 pixels, all within the image.
     """
-    name = shape or str(rng.choice(list(SHAPES), p=_WEIGHTS / _WEIGHTS.sum()))
-    canvas = cv2.resize(background(rng, size), None, fx=OVERSAMPLING, fy=OVERSAMPLING, interpolation=cv2.INTER_LINEAR)
-    points = (SHAPES[name](canvas, rng) + 0.5) / OVERSAMPLING - 0.5
-    canvas = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA)
-    if rng.random() < warp_probability:
-        H = sample_homography(rng, size, warp or HomographyConfig(rotation=np.pi / 2))
-        # replicated: a mirrored border would show corners that have no label
-        canvas = warp_image(canvas, H, size, border=cv2.BORDER_REPLICATE)
-        points = warp_points(points, H)
-    if noise is not None:
-        canvas = photometric_noise(canvas, rng, noise)
-    inside = ((points >= 0) & (points <= np.array(size) - 1)).all(axis=1)
-    return canvas, points[inside]
+    drawing = synthetic_drawing(rng, size, shape=shape, warp=warp, warp_probability=warp_probability)
+    image = drawing.image if noise is None else photometric_noise(drawing.image, rng, noise)
+    return image, drawing.points

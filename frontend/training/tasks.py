@@ -13,6 +13,7 @@ from frontend.keypoints import inside_border, non_maximum_suppression, sample_de
 from frontend.model import DenseMaps, SuperPointNet, heatmap
 from frontend.refinement import Refinement, add_local
 from frontend.training.datasets import Sample
+from frontend.training.detector_losses import DetectorLoss
 from frontend.training.losses import detector_loss, dual_softmax_loss, hinge_descriptor_loss, position_loss
 from frontend.training.refinement import correspond, matching_loss, position_nll, repetition_loss
 
@@ -45,19 +46,25 @@ class Task(Protocol):
 
 
 class MagicPointTask:
-    """The detector on synthetic shapes (DeTone et al. 2018, section 4)."""
+    """The detector on synthetic shapes (DeTone et al. 2018, section 4).
+
+    Args:
+        data: of :class:`frontend.training.datasets.SyntheticShapes`.
+        detector: the detector's loss, see :func:`frontend.training.detector_losses.make_detector_loss`.
+    """
 
     name = "magicpoint"
 
-    def __init__(self, data: Dataset[Sample]) -> None:
+    def __init__(self, data: Dataset[Sample], detector: DetectorLoss = detector_loss) -> None:
         self.data = data
+        self.detector = detector
 
     def forward(self, network: SuperPointNet, batch: Sample) -> tuple[Tensor, ...]:
         return (network.detect(to_network_input(batch["image"])),)
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Sample) -> tuple[Tensor, dict[str, Tensor]]:
         (logits,) = outputs
-        loss = detector_loss(logits, batch["labels"].long(), batch["mask"])
+        loss = self.detector(logits, batch["labels"].long(), batch["mask"])
         return loss, {"loss/detector": loss.detach()}
 
 
@@ -72,6 +79,7 @@ class SuperPointTask:
         temperature: of the dual softmax.
         position_weight: of the position loss; 0 leaves it out.
         refined_points: keypoints of each view that the refiner learns from, where the network has one.
+        detector: the detector's loss, see :func:`frontend.training.detector_losses.make_detector_loss`.
 
     Raises:
         ConfigError: the loss is unknown.
@@ -88,6 +96,7 @@ class SuperPointTask:
         temperature: float = 0.05,
         position_weight: float = 0.0,
         refined_points: int = 192,
+        detector: DetectorLoss = detector_loss,
     ) -> None:
         if descriptor_loss not in DESCRIPTOR_LOSSES:
             raise ConfigError(
@@ -100,6 +109,7 @@ class SuperPointTask:
         self.temperature = temperature
         self.position_weight = position_weight
         self.refined_points = refined_points
+        self.detector = detector
 
     def forward(self, network: SuperPointNet, batch: Sample) -> tuple[Tensor, ...]:
         image = to_network_input(batch["image"])
@@ -117,7 +127,7 @@ class SuperPointTask:
         images = batch["image"]
         pairs, size = images.shape[0], (images.shape[-1], images.shape[-2])
         maps = DenseMaps(*outputs[:2])
-        detector = detector_loss(maps.logits, batch["labels"].flatten(0, 1).long(), batch["mask"].flatten(0, 1))
+        detector = self.detector(maps.logits, batch["labels"].flatten(0, 1).long(), batch["mask"].flatten(0, 1))
         logged = {"loss/detector": detector.detach()}
         if self.descriptor_loss == "hinge":
             both = maps.descriptors.reshape(pairs, 2, *maps.descriptors.shape[1:])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from frontend.atomic import atomic_path
@@ -126,19 +126,28 @@ class Trainer:
         out: output folder.
         described: what else decides the result (data, initial weights); stored with the weights, and compared
             on resumption.
+        frozen: modules of the network that stay as they are: no gradients, and batch norms in evaluation mode.
     """
 
     def __init__(
-        self, task: Task, network: SuperPointNet, config: TrainConfig, out: Path, described: dict[str, Any]
+        self,
+        task: Task,
+        network: SuperPointNet,
+        config: TrainConfig,
+        out: Path,
+        described: dict[str, Any],
+        frozen: Sequence[nn.Module] = (),
     ) -> None:
         self.task = task
         self.config = config
         self.out = out
         self.device = torch.device(config.device)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self.frozen = frozen
+        for module in frozen:
+            module.requires_grad_(False)
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.step = 0
         self.seconds = 0.0
         self.described = {**described, "task": task.name, **asdict(config), "model": network.config.to_dict()}
@@ -232,6 +241,8 @@ class Trainer:
         if self.step >= self.config.last_step and self.weights_path.is_file():
             return self.weights_path
         self.network.train()
+        for module in self.frozen:
+            module.eval()
         began, saved = time.monotonic() - self.seconds, time.monotonic()
         sums: dict[str, float] = {}
         counted = 0
