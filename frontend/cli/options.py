@@ -36,13 +36,13 @@ class Option:
 
     Attributes:
         name: in snake case; the flag is ``--name-with-dashes``.
-        default: also decides the type.
+        default: also decides the type; a truth value has the flags ``--name`` and ``--no-name``.
         help: one line.
         choices: allowed values; any where empty.
     """
 
     name: str
-    default: int | float | str
+    default: bool | int | float | str
     help: str
     choices: tuple[str, ...] = ()
 
@@ -51,6 +51,11 @@ def add_options(parser: argparse.ArgumentParser, options: tuple[Option, ...]) ->
     """Add a flag for each option, and ``--config FILE.toml`` that sets them too; flags win over the file."""
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="settings by name; flags win over it")
     for option in options:
+        if isinstance(option.default, bool):
+            flag = "--" + option.name.replace("_", "-")
+            kept = f"{option.help} (default: {option.default})"
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=kept)
+            continue
         parser.add_argument(
             "--" + option.name.replace("_", "-"),
             type=type(option.default),

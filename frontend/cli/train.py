@@ -30,6 +30,11 @@ MAGICPOINT_OPTIONS = (
     Option("width", 160, "of the images, pixels"),
     Option("height", 120, "of the images, pixels"),
 )
+_TOKEN_OPTIONS = (
+    Option("token_weight", 0.0, "of the token-labelling loss; needs labels with heat maps"),
+    Option("mix_tokens", 0.0, "probability that a rectangle of a view's tokens is another's (token encoders only)"),
+    Option("soft_weight", 0.0, "share of the soft labels in the detector's loss; needs labels with heat maps"),
+)
 _PAIR_DEFAULTS = {"steps": 6000, "batch_size": 16}
 SUPERPOINT_OPTIONS = (
     *(Option(o.name, _PAIR_DEFAULTS.get(o.name, o.default), o.help, o.choices) for o in _COMMON if o.name != "model"),
@@ -48,7 +53,9 @@ SUPERPOINT_OPTIONS = (
     Option("anisotropy", 0.35, "standard deviation of the log ratio of the scales along two axes of a pair"),
     Option("rotation", 0.7, "largest relative rotation of a pair, radians"),
     Option("any_rotation", 0.1, "share of pairs rotated by anything up to 180 degrees"),
+    *_TOKEN_OPTIONS,
 )
+_TOKEN_NAMES = frozenset(option.name for option in _TOKEN_OPTIONS)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -106,12 +113,15 @@ def _run_superpoint(args: argparse.Namespace) -> int:
     from frontend.model import MODEL_PRESETS, SuperPointNet, transfer
     from frontend.training.datasets import PairConfig, WarpedPairs
     from frontend.training.tasks import SuperPointTask
+    from frontend.training.token_labelling import TokenLabelling
     from frontend.training.trainer import Trainer
     from frontend.weights import load_network, sha256_of
 
     values = resolve_options(args, SUPERPOINT_OPTIONS)
     torch.manual_seed(values["seed"])
     described: dict[str, Any] = {name: values[name] for name in values if name not in ("device", "model")}
+    # not stated where they are off: runs begun by earlier versions go on
+    described = {name: described[name] for name in described if name not in _TOKEN_NAMES or described[name]}
     if args.init is None:
         network = SuperPointNet(MODEL_PRESETS[values["model"] or "edge"])
     else:
@@ -131,7 +141,11 @@ def _run_superpoint(args: argparse.Namespace) -> int:
         label_spacing=values["label_spacing"],
         relative=dataclasses.replace(config.relative, rotation=values["rotation"], anisotropy=values["anisotropy"]),
         any_rotation=values["any_rotation"],
+        soft=values["token_weight"] > 0 or values["soft_weight"] > 0,
+        mix_tokens=values["mix_tokens"],
     )
+    weights = {name: values[name] for name in _TOKEN_NAMES}
+    token_labelling = TokenLabelling(network, **weights) if any(weights.values()) else None
     data = WarpedPairs(values["seed"], args.images, args.labels, config)
     described["photographs"] = len(data.photos)
     task = SuperPointTask(
@@ -142,6 +156,7 @@ def _run_superpoint(args: argparse.Namespace) -> int:
         values["temperature"],
         values["position_weight"],
         values["refined_points"],
+        token_labelling,
     )
     print(Trainer(task, network, _train_config(values), args.out, described).run())
     return 0
