@@ -8,6 +8,9 @@ from frontend.homography import warp_points
 from frontend.model import CELL, DUSTBIN
 from frontend.types import Float32Array, Float64Array
 
+# pixels at a time: temporary arrays that stay in the cache are several times faster
+_BLOCK = 8192
+
 
 def warp_probabilities(heat: Float32Array, H: Float64Array, size: tuple[int, int]) -> Float64Array:
     """Carry a map of point-like peaks into a view, keeping the probability of each.
@@ -28,19 +31,23 @@ def warp_probabilities(heat: Float32Array, H: Float64Array, size: tuple[int, int
         (height, width) float64, not negative.
     """
     width, height = size
-    y, x = np.nonzero(heat)
-    points = warp_points(np.stack([x, y], axis=1).astype(np.float64), H)
-    inside = ((points > -1) & (points < np.array(size))).all(axis=1)
-    points, mass = points[inside], heat[y, x][inside].astype(np.float64)
-    corner = np.floor(points)
-    right, down = (points - corner).T
     # a frame of one pixel takes what falls half outside
     stride = width + 2
-    first = (corner[:, 1].astype(np.int64) + 1) * stride + corner[:, 0].astype(np.int64) + 1
     total = np.zeros((height + 2) * stride)
-    for dy, share_y in ((0, 1 - down), (1, down)):
-        for dx, share_x in ((0, 1 - right), (1, right)):
-            total += np.bincount(first + dy * stride + dx, mass * share_y * share_x, len(total))
+    ys, xs = np.nonzero(heat)
+    for start in range(0, len(xs), _BLOCK):
+        x, y = xs[start : start + _BLOCK], ys[start : start + _BLOCK]
+        mass = heat[y, x].astype(np.float64)
+        u, v = warp_points(np.stack([x, y], axis=1).astype(np.float64), H).T
+        inside = (u > -1) & (u < width) & (v > -1) & (v < height)
+        u, v, mass = u[inside], v[inside], mass[inside]
+        left, top = np.floor(u), np.floor(v)
+        first = ((top + 1) * stride + left + 1).astype(np.int64)
+        right, low = u - left, (v - top) * mass
+        high = mass - low
+        shares = (high * (1 - right), high * right, low * (1 - right), low * right)
+        for step, share in zip((0, 1, stride, stride + 1), shares, strict=True):
+            total += np.bincount(first + step, share, len(total))
     return np.ascontiguousarray(total.reshape(height + 2, stride)[1:-1, 1:-1])
 
 
