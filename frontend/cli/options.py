@@ -38,13 +38,13 @@ class Option:
 
     Attributes:
         name: in snake case; the flag is ``--name-with-dashes``.
-        default: also decides the type.
+        default: also decides the type; a truth value has the flags ``--name`` and ``--no-name``.
         help: one line.
         choices: allowed values; any where empty.
     """
 
     name: str
-    default: int | float | str
+    default: bool | int | float | str
     help: str
     choices: tuple[str, ...] = ()
 

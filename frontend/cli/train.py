@@ -48,6 +48,11 @@ MAGICPOINT_OPTIONS = (
     *_DETECTOR_OPTIONS,
     *_SYNTHETIC_OPTIONS,
 )
+_TOKEN_OPTIONS = (
+    Option("token_weight", 0.0, "of the token-labelling loss; needs labels with heat maps"),
+    Option("mix_tokens", 0.0, "probability that a rectangle of a view's tokens is another's (token encoders only)"),
+    Option("soft_weight", 0.0, "share of the soft labels in the detector's loss; needs labels with heat maps"),
+)
 _PAIR_DEFAULTS = {"steps": 6000, "batch_size": 16}
 SUPERPOINT_OPTIONS = (
     *(Option(o.name, _PAIR_DEFAULTS.get(o.name, o.default), o.help, o.choices) for o in _COMMON),
@@ -66,6 +71,7 @@ SUPERPOINT_OPTIONS = (
     Option("rotation", 0.7, "largest relative rotation of a pair, radians"),
     Option("any_rotation", 0.1, "share of pairs rotated by anything up to 180 degrees"),
     *_DETECTOR_OPTIONS,
+    *_TOKEN_OPTIONS,
 )
 
 
@@ -167,13 +173,16 @@ def _run_superpoint(args: argparse.Namespace) -> int:
 
     from frontend.training.datasets import PairConfig, WarpedPairs
     from frontend.training.tasks import SuperPointTask
+    from frontend.training.token_labelling import TokenLabelling
     from frontend.training.trainer import Trainer
 
     values = resolve_options(args, SUPERPOINT_OPTIONS)
     network, described = _initial_network(args, values)
-    left_out = {"device", "model", "encoder"} | {option.name for option in _DETECTOR_OPTIONS}
+    # not stated where they are off: runs begun by earlier versions go on
+    optional = _DETECTOR_OPTIONS + _TOKEN_OPTIONS
+    left_out = {"device", "model", "encoder"} | {option.name for option in optional}
     described |= {name: values[name] for name in values if name not in left_out}
-    described |= _changed(values, _DETECTOR_OPTIONS)
+    described |= _changed(values, optional)
     config = PairConfig()
     config = dataclasses.replace(
         config,
@@ -183,7 +192,11 @@ def _run_superpoint(args: argparse.Namespace) -> int:
         label_spacing=values["label_spacing"],
         relative=dataclasses.replace(config.relative, rotation=values["rotation"], anisotropy=values["anisotropy"]),
         any_rotation=values["any_rotation"],
+        soft=values["token_weight"] > 0 or values["soft_weight"] > 0,
+        mix_tokens=values["mix_tokens"],
     )
+    weights = {option.name: values[option.name] for option in _TOKEN_OPTIONS}
+    token_labelling = TokenLabelling(network, **weights) if any(weights.values()) else None
     data = WarpedPairs(values["seed"], args.images, args.labels, config)
     described["photographs"] = len(data.photos)
     task = SuperPointTask(
@@ -195,6 +208,7 @@ def _run_superpoint(args: argparse.Namespace) -> int:
         values["position_weight"],
         values["refined_points"],
         detector=_detector_loss(values),
+        token_labelling=token_labelling,
     )
     print(Trainer(task, network, _train_config(values), args.out, described, _frozen(network, values)).run())
     return 0

@@ -28,6 +28,8 @@ from frontend.training.labels import find_images, label_path, write_labels
 from frontend.types import Float32Array, Float64Array
 
 SETTINGS = "settings.json"
+# settings that folders of earlier versions do not state, and what they were
+_UNSTATED = {"heatmaps": False}
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class AdaptationConfig:
         batch_size: views in a batch.
         precision: "bf16" for autocast, or "fp32".
         seed: of the homographies; those of an image depend on the seed and the image's name alone.
+        heatmaps: whether the labels hold the aggregated heat maps too.
     """
 
     homographies: int = 24
@@ -61,6 +64,7 @@ class AdaptationConfig:
     batch_size: int = 8
     precision: str = "bf16"
     seed: int = 0
+    heatmaps: bool = False
 
     def __post_init__(self) -> None:
         for name in ("homographies", "max_points", "batch_size"):
@@ -119,7 +123,7 @@ def adapt(network: SuperPointNet, gray: Float32Array, config: AdaptationConfig, 
 
 def label_image(
     network: SuperPointNet, image: np.ndarray, config: AdaptationConfig, rng: np.random.Generator
-) -> tuple[Float32Array, Float32Array]:
+) -> tuple[Float32Array, Float32Array, Tensor]:
     """Interest points of one photograph.
 
     Args:
@@ -130,7 +134,8 @@ def label_image(
 
     Returns:
         Points (N, 2) float32 in pixels of ``image`` with sub-pixel precision, and scores (N,) float32,
-        best first.
+        best first; and the aggregated heat map at the resolution of the labelling, (H', W') float32 on the
+        network's device.
     """
     gray, scale = resize_to(to_gray(image), config.side)
     height, width = gray.shape
@@ -140,7 +145,7 @@ def label_image(
     found = top_k(kept, config.max_points, config.threshold, config.nms_radius)
     refined = refine_subpixel(mean, found.keypoints)[found.valid]
     points = rescale_points(refined.cpu().numpy().astype(np.float64), (1 / scale[0], 1 / scale[1]))
-    return points.astype(np.float32), found.scores[found.valid].cpu().numpy()
+    return points.astype(np.float32), found.scores[found.valid].cpu().numpy(), mean[0, :height, :width]
 
 
 @dataclass
@@ -168,15 +173,31 @@ class LabelReport:
         )
 
 
-def _check_settings(out: Path, settings: dict[str, object]) -> None:
+def label_settings(network: SuperPointNet, name: str, config: AdaptationConfig) -> dict[str, object]:
+    """What decides the labels: the detector and the settings, by name."""
+    settings = {key: value for key, value in asdict(config).items() if key != "batch_size"}
+    return {"model": name, "weights_crc32": _weights_digest(network), **settings}
+
+
+def check_settings(out: Path, settings: dict[str, object]) -> None:
+    """Record what a folder is made with, or compare with the record that it has.
+
+    Args:
+        out: the folder; exists.
+        settings: values that JSON has, by name.
+
+    Raises:
+        DataError: the folder was made with another value of one of them.
+    """
     path = out / SETTINGS
     if not path.is_file():
         atomic_write(path, json.dumps(settings, indent=1) + "\n")
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     for key, value in settings.items():
-        if before.get(key) != value:
-            raise DataError(f"{out} holds labels made with {key} = {before.get(key)}; got {value} (give another --out)")
+        held = before.get(key, _UNSTATED.get(key))
+        if held != value:
+            raise DataError(f"{out} holds labels made with {key} = {held}; got {value} (give another --out)")
 
 
 def _weights_digest(network: SuperPointNet) -> str:
@@ -208,8 +229,7 @@ def label_folder(
     names = find_images(images)
     network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     out.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in asdict(config).items() if k != "batch_size"}
-    _check_settings(out, {"model": name, "weights_crc32": _weights_digest(network), **settings})
+    check_settings(out, label_settings(network, name, config))
     report = LabelReport()
     todo = [image for image in names if not label_path(out, image).is_file()]
     report.kept = len(names) - len(todo)
@@ -222,8 +242,9 @@ def label_folder(
                 progress.write(f"skipped: {pixels}")
             else:
                 rng = np.random.default_rng((config.seed, zlib.crc32(image.as_posix().encode())))
-                points, scores = label_image(network, pixels, config, rng)
-                write_labels(label_path(out, image), points, scores, (pixels.shape[1], pixels.shape[0]))
+                points, scores, mean = label_image(network, pixels, config, rng)
+                heat = mean.cpu().numpy() if config.heatmaps else None
+                write_labels(label_path(out, image), points, scores, (pixels.shape[1], pixels.shape[0]), heat)
                 report.labelled += 1
                 report.points += len(points)
             progress.update()

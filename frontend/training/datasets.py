@@ -24,9 +24,12 @@ from frontend.homography import (
     warp_image,
     warp_points,
 )
+from frontend.model import CELL
 from frontend.training.augmentation import AugmentationConfig, augmented, repeated_weights
-from frontend.training.labels import LabelledPhoto, load_labelled_photos
+from frontend.training.labels import LabelledPhoto, decode_heatmap, load_labelled_photos
+from frontend.training.mixtoken import rectangle
 from frontend.training.photometric import PhotometricConfig, photometric_noise
+from frontend.training.soft_labels import soft_labels, warp_probabilities
 from frontend.training.synthetic import Drawing, synthetic_drawing
 from frontend.training.targets import cell_labels, cell_mask, spaced
 from frontend.types import BoolArray, Float64Array
@@ -100,6 +103,8 @@ class PairConfig:
         label_spacing: suppression radius among the labels of a view, pixels of the view; 0 keeps all.
         labelled_points: labelled correspondences of a pair, at most.
         random_points: random ones besides.
+        soft: whether samples have soft labels, from the heat maps of the labels.
+        mix_tokens: probability that a view is to have the tokens of a rectangle replaced (MixToken).
     """
 
     size: tuple[int, int] = (256, 192)
@@ -120,6 +125,8 @@ class PairConfig:
     label_spacing: int = 4
     labelled_points: int = 200
     random_points: int = 100
+    soft: bool = False
+    mix_tokens: float = 0.0
 
 
 class WarpedPairs(Dataset[Sample]):
@@ -129,12 +136,19 @@ class WarpedPairs(Dataset[Sample]):
     (2, N, 2) float32 correspondences, ``valid`` (N,) bool, ``labelled`` (N,) bool (the others are random points) and
     ``H`` (3, 3) float32 from the first view to the second.
 
+    With ``config.soft`` it has ``soft`` (2, 65, H/8, W/8) float32 besides: see
+    :func:`frontend.training.soft_labels.soft_labels`. With ``config.mix_tokens`` it has ``pasted`` (2, H/8, W/8) bool
+    and ``partner`` (2,) int64: see :mod:`frontend.training.mixtoken`. The rest of the sample does not depend on either.
+
     Args:
         seed: of the whole set.
         images: folder of photographs.
         labels: folder that ``superpoint label`` made from it.
         config: how the views are made.
         photos: labelled photographs at hand already, instead of the two folders.
+
+    Raises:
+        DataError: there is no labelled photograph, or soft labels are asked for and a label has no heat map.
     """
 
     def __init__(
@@ -150,9 +164,14 @@ class WarpedPairs(Dataset[Sample]):
         if photos is None:
             if images is None or labels is None:
                 raise DataError("pairs need a folder of photographs and a folder of labels; got none")
-            photos = load_labelled_photos(images, labels, self.config.photo_side, self.config.label_threshold)
+            photos = load_labelled_photos(
+                images, labels, self.config.photo_side, self.config.label_threshold, self.config.soft
+            )
         if not photos:
             raise DataError("pairs need at least one labelled photograph; got none")
+        lacking = sum(photo.heatmap is None for photo in photos) if self.config.soft else 0
+        if lacking:
+            raise DataError(f"{lacking} of {len(photos)} photographs have no heat map; soft labels need one for each")
         self.photos = photos
 
     def _photo(self, index: int, rng: np.random.Generator) -> LabelledPhoto:
@@ -163,7 +182,8 @@ class WarpedPairs(Dataset[Sample]):
             return photo
         points = photo.points.copy()
         points[:, 0] = photo.image.shape[1] - 1 - points[:, 0]
-        return LabelledPhoto(cv2.flip(photo.image, 1), points, photo.scores)
+        heatmap = None if photo.heatmap is None else cv2.flip(photo.heatmap, 1)
+        return LabelledPhoto(cv2.flip(photo.image, 1), points, photo.scores, heatmap)
 
     def _homographies(self, rng: np.random.Generator, photo_size: tuple[int, int]) -> tuple[Float64Array, Float64Array]:
         """Photograph to first view, and first view to second."""
@@ -205,6 +225,22 @@ class WarpedPairs(Dataset[Sample]):
             valid.append(np.arange(count) < chosen.shape[1])
         return np.concatenate(pairs, axis=1).astype(np.float32), np.concatenate(valid)
 
+    def _soft(self, photo: LabelledPhoto, homographies: tuple[Float64Array, ...]) -> Tensor:
+        """Soft labels of the views, (2, 65, H/8, W/8) float32."""
+        assert photo.heatmap is not None
+        heat = decode_heatmap(photo.heatmap)
+        to_photo = scaling(photo.image.shape[1] / heat.shape[1], photo.image.shape[0] / heat.shape[0])
+        views = [soft_labels(warp_probabilities(heat, H @ to_photo, self.config.size)) for H in homographies]
+        return torch.from_numpy(np.stack(views))
+
+    def _pasting(self, index: int) -> Sample:
+        # a generator of its own: with and without mixing, a sample shows the same views
+        rng = np.random.default_rng((self.seed, index, 1))
+        grid = (self.config.size[0] // CELL, self.config.size[1] // CELL)
+        pasted = [rectangle(rng, grid, self.config.mix_tokens) for _ in range(2)]
+        partner = rng.integers(1 << 31, size=2)
+        return {"pasted": torch.from_numpy(np.stack(pasted)), "partner": torch.from_numpy(partner)}
+
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng((self.seed, index))
         config = self.config
@@ -225,7 +261,7 @@ class WarpedPairs(Dataset[Sample]):
             # beyond the photograph nothing is labelled, so nothing there may count as "no point"
             masks.append(cell_mask(valid_mask(H, photo_size, config.size)))
         pairs, valid = self._correspondences(rng, photo, first, relative @ first)
-        return {
+        sample = {
             "image": torch.from_numpy(np.stack(images)),
             "labels": torch.from_numpy(np.stack(labels)),
             "mask": torch.from_numpy(np.stack(masks)),
@@ -234,3 +270,6 @@ class WarpedPairs(Dataset[Sample]):
             "labelled": torch.arange(len(valid)) < config.labelled_points,
             "H": torch.from_numpy((relative / relative[2, 2]).astype(np.float32)),
         }
+        if config.soft:
+            sample["soft"] = self._soft(photo, (first, relative @ first))
+        return {**sample, **self._pasting(index)} if config.mix_tokens else sample

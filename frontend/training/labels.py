@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from frontend.errors import DataError
 from frontend.image import is_image_name, read_image, rescale_points, resize_to, to_gray
 from frontend.types import Float32Array, Float64Array
 
+_UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+
 
 @dataclass(frozen=True)
 class LabelledPhoto:
@@ -23,11 +26,36 @@ class LabelledPhoto:
         image: (H, W) uint8.
         points: (N, 2) float64, pixels of ``image``.
         scores: (N,) float32.
+        heatmap: (H', W') uint8, coded as :func:`encode_heatmap` does, at the resolution of the labelling: the
+            photograph's frame, but another size than ``image`` has; None where there is none.
     """
 
     image: np.ndarray
     points: Float64Array
     scores: Float32Array
+    heatmap: np.ndarray | None = None
+
+
+def encode_heatmap(heat: Float32Array) -> np.ndarray:
+    """Code probabilities in 8 bits by their square root: ``round(255 * sqrt(p))``.
+
+    The square root gives small probabilities, of which there are most, the finer steps. Decoded, a probability p is
+    off by at most ``sqrt(p) / 255 + 1 / 510^2``: 0.004 at 1, 0.0013 at 0.1, 0.0004 at 0.01; below 3.8e-6 it is 0.
+
+    Args:
+        heat: of any shape, in [0, 1]; what rounding has carried beyond is clipped.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    coded: np.ndarray = np.rint(255 * np.sqrt(np.clip(heat, 0, 1))).astype(np.uint8)
+    return coded
+
+
+def decode_heatmap(coded: np.ndarray) -> Float32Array:
+    """Probabilities, float32 in [0, 1], from what :func:`encode_heatmap` made of them."""
+    probabilities: Float32Array = np.square(coded.astype(np.float32) / 255)
+    return probabilities
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -53,7 +81,13 @@ def label_path(labels: Path, image: Path) -> Path:
     return labels / image.with_name(image.name + ".npz")
 
 
-def write_labels(path: Path, points: Float32Array, scores: Float32Array, image_size: tuple[int, int]) -> None:
+def write_labels(
+    path: Path,
+    points: Float32Array,
+    scores: Float32Array,
+    image_size: tuple[int, int],
+    heat: Float32Array | None = None,
+) -> None:
     """Write a label file, atomically.
 
     Args:
@@ -61,9 +95,15 @@ def write_labels(path: Path, points: Float32Array, scores: Float32Array, image_s
         points: (N, 2) float32, pixels of the original image.
         scores: (N,) float32, mean probability over the views.
         image_size: (width, height) of the original image.
+        heat: (H', W') float32 in [0, 1], the aggregated heat map, to be stored in 8 bits and compressed.
     """
+    size = np.array(image_size, np.int32)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, keypoints=points, scores=scores, image_size=np.array(image_size, np.int32))
+        if heat is None:
+            np.savez(file, keypoints=points, scores=scores, image_size=size)
+        else:
+            coded = encode_heatmap(heat)
+            np.savez_compressed(file, keypoints=points, scores=scores, image_size=size, heatmap=coded)
 
 
 def read_labels(path: Path) -> tuple[Float32Array, Float32Array, tuple[int, int]]:
@@ -76,11 +116,29 @@ def read_labels(path: Path) -> tuple[Float32Array, Float32Array, tuple[int, int]
         with np.load(path, allow_pickle=False) as file:
             width, height = (int(v) for v in file["image_size"])
             return file["keypoints"], file["scores"], (width, height)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise DataError(f"label file {path} cannot be read: {error}") from None
 
 
-def _iterate(images: Path, labels: Path, longest_side: int, threshold: float) -> Iterator[LabelledPhoto]:
+def read_heatmap(path: Path) -> np.ndarray | None:
+    """The heat map of a label file, (H', W') uint8 to be decoded by :func:`decode_heatmap`; None where it has none.
+
+    Raises:
+        DataError: the file is no label file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            coded: np.ndarray | None = file.get("heatmap")
+    except _UNREADABLE as error:
+        raise DataError(f"label file {path} cannot be read: {error}") from None
+    if coded is not None and (coded.ndim != 2 or coded.dtype != np.uint8):
+        raise DataError(f"label file {path} has a heat map {coded.dtype} {coded.shape}; expected (H, W) uint8")
+    return coded
+
+
+def _iterate(
+    images: Path, labels: Path, longest_side: int, threshold: float, heatmaps: bool
+) -> Iterator[LabelledPhoto]:
     for name in find_images(images):
         path = label_path(labels, name)
         if not path.is_file():
@@ -95,10 +153,15 @@ def _iterate(images: Path, labels: Path, longest_side: int, threshold: float) ->
         resized, scale = resize_to(gray, longest_side)
         kept = scores >= threshold
         rescaled = rescale_points(points[kept].astype(np.float64), scale)
-        yield LabelledPhoto(np.rint(resized * 255).astype(np.uint8), rescaled, scores[kept])
+        heatmap = read_heatmap(path) if heatmaps else None
+        if heatmaps and heatmap is None:
+            raise DataError(f"label file {path} has no heat map; expected one, as 'superpoint label --heatmaps' writes")
+        yield LabelledPhoto(np.rint(resized * 255).astype(np.uint8), rescaled, scores[kept], heatmap)
 
 
-def load_labelled_photos(images: Path, labels: Path, longest_side: int, threshold: float = 0.0) -> list[LabelledPhoto]:
+def load_labelled_photos(
+    images: Path, labels: Path, longest_side: int, threshold: float = 0.0, heatmaps: bool = False
+) -> list[LabelledPhoto]:
     """Load all photographs that have a label file, gray, into memory.
 
     Args:
@@ -106,11 +169,13 @@ def load_labelled_photos(images: Path, labels: Path, longest_side: int, threshol
         labels: folder of label files.
         longest_side: that the photographs are brought to, pixels.
         threshold: least score of a label.
+        heatmaps: whether the heat maps are loaded too; every label must have one then.
 
     Raises:
-        DataError: a folder is missing, a label does not fit its image, or no photograph has a label.
+        DataError: a folder is missing, a label does not fit its image or lacks its heat map, or no photograph has a
+            label.
     """
-    photos = list(_iterate(images, labels, longest_side, threshold))
+    photos = list(_iterate(images, labels, longest_side, threshold, heatmaps))
     if not photos:
         raise DataError(f"no photograph of {images} has a label in {labels}; expected NAME.jpg.npz for NAME.jpg")
     return photos

@@ -15,7 +15,9 @@ from frontend.refinement import Refinement, add_local
 from frontend.training.datasets import Sample
 from frontend.training.detector_losses import DetectorLoss
 from frontend.training.losses import detector_loss, dual_softmax_loss, hinge_descriptor_loss, position_loss
+from frontend.training.mixtoken import cell_targets, clear_of_pasted, pasting, without_pasted
 from frontend.training.refinement import correspond, matching_loss, position_nll, repetition_loss
+from frontend.training.token_labelling import TokenLabelling
 
 DESCRIPTOR_LOSSES = ("dual_softmax", "hinge")
 # how keypoints are picked for the refiner's losses: as at inference, with the poor ones among them
@@ -80,6 +82,7 @@ class SuperPointTask:
         position_weight: of the position loss; 0 leaves it out.
         refined_points: keypoints of each view that the refiner learns from, where the network has one.
         detector: the detector's loss, see :func:`frontend.training.detector_losses.make_detector_loss`.
+        token_labelling: soft labels and MixToken; its module is trained along.
 
     Raises:
         ConfigError: the loss is unknown.
@@ -97,6 +100,7 @@ class SuperPointTask:
         position_weight: float = 0.0,
         refined_points: int = 192,
         detector: DetectorLoss = detector_loss,
+        token_labelling: TokenLabelling | None = None,
     ) -> None:
         if descriptor_loss not in DESCRIPTOR_LOSSES:
             raise ConfigError(
@@ -110,25 +114,41 @@ class SuperPointTask:
         self.position_weight = position_weight
         self.refined_points = refined_points
         self.detector = detector
+        self.auxiliary = token_labelling
 
     def forward(self, network: SuperPointNet, batch: Sample) -> tuple[Tensor, ...]:
         image = to_network_input(batch["image"])
-        maps: DenseMaps = network(image)
+        maps: DenseMaps
+        tokens: tuple[Tensor, ...] = ()
+        if self.auxiliary is None:
+            maps = network(image)
+        else:
+            maps, image, tokens = self.auxiliary(network, image, batch)
         if network.refiner is None:
-            return maps
+            return (*maps, *tokens)
         heat = heatmap(maps.logits.detach())
         candidates = inside_border(non_maximum_suppression(heat, _NMS_RADIUS), _BORDER)
         found = top_k(candidates, self.refined_points, _LEAST_SCORE, _NMS_RADIUS)
         refinement = network.refine(image, found.keypoints, found.scores)
         assert refinement is not None
-        return (*maps, found.keypoints, found.valid, *refinement)
+        return (*maps, found.keypoints, found.valid, *refinement, *tokens)
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Sample) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch["image"]
         pairs, size = images.shape[0], (images.shape[-1], images.shape[-2])
         maps = DenseMaps(*outputs[:2])
-        detector = self.detector(maps.logits, batch["labels"].flatten(0, 1).long(), batch["mask"].flatten(0, 1))
-        logged = {"loss/detector": detector.detach()}
+        mixed = pasting(batch)
+        labels, mask, soft = cell_targets(batch, mixed)
+        if mixed is not None:
+            batch = without_pasted(batch, mixed)
+        detector = self.detector(maps.logits, labels, mask)
+        logged: dict[str, Tensor] = {}
+        beside: Tensor | None = None
+        if self.auxiliary is not None:
+            outputs, tokens = self.auxiliary.split(outputs)
+            detector = self.auxiliary.blend(detector, maps.logits, soft, mask)
+            beside = self.auxiliary.loss(tokens, soft, mask)
+        logged["loss/detector"] = detector.detach()
         if self.descriptor_loss == "hinge":
             both = maps.descriptors.reshape(pairs, 2, *maps.descriptors.shape[1:])
             masks = batch["mask"]
@@ -149,6 +169,9 @@ class SuperPointTask:
             logged["match_accuracy"] = accuracy
         logged["loss/descriptor"] = descriptor.detach()
         total = detector + self.weight * descriptor
+        if self.auxiliary is not None and beside is not None:
+            logged["loss/tokens"] = beside.detach()
+            total = total + self.auxiliary.token_weight * beside
         if self.position_weight:
             heat = heatmap(maps.logits)
             heat = heat.reshape(pairs, 2, *heat.shape[1:])
@@ -157,7 +180,8 @@ class SuperPointTask:
             total = total + self.position_weight * position
         if len(outputs) > 2:
             keypoints, valid, *refined = outputs[2:]
-            found = _refinement_losses(maps, keypoints, valid > 0, Refinement(*refined), batch, self.temperature)
+            real = valid > 0 if mixed is None else (valid > 0) & clear_of_pasted(keypoints, batch["H"], mixed)
+            found = _refinement_losses(maps, keypoints, real, Refinement(*refined), batch, self.temperature)
             logged |= {name: value.detach() for name, value in found.items()}
             total = total + found["loss/offset"] + found["loss/repetition"] + self.weight * found["loss/matching"]
         return total, logged

@@ -24,7 +24,7 @@ from frontend.weights import save_network
 
 CHECKPOINT = "checkpoint.pt"
 # settings that may differ between a run and its resumption: they change where and how fast it runs, not what it does
-_FREE_TO_CHANGE = frozenset({"workers", "device", "checkpoint_seconds", "log_every"})
+FREE_TO_CHANGE = frozenset({"workers", "device", "checkpoint_seconds", "log_every"})
 
 
 class TrainingError(FrontendError):
@@ -116,7 +116,8 @@ class Trainer:
     """Runs a task to its end, through kills.
 
     The output folder holds ``checkpoint.pt`` (the newest state), TensorBoard logs, and, at the end,
-    ``NAME.safetensors``, the trained network with its batch norms. A run that is started again with the same
+    ``NAME.safetensors``, the trained network with its batch norms. A task's ``auxiliary`` module, where it has one, is
+    trained along; it is in the checkpoint and not in the weights. A run that is started again with the same
     settings goes on from its newest checkpoint.
 
     Args:
@@ -146,8 +147,12 @@ class Trainer:
         self.frozen = frozen
         for module in frozen:
             module.requires_grad_(False)
-        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        self.optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+        # what a task trains beside the network and nobody needs afterwards; most have nothing
+        self.auxiliary: torch.nn.Module | None = getattr(task, "auxiliary", None)
+        self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        if self.auxiliary is not None:
+            self.parameters += self.auxiliary.to(self.device).parameters()
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.step = 0
         self.seconds = 0.0
         self.described = {**described, "task": task.name, **asdict(config), "model": network.config.to_dict()}
@@ -163,13 +168,15 @@ class Trainer:
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         before = state["described"]
-        for key in sorted((set(before) | set(self.described)) - _FREE_TO_CHANGE):
+        for key in sorted((set(before) | set(self.described)) - FREE_TO_CHANGE):
             if before.get(key) != self.described.get(key):
                 raise TrainingError(
                     f"{path} was trained with {key} = {before.get(key)}; got {self.described.get(key)}"
                     " (give another --out, or the same settings)"
                 )
         self.network.load_state_dict(state["network"])
+        if self.auxiliary is not None:
+            self.auxiliary.load_state_dict(state["auxiliary"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]
 
@@ -181,6 +188,8 @@ class Trainer:
             "seconds": self.seconds,
             "described": self.described,
         }
+        if self.auxiliary is not None:
+            state["auxiliary"] = self.auxiliary.state_dict()
         with atomic_path(self.out / CHECKPOINT) as temporary:
             torch.save(state, temporary)
 
@@ -205,7 +214,7 @@ class Trainer:
         loss, logged = self.task.loss(tuple(output.float() for output in outputs), moved)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip)
         self.optimiser.step()
         self.step += 1
         return {**logged, "loss/total": loss.detach(), "gradient_norm": norm}
