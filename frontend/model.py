@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from frontend.encoders import ConvBlock, Norm, Part, TokenEncoder, build_encoder, parse_spec
+from frontend.encoders.map_fusion import MapFusion
 from frontend.errors import ConfigError
 from frontend.refinement import REFINERS, Refinement
 from frontend.registry import Registry
@@ -225,6 +226,11 @@ class SuperPointNet(nn.Module):
                 self.refiner = REFINERS.get(config.refiner)(config.descriptor_dim, **config.refiner_options)
         except TypeError as error:
             raise ConfigError(f"options of a head do not fit: {error}") from None
+
+    @property
+    def map_layers(self) -> int:
+        """M, layers of the map that a context module takes; 0 where none does."""
+        return next((context.layers for context in self.contexts if isinstance(context, MapFusion)), 0)
 
     def encode(
         self, image: Tensor, raster: Tensor | None = None, mix: Callable[[Tensor], Tensor] | None = None

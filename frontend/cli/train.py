@@ -40,6 +40,7 @@ _SYNTHETIC_OPTIONS = (
     Option("mosaic", 0.0, "probability that four images are joined in one"),
     Option("rotate", 0.0, "largest rotation of an image to either side, degrees"),
     Option("scale_jitter", 0.0, "S: images are scaled by 1 / (1 + S) to 1 + S"),
+    Option("auxiliary_weight", 0.4, "of the context modules' own losses (ocr: regions; map_fusion: the map)"),
 )
 MAGICPOINT_OPTIONS = (
     *_COMMON,
@@ -161,8 +162,14 @@ def _run_magicpoint(args: argparse.Namespace) -> int:
     network, described = _initial_network(args, values)
     size = (values["width"], values["height"])
     augmentation = AugmentationConfig(values["mosaic"], values["rotate"], values["scale_jitter"])
-    data = SyntheticShapes(values["seed"], size, augmentation=augmentation, repeat_threshold=values["repeat_threshold"])
-    task = MagicPointTask(data, _detector_loss(values))
+    data = SyntheticShapes(
+        values["seed"],
+        size,
+        augmentation=augmentation,
+        repeat_threshold=values["repeat_threshold"],
+        regions=any(context.auxiliary for context in network.contexts),
+    )
+    task = MagicPointTask(data, _detector_loss(values), values["auxiliary_weight"])
     described |= {"size": list(size), **_changed(values, _DETECTOR_OPTIONS + _SYNTHETIC_OPTIONS)}
     print(Trainer(task, network, _train_config(values), args.out, described, _frozen(network, values)).run())
     return 0

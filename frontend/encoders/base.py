@@ -61,10 +61,12 @@ class Context(nn.Module):
 
     Attributes:
         paper: authors, year and arXiv number of where it comes from.
+        auxiliary: whether there is something that only training looks at.
         out_channels: channels of the output.
     """
 
     paper: str = ""
+    auxiliary: bool = False
     out_channels: int
 
     def forward(self, features: Tensor, raster: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:

@@ -35,6 +35,7 @@ class MapFusion(Context):
     """
 
     paper = "Fang et al. 2021, arXiv:2103.05929"
+    auxiliary = True
 
     def __init__(self, channels: int, layers: int = 1, dim: int = 64) -> None:
         super().__init__()

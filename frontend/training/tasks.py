@@ -12,6 +12,7 @@ from frontend.errors import ConfigError
 from frontend.keypoints import inside_border, non_maximum_suppression, sample_descriptors, top_k
 from frontend.model import DenseMaps, SuperPointNet, heatmap
 from frontend.refinement import Refinement, add_local
+from frontend.training.context_losses import auxiliary_losses
 from frontend.training.datasets import Sample
 from frontend.training.detector_losses import DetectorLoss
 from frontend.training.losses import detector_loss, dual_softmax_loss, hinge_descriptor_loss, position_loss
@@ -50,24 +51,62 @@ class Task(Protocol):
 class MagicPointTask:
     """The detector on synthetic shapes (DeTone et al. 2018, section 4).
 
+    Where samples have regions, context modules learn from them as well: object regions their classes, map fusion to use
+    the shapes' mask as a map and to predict it. Every other batch, about, comes without the map.
+
     Args:
         data: of :class:`frontend.training.datasets.SyntheticShapes`.
         detector: the detector's loss, see :func:`frontend.training.detector_losses.make_detector_loss`.
+        auxiliary_weight: of the context modules' own losses.
     """
 
     name = "magicpoint"
 
-    def __init__(self, data: Dataset[Sample], detector: DetectorLoss = detector_loss) -> None:
+    def __init__(
+        self, data: Dataset[Sample], detector: DetectorLoss = detector_loss, auxiliary_weight: float = 0.4
+    ) -> None:
         self.data = data
         self.detector = detector
+        self.auxiliary_weight = auxiliary_weight
+        self._outputs: tuple[str, ...] = ()
 
     def forward(self, network: SuperPointNet, batch: Sample) -> tuple[Tensor, ...]:
-        return (network.detect(to_network_input(batch["image"])),)
+        image = to_network_input(batch["image"])
+        # decided by the batch itself, so that a resumed run decides alike
+        given = "regions" in batch and int(batch["image"].long().sum()) % 2 == 0
+        raster = shape_raster(batch["regions"], network.map_layers) if given and network.map_layers else None
+        features, auxiliary = network.encode(image, raster)
+        self._outputs = tuple(auxiliary)
+        return (network.detector(features, image), *auxiliary.values())
 
     def loss(self, outputs: tuple[Tensor, ...], batch: Sample) -> tuple[Tensor, dict[str, Tensor]]:
-        (logits,) = outputs
-        loss = self.detector(logits, batch["labels"].long(), batch["mask"])
-        return loss, {"loss/detector": loss.detach()}
+        logits, *others = outputs
+        total = self.detector(logits, batch["labels"].long(), batch["mask"])
+        logged = {"loss/detector": total.detach()}
+        if "regions" in batch:
+            auxiliary = dict(zip(self._outputs, others, strict=True))
+            layers = auxiliary["map_fusion/layers"].shape[1] if "map_fusion/layers" in auxiliary else 0
+            raster = shape_raster(batch["regions"], layers) if layers else None
+            for name, value in auxiliary_losses(auxiliary, batch["regions"].long(), raster).items():
+                logged[name] = value.detach()
+                total = total + self.auxiliary_weight * value
+        return total, logged
+
+
+def shape_raster(regions: Tensor, layers: int) -> Tensor:
+    """The map that synthetic shapes come with.
+
+    Args:
+        regions: (B, H, W) integer, class of shape at each pixel; 0 is the background.
+        layers: M; one layer has all shapes in it, of several layer m has those of class m + 1.
+
+    Returns:
+        (B, M, H, W) float32, 0 or 1.
+    """
+    if layers == 1:
+        return (regions > 0).float()[:, None]
+    classes = torch.arange(1, layers + 1, device=regions.device)
+    return (regions[:, None].long() == classes[:, None, None]).float()
 
 
 class SuperPointTask:
