@@ -14,7 +14,7 @@ def add_zoo_parser(benchmarks: Any) -> None:
         "zoo",
         help="train every encoder with one budget, and compare",
         description="Train every encoder for the same time (corners of synthetic shapes, then pairs of labelled "
-        "photographs, with the paper's heads), and write a table and a plot: size, time, detector mAP on held-out "
+        "photographs, with the same heads), and write a table and a plot: size, time, detector mAP on held-out "
         "shapes, repeatability and homography accuracy on other photographs. Started again, it goes on where it "
         "stopped.",
     )
@@ -29,6 +29,7 @@ def add_zoo_parser(benchmarks: Any) -> None:
         help="a specification to compare, see 'superpoint encoders'; may be given again (default: a list of all)",
     )
     parser.add_argument("--seconds", type=float, default=240.0, help="training time of each (default: 240)")
+    parser.add_argument("--heads", choices=("edge", "paper"), default="edge", help="of all networks (default: edge)")
     parser.add_argument("--pairs", type=int, default=50, help="photographs of the evaluation (default: 50)")
     parser.add_argument("--shapes", type=int, default=20, help="held-out images of each class (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="of data and initial weights (default: 0)")
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     require_matplotlib()
     config = zoo.ZooConfig(
         seconds=args.seconds,
+        heads=args.heads,
         pairs=args.pairs,
         shapes=args.shapes,
         seed=args.seed,
