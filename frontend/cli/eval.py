@@ -1,4 +1,7 @@
-"""``superpoint eval homography``: methods side by side on pairs with a known homography; ``superpoint eval zoo``."""
+"""``superpoint eval homography``: methods side by side on pairs with a known homography.
+
+``superpoint eval uncertainty`` compares the stated standard deviations of keypoints with the measured ones.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("eval", help="measure methods on image pairs with ground truth")
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     add_homography_parser(benchmarks)
+    add_uncertainty_parser(benchmarks)
     eval_zoo.add_zoo_parser(benchmarks)
 
 
@@ -56,6 +60,44 @@ def add_homography_parser(benchmarks: Any) -> None:
     parser.add_argument("--json", metavar="FILE|-", help="protocol, figures and pairs; - for stdout, table to stderr")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="MMA and accuracy curves (needs matplotlib)")
     parser.set_defaults(run=run)
+
+
+def add_uncertainty_parser(benchmarks: Any) -> None:
+    """Add ``eval uncertainty``."""
+    parser = benchmarks.add_parser(
+        "uncertainty",
+        help="stated against measured standard deviations of keypoints",
+        description="Keypoints of two views that are each other's nearest within 4 px, sorted by the standard "
+        "deviation that the model states for their difference along an axis, and cut in five equal parts.",
+    )
+    parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder, as for 'eval homography'")
+    parser.add_argument("--model", default="superpoint-edge", help="released model or weight file with a refiner")
+    parser.add_argument("--resize", type=int, default=640, metavar="PX", help="longest side; 0 as it is (default: 640)")
+    parser.add_argument("--seed", type=int, default=0, help="of the pairs made from photographs (default: 0)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N photographs or sequences")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.set_defaults(run=run_uncertainty)
+
+
+def run_uncertainty(args: argparse.Namespace) -> int:
+    """Run the comparison.
+
+    Raises:
+        FrontendError: bad input; the caller says so in one line and exits with 2.
+    """
+    from frontend.device import pick_device
+    from frontend.evaluation.datasets import open_dataset
+    from frontend.evaluation.methods import MethodConfig, create_method
+    from frontend.evaluation.uncertainty import run_calibration
+
+    method = create_method(args.model, MethodConfig(device=str(pick_device(args.device))))
+    dataset = open_dataset(args.dataset, seed=args.seed, resize=args.resize or None, limit=args.limit)
+    for kind, bins in run_calibration(dataset, method).items():
+        print(kind)
+        print(f"{'pairs':>8}  {'stated px':>9}  {'measured px':>11}")
+        for part in bins:
+            print(f"{part.pairs:>8}  {part.stated:>9.2f}  {part.measured:>11.2f}")
+    return 0
 
 
 def run(args: argparse.Namespace) -> int:
