@@ -31,3 +31,7 @@ class ConfigError(FrontendError):
 
 class DataError(FrontendError):
     """A dataset or a label folder is missing, empty, or not laid out as expected."""
+
+
+class SequenceError(FrontendError):
+    """A frame does not continue its sequence."""

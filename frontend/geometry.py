@@ -18,12 +18,10 @@ SAMPLE_SIZE = 7
 MODELS_PER_SAMPLE = 3  # the seven-point algorithm solves a cubic
 
 
-def symmetric_epipolar_distance(
+def epipolar_distances(
     fundamental: Float64Array, points0: Float64Array, points1: Float64Array
-) -> Float64Array:
-    """Squared distances of matches to their epipolar lines, d(x1, F x0)^2 + d(x0, F^T x1)^2.
-
-    Hartley & Zisserman, Multiple View Geometry, 2nd ed. (2004), eq. 11.10.
+) -> tuple[Float64Array, Float64Array]:
+    """Squared distances of matches to their epipolar lines, d(x0, F^T x1)^2 in image 0 and d(x1, F x0)^2 in image 1.
 
     Args:
         fundamental: (3, 3) float64.
@@ -31,7 +29,7 @@ def symmetric_epipolar_distance(
         points1: (M, 2) float64, image 1.
 
     Returns:
-        (M,) float64, px^2; inf where a point is its image's epipole, which has no line.
+        Two (M,) float64, px^2; inf where a point is its image's epipole, which has no line.
     """
     ones = np.ones((len(points0), 1))
     x0, x1 = np.hstack((points0, ones)), np.hstack((points1, ones))
@@ -40,7 +38,16 @@ def symmetric_epipolar_distance(
     norm1, norm0 = np.square(line1[:, :2]).sum(1), np.square(line0[:, :2]).sum(1)
     usable = (norm0 > 0) & (norm1 > 0)
     safe0, safe1 = np.where(usable, norm0, 1.0), np.where(usable, norm1, 1.0)
-    return np.where(usable, product / safe0 + product / safe1, np.inf)
+    return np.where(usable, product / safe0, np.inf), np.where(usable, product / safe1, np.inf)
+
+
+def symmetric_epipolar_distance(
+    fundamental: Float64Array, points0: Float64Array, points1: Float64Array
+) -> Float64Array:
+    """The sum of both :func:`epipolar_distances` (Hartley & Zisserman, 2nd ed. 2004, eq. 11.10), (M,) px^2."""
+    first, second = epipolar_distances(fundamental, points0, points1)
+    total: Float64Array = first + second
+    return total
 
 
 def _significant(points0: Float64Array, points1: Float64Array, inliers: BoolArray, threshold: float) -> bool:

@@ -1,0 +1,56 @@
+"""A calibrated camera: pixels to undistorted normalised coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from frontend.errors import ConfigError
+from frontend.types import Float64Array
+
+_DISTORTIONS = (0, 4, 5, 8, 12, 14)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Pinhole camera with OpenCV's distortion model.
+
+    Attributes:
+        K: (3, 3) float64 intrinsics, pixels.
+        distortion: k1, k2, p1, p2[, k3[, k4, k5, k6[, s1..s4[, tx, ty]]]]; empty for none.
+    """
+
+    K: Float64Array
+    distortion: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        K = np.asarray(self.K, np.float64)
+        object.__setattr__(self, "K", K)
+        if K.shape != (3, 3) or not np.isfinite(K).all() or not (K[0, 0] > 0 and K[1, 1] > 0):
+            raise ConfigError(f"K has shape {K.shape} or no positive focal lengths; expected (3, 3) intrinsics")
+        if K[1, 0] != 0 or (K[2] != (0, 0, 1)).any():
+            raise ConfigError(f"K has the rows {K.tolist()}; expected an upper triangle with 1 in the corner")
+        if len(self.distortion) not in _DISTORTIONS or not np.isfinite(self.distortion).all():
+            raise ConfigError(f"distortion has {len(self.distortion)} values; expected one of {_DISTORTIONS}, finite")
+
+    @property
+    def focal(self) -> float:
+        """Geometric mean of the focal lengths, pixels."""
+        return float(np.sqrt(self.K[0, 0] * self.K[1, 1]))
+
+    def normalise(self, points: np.ndarray) -> Float64Array:
+        """Undistort and divide by the focal length.
+
+        Args:
+            points: (N, 2) pixels.
+
+        Returns:
+            (N, 2) float64: x/z, y/z in the camera's frame.
+        """
+        if not len(points):
+            return np.zeros((0, 2))
+        distortion = np.asarray(self.distortion, np.float64) if self.distortion else None
+        given = np.ascontiguousarray(points, np.float64)[:, None]
+        return np.asarray(cv2.undistortPoints(given, self.K, distortion)[:, 0], np.float64)

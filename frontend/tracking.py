@@ -1,0 +1,249 @@
+"""Frames to tracks: the front-end of a SLAM system.
+
+A track is one point of the scene followed through frames by its descriptor. Each new frame's keypoints are matched with
+the tracks near where these are expected, the matches are verified by the motion between the frames, and what is left
+over starts tracks of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from frontend.camera import Camera
+from frontend.errors import ConfigError, SequenceError
+from frontend.motion import estimate_motion
+from frontend.types import BoolArray, Features, Float32Array, Float64Array, IntArray
+
+_LEAST_VERIFIED = 12  # fewer matches than this say nothing of the motion
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """Settings of a tracker.
+
+    Attributes:
+        min_similarity: least cosine similarity of a keypoint to its track, in [-1, 1].
+        search_radius: largest distance from where a track is expected, as a share of the longest side of the image.
+        max_gap: frames that a track may go unseen.
+        max_tracks: tracks that are remembered; the least lately seen are given up first.
+        threshold: largest error of an inlier of the motion, pixels.
+        keyframe_share: a frame that still sees less than this share of the last keyframe's tracks is a keyframe.
+        keyframe_parallax: so is one where they have moved by more than this on median, as a share of the longest side.
+    """
+
+    min_similarity: float = 0.5
+    search_radius: float = 0.2
+    max_gap: int = 2
+    max_tracks: int = 4096
+    threshold: float = 3.0
+    keyframe_share: float = 0.6
+    keyframe_parallax: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.min_similarity <= 1:
+            raise ConfigError(f"min_similarity is {self.min_similarity}; expected a value in [-1, 1]")
+        for name in ("search_radius", "threshold", "keyframe_parallax"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected more than 0")
+        if not 0 <= self.keyframe_share <= 1:
+            raise ConfigError(f"keyframe_share is {self.keyframe_share}; expected a share in [0, 1]")
+        if self.max_gap < 0 or self.max_tracks < 1:
+            raise ConfigError(
+                f"max_gap is {self.max_gap} and max_tracks {self.max_tracks}; expected at least 0 and at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class TrackedFrame:
+    """What a frame shows.
+
+    Attributes:
+        index: of the frame, from 0.
+        stamp_ns: its time, nanoseconds.
+        track_ids: (N,) int64, one for each keypoint; never used again in a sequence.
+        ages: (N,) int64, frames in which the track has been seen, this one included.
+        keypoints: (N, 2) float32 pixels.
+        sigmas: (N,) float32, see :class:`frontend.types.Features`.
+        normalised: (N, 2) float64 undistorted normalised coordinates; None without a camera.
+        velocities: (N, 2) float32 pixels a second since the track was last seen; 0 for new tracks.
+        new: (N,) bool, tracks that start here.
+        lost: (L,) int64, tracks that have been given up with this frame.
+        keyframe: whether it is one.
+        motion: "homography", "fundamental" or "none": the model of the motion since the frame before.
+        inlier_share: share of the matches with tracks seen in the frame before that the motion explains, in [0, 1].
+    """
+
+    index: int
+    stamp_ns: int
+    track_ids: IntArray
+    ages: IntArray
+    keypoints: Float32Array
+    sigmas: Float32Array | None
+    normalised: Float64Array | None
+    velocities: Float32Array
+    new: BoolArray
+    lost: IntArray
+    keyframe: bool
+    motion: str
+    inlier_share: float
+
+
+@dataclass
+class _Tracks:
+    """State of the tracks that are remembered, one row each."""
+
+    ids: IntArray
+    ages: IntArray
+    gaps: IntArray
+    stamps: IntArray
+    points: Float64Array
+    velocities: Float64Array
+    descriptors: Float32Array
+
+    def keep(self, rows: np.ndarray) -> _Tracks:
+        return _Tracks(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+    def join(self, other: _Tracks) -> _Tracks:
+        names = self.__dataclass_fields__
+        return _Tracks(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
+
+
+class Tracker:
+    """Follows keypoints through the frames of one camera.
+
+    Args:
+        config: settings.
+        camera: gives normalised coordinates where it is known.
+    """
+
+    def __init__(self, config: TrackerConfig | None = None, camera: Camera | None = None) -> None:
+        self.config = config or TrackerConfig()
+        self.camera = camera
+        self._tracks: _Tracks | None = None
+        self._next_id = 0
+        self._index = 0
+        self._stamp_ns: int | None = None
+        self._keyframe_ids: IntArray = np.zeros(0, np.int64)
+        self._keyframe_points: Float64Array = np.zeros((0, 2))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the tracks take, bytes."""
+        tracks = self._tracks
+        if tracks is None:
+            return 0
+        return int(sum(getattr(tracks, name).nbytes for name in tracks.__dataclass_fields__))
+
+    def update(self, features: Features, stamp_ns: int) -> TrackedFrame:
+        """Take the next frame.
+
+        Args:
+            features: of the frame; descriptors of one model throughout a sequence.
+            stamp_ns: its time in nanoseconds, later than that of the frame before.
+
+        Raises:
+            SequenceError: the stamp is not later, or the descriptors have another length.
+        """
+        if self._stamp_ns is not None and stamp_ns <= self._stamp_ns:
+            raise SequenceError(f"frame has the stamp {stamp_ns} ns; expected one after {self._stamp_ns} ns")
+        points = features.keypoints.astype(np.float64)
+        before = self._tracks
+        if before is None:
+            before = self._started(features, points, np.zeros(0, np.int64), stamp_ns)
+        elif before.descriptors.shape[1] != features.descriptors.shape[1]:
+            got, expected = features.descriptors.shape[1], before.descriptors.shape[1]
+            raise SequenceError(f"frame has descriptors of length {got}; expected {expected}, as the frames before")
+        rows, columns, motion, share = self._associate(before, features, points, stamp_ns)
+        seconds = (stamp_ns - before.stamps[rows]) * 1e-9
+        seen = before.keep(rows)
+        seen.velocities = (points[columns] - seen.points) / seconds[:, None]
+        seen.points, seen.descriptors = points[columns], features.descriptors[columns]
+        seen.ages, seen.gaps, seen.stamps = seen.ages + 1, np.zeros_like(seen.gaps), np.full_like(seen.stamps, stamp_ns)
+        unseen = before.keep(np.setdiff1d(np.arange(len(before.ids)), rows))
+        unseen.gaps = unseen.gaps + 1
+        fresh = np.setdiff1d(np.arange(len(points)), columns)
+        started = self._started(features, points, fresh, stamp_ns)
+        # in the order of the keypoints
+        current = seen.join(started)
+        order = np.argsort(np.concatenate([columns, fresh]), kind="stable")
+        current = current.keep(order)
+        alive = unseen.gaps <= self.config.max_gap
+        room = max(self.config.max_tracks - len(current.ids), 0)
+        kept = np.flatnonzero(alive)[np.argsort(unseen.gaps[alive], kind="stable")][:room]
+        lost = np.setdiff1d(unseen.ids, unseen.ids[kept])
+        self._tracks = current.join(unseen.keep(kept))
+        frame = TrackedFrame(
+            index=self._index,
+            stamp_ns=stamp_ns,
+            track_ids=current.ids,
+            ages=current.ages,
+            keypoints=features.keypoints,
+            sigmas=features.sigmas,
+            normalised=None if self.camera is None else self.camera.normalise(points),
+            velocities=current.velocities.astype(np.float32),
+            new=current.ages == 1,
+            lost=lost,
+            keyframe=self._is_keyframe(current, max(features.image_size)),
+            motion=motion,
+            inlier_share=share,
+        )
+        if frame.keyframe:
+            self._keyframe_ids, self._keyframe_points = current.ids, current.points
+        self._index += 1
+        self._stamp_ns = stamp_ns
+        return frame
+
+    def _started(self, features: Features, points: Float64Array, rows: IntArray, stamp_ns: int) -> _Tracks:
+        count = len(rows)
+        ids = np.arange(self._next_id, self._next_id + count, dtype=np.int64)
+        self._next_id += count
+        return _Tracks(
+            ids=ids,
+            ages=np.ones(count, np.int64),
+            gaps=np.zeros(count, np.int64),
+            stamps=np.full(count, stamp_ns, np.int64),
+            points=points[rows],
+            velocities=np.zeros((count, 2)),
+            descriptors=features.descriptors[rows],
+        )
+
+    def _associate(
+        self, tracks: _Tracks, features: Features, points: Float64Array, stamp_ns: int
+    ) -> tuple[IntArray, IntArray, str, float]:
+        """Rows of tracks and of keypoints that belong together, the model of the motion, and its share of inliers."""
+        config = self.config
+        none = np.zeros(0, np.int64)
+        if not len(tracks.ids) or not len(points):
+            return none, none, "none", 0.0
+        similarity = tracks.descriptors @ features.descriptors.T
+        # a velocity is trusted for the time to the next frame; what has been gone longer is sought where it was last
+        ahead = np.where(tracks.gaps == 0, (stamp_ns - tracks.stamps) * 1e-9, 0.0)
+        expected = tracks.points + tracks.velocities * ahead[:, None]
+        reach = config.search_radius * max(features.image_size)
+        distance = np.linalg.norm(expected[:, None] - points[None], axis=2)
+        similarity = np.where((distance <= reach) & (similarity >= config.min_similarity), similarity, -2.0)
+        best = similarity.argmax(axis=1)
+        own = np.arange(len(best))
+        mutual = (similarity.argmax(axis=0)[best] == own) & (similarity[own, best] > -2)
+        rows, columns = own[mutual], best[mutual]
+        recent = tracks.gaps[rows] == 0
+        if recent.sum() < _LEAST_VERIFIED:
+            return rows, columns, "none", 0.0
+        motion = estimate_motion(tracks.points[rows[recent]], points[columns[recent]], threshold=config.threshold)
+        if motion.matrix is None:
+            # many matches and no common motion: another scene
+            return none, none, "none", 0.0
+        kept = ~recent
+        kept[recent] = motion.inliers
+        return rows[kept], columns[kept], motion.model, float(motion.inliers.mean())
+
+    def _is_keyframe(self, current: _Tracks, longest: int) -> bool:
+        if not len(self._keyframe_ids):
+            return len(current.ids) > 0
+        _, first, second = np.intersect1d(self._keyframe_ids, current.ids, assume_unique=True, return_indices=True)
+        if len(first) < self.config.keyframe_share * len(self._keyframe_ids):
+            return True
+        moved = np.linalg.norm(self._keyframe_points[first] - current.points[second], axis=1)
+        return bool(len(moved) and np.median(moved) > self.config.keyframe_parallax * longest)
