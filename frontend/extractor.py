@@ -92,7 +92,15 @@ class Batch(NamedTuple):
     raster: Tensor | None = None
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
+    """One image as network input, on the host.
+
+    Attributes:
+        gray: (H, W) float32 in [0, 1], sides multiples of 8.
+        geometry: how it became that.
+        raster: (M, H, W) float32, or None.
+    """
+
     gray: Float32Array
     geometry: Geometry
     raster: Float32Array | None
@@ -170,6 +178,14 @@ class SuperPoint:
         name, network = load_network(name_or_path)
         return cls(network, name=name, config=config, device=device)
 
+    def configured(self, config: ExtractorConfig) -> SuperPoint:
+        """The same network, not copied, with other settings."""
+        if config == self.config:
+            return self
+        other = object.__new__(type(self))
+        other.device, other.network, other.name, other.config = self.device, self.network, self.name, config
+        return other
+
     @property
     def descriptor_dim(self) -> int:
         """D, the length of a descriptor."""
@@ -191,22 +207,32 @@ class SuperPoint:
         sizes = sorted({item.gray.shape[::-1] for item in prepared})
         if len(sizes) != 1:
             raise ConfigError(f"a batch has network inputs of {sizes or 'no size'}; expected one size")
-        return self._stack(prepared)
+        return self.stack(prepared)
 
-    def _stack(self, prepared: Sequence[_Prepared]) -> Batch:
+    def stack(self, prepared: Sequence[Prepared]) -> Batch:
+        """Bring prepared images of one size to the device as a batch."""
         stacked = torch.from_numpy(np.stack([item.gray for item in prepared]))[:, None]
         rasters = [item.raster for item in prepared if item.raster is not None]
         raster = torch.from_numpy(np.stack(rasters)).to(self.device) if rasters else None
         return Batch(stacked.to(self.device), [item.geometry for item in prepared], raster)
 
-    def _prepare_all(self, images: Sequence[np.ndarray], rasters: Sequence[np.ndarray] | None) -> list[_Prepared]:
+    def _prepare_all(self, images: Sequence[np.ndarray], rasters: Sequence[np.ndarray] | None) -> list[Prepared]:
         if rasters is None:
-            return [self._prepare(image, None) for image in images]
+            return [self.prepare(image, None) for image in images]
         if len(rasters) != len(images):
             raise ShapeError(f"got {len(rasters)} rasters for {len(images)} images; expected one for each")
-        return [self._prepare(image, raster) for image, raster in zip(images, rasters, strict=True)]
+        return [self.prepare(image, raster) for image, raster in zip(images, rasters, strict=True)]
 
-    def _prepare(self, image: np.ndarray, raster: np.ndarray | None) -> _Prepared:
+    def prepare(self, image: np.ndarray, raster: np.ndarray | None = None) -> Prepared:
+        """Make network input of one image, on the host; needs no device and may run in any thread.
+
+        Args:
+            image: as for :meth:`preprocess`.
+            raster: the same.
+
+        Raises:
+            ShapeError: the image has another shape or type, or the raster does not fit it.
+        """
         gray = to_gray(image)
         original = (gray.shape[1], gray.shape[0])
         layers: list[Float32Array] = []
@@ -220,7 +246,7 @@ class SuperPoint:
             layers = [resize_to(layer, self.config.resize)[0] for layer in layers]
         geometry = Geometry(original, (gray.shape[1], gray.shape[0]), scale)
         padded = np.stack([pad_to_multiple(layer) for layer in layers]) if raster is not None else None
-        return _Prepared(pad_to_multiple(gray), geometry, padded)
+        return Prepared(pad_to_multiple(gray), geometry, padded)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> DenseMaps:
@@ -305,7 +331,7 @@ class SuperPoint:
         results: dict[int, Features] = {}
         for members in groups.values():
             began = time.perf_counter()
-            batch = self._stack([prepared[i] for i in members])
+            batch = self.stack([prepared[i] for i in members])
             began = self._lap(times, "preprocess", began)
             maps = self.forward(batch)
             began = self._lap(times, "network", began)

@@ -1,0 +1,1 @@
+"""The REST service; ``service.app.create_app`` makes the application."""

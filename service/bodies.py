@@ -1,0 +1,97 @@
+"""Request bodies: limited in size, and images taken from multipart forms or raw bodies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import BadRequestError, TooLargeError
+
+
+class LimitBody:
+    """ASGI middleware that refuses bodies over a limit, while they arrive.
+
+    Args:
+        app: what is behind it.
+        limit: bytes.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.limit:
+                raise TooLargeError(f"body has more than {self.limit} bytes")
+            return message
+
+        await self.app(scope, limited, send)
+
+
+def declared_length(request: Request, limit: int) -> None:
+    """Refuse by the Content-Length header, before anything is read.
+
+    Raises:
+        TooLargeError: it is over the limit.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise TooLargeError(f"body has {declared} bytes; expected at most {limit}")
+
+
+async def read_images(request: Request, names: tuple[str, ...], limit: int) -> list[tuple[str, bytes]]:
+    """Encoded images of a request.
+
+    Args:
+        request: multipart/form-data with one file for each name, or, where one image is expected, its bytes as body.
+        names: of the fields.
+        limit: bytes of the body.
+
+    Returns:
+        (name, bytes) for each, in the order of ``names``.
+
+    Raises:
+        BadRequestError: a field is missing, given twice, or the body is not what is expected.
+        TooLargeError: the body is over the limit.
+    """
+    declared_length(request, limit)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        return await _from_form(request, names)
+    if len(names) == 1 and (not kind or kind.startswith("image/") or kind == "application/octet-stream"):
+        body = await request.body()
+        if not body:
+            raise BadRequestError("body is empty; expected an encoded image")
+        return [(names[0], body)]
+    expected = "multipart/form-data with the files " + ", ".join(names)
+    raise BadRequestError(f"content type is '{kind or 'missing'}'; expected {expected}")
+
+
+async def _from_form(request: Request, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
+    try:
+        form = await request.form(max_files=len(names), max_fields=16)
+    except HTTPException as error:
+        raise BadRequestError(f"form cannot be read: {error.detail}") from None
+    try:
+        images = []
+        for name in names:
+            found: list[Any] = form.getlist(name)
+            if len(found) != 1 or not isinstance(found[0], UploadFile):
+                raise BadRequestError(f"form has {len(found)} files '{name}'; expected one")
+            images.append((name, await found[0].read()))
+        return images
+    finally:
+        await form.close()

@@ -1,0 +1,176 @@
+"""What all routes share: models, engine, threads that decode, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+
+from frontend.errors import ConfigError, ImageError, ShapeError
+from frontend.extractor import Prepared, SuperPoint
+from frontend.image import decode_image
+from frontend.types import Features
+from service.engine import Engine, EngineConfig, Slot, configuration
+from service.errors import BadImageError, BadRequestError, DeadlineError, NotFoundError, UnavailableError
+from service.metrics import Metrics
+from service.settings import Settings
+
+T = TypeVar("T")
+
+
+class Core:
+    """State of one application.
+
+    Args:
+        settings: see there.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        delay = settings.max_delay_ms / 1e3
+        self.engine = Engine(EngineConfig(settings.max_batch, delay, settings.max_queue), self.metrics)
+        self._pool = ThreadPoolExecutor(settings.decode_threads, "decode")
+        self.models: dict[str, SuperPoint] = {}
+        self.ready = False
+
+    def start(self) -> None:
+        """Load the models, start the device's thread, and run what clients will send, so that the first is no slower.
+
+        Raises:
+            FrontendError: a model cannot be loaded, or there is no such device.
+        """
+        for name in dict.fromkeys((self.settings.model, *self.settings.models)):
+            self.models[name] = SuperPoint.from_pretrained(name, device=self.settings.device)
+        self.engine.start()
+        for size in self.settings.warmup:
+            width, height = _size(size)
+            image = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
+            for extractor in self.models.values():
+                for _ in range(2):
+                    (slot,) = self.engine.reserve()
+                    self.engine.submit(extractor, extractor.prepare(image), time.monotonic() + 600, slot).result()
+        self.ready = True
+
+    def stop(self) -> None:
+        """Take nothing new, finish what was accepted."""
+        self.ready = False
+        self.engine.stop(self.settings.shutdown_s)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def unready_because(self) -> str | None:
+        """Why the service cannot serve; None where it can."""
+        if not self.ready:
+            return "models are being loaded and warmed up, or the service is stopping"
+        if not self.engine.healthy:
+            return "the device has failed"
+        if self.engine.silence_s > self.settings.heartbeat_limit_s:
+            return f"the device's thread has been silent for {self.engine.silence_s:.0f} s"
+        return None
+
+    def extractor(self, model: str | None, **changes: object) -> SuperPoint:
+        """The extractor of a request.
+
+        Args:
+            model: a name; the default where None.
+            changes: of its configuration; None leaves a value as it is.
+
+        Raises:
+            NotFoundError: no such model is served.
+            BadRequestError: a value is out of its range.
+        """
+        name = model or self.settings.model
+        if name not in self.models:
+            raise NotFoundError(f"model '{name}' is not served; expected one of: {', '.join(self.models)}")
+        asked = changes.get("max_keypoints")
+        if isinstance(asked, int) and asked > self.settings.max_keypoints:
+            raise BadRequestError(f"max_keypoints is {asked}; expected at most {self.settings.max_keypoints}")
+        base = self.models[name]
+        try:
+            return base.configured(configuration(base.config, **changes))
+        except ConfigError as error:
+            raise BadRequestError(str(error)) from None
+
+    def deadline(self) -> float:
+        """When a request that is admitted now has to be done, by the engine's clock."""
+        return time.monotonic() + self.settings.deadline_s
+
+    def _prepare(self, extractor: SuperPoint, data: bytes, name: str) -> Prepared:
+        began = time.perf_counter()
+        try:
+            image = decode_image(data, name, max_pixels=int(self.settings.max_pixels_mp * 1e6))
+            prepared = extractor.prepare(image)
+        except (ImageError, ShapeError) as error:
+            raise BadImageError(str(error)) from None
+        self.metrics.stage.labels("decode").observe(time.perf_counter() - began)
+        return prepared
+
+    async def features(
+        self, extractor: SuperPoint, images: list[tuple[str, bytes]], deadline: float, slots: list[Slot]
+    ) -> list[Features]:
+        """Features of encoded images, one slot for each.
+
+        Raises:
+            BadImageError: an image cannot be used.
+            DeadlineError: they were not ready in time.
+            UnavailableError: the device failed, or the service is stopping.
+        """
+        loop = asyncio.get_running_loop()
+
+        async def one(name: str, data: bytes, slot: Slot) -> Features:
+            try:
+                prepared = await loop.run_in_executor(self._pool, self._prepare, extractor, data, name)
+            except BaseException:
+                slot.release()
+                raise
+            return await asyncio.wrap_future(self.engine.submit(extractor, prepared, deadline, slot))
+
+        tasks = [asyncio.ensure_future(one(name, data, slot)) for (name, data), slot in zip(images, slots, strict=True)]
+        try:
+            return await self._in_time(asyncio.gather(*tasks), deadline)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def on_device(self, function: Callable[..., T], *args: Any, deadline: float, **kwargs: Any) -> T:
+        """Run a function in the device's thread.
+
+        Raises:
+            DeadlineError: it was not done in time.
+        """
+        future = self.engine.call(functools.partial(function, *args, **kwargs), deadline)
+        result: T = await self._in_time(asyncio.wrap_future(future), deadline)
+        return result
+
+    async def _in_time(self, awaited: asyncio.Future[T], deadline: float) -> T:
+        try:
+            return await asyncio.wait_for(awaited, max(deadline - time.monotonic(), 0.001))
+        except asyncio.TimeoutError:
+            raise DeadlineError(f"not done within {self.settings.deadline_s:g} s") from None
+
+    def reserve(self, count: int) -> list[Slot]:
+        """Places in the queue, see :meth:`Engine.reserve`.
+
+        Raises:
+            UnavailableError: the service is not ready.
+            OverloadedError: the queue is full.
+        """
+        if not self.ready:
+            raise UnavailableError("the service is not ready", retry_after=1)
+        return self.engine.reserve(count)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    try:
+        found = int(width), int(height)
+    except ValueError:
+        found = (0, 0)
+    if min(found) < 1:
+        raise ConfigError(f"warm-up size is '{text}'; expected WIDTHxHEIGHT")
+    return found

@@ -1,0 +1,322 @@
+"""The engine: images of many clients, batched onto one device.
+
+An item is one prepared image. Items wait in buckets of one network shape and one configuration. The device's own
+thread takes a batch from the bucket whose head has waited longest, as soon as the device is free; a batch that
+is not full is waited for a moment. Nothing here runs on the event loop.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from frontend.extractor import ExtractorConfig, Prepared, SuperPoint
+from frontend.types import Features
+from service.errors import DeadlineError, OverloadedError, UnavailableError
+
+Clock = Callable[[], float]
+
+
+class Observer(Protocol):
+    """What the engine tells of itself; called from its thread, so quick and thread-safe."""
+
+    def batch(self, size: int, waited_s: float, device_s: float) -> None:
+        """A batch has been run; ``waited_s`` is the longest wait of its items."""
+
+    def dropped(self, reason: str) -> None:
+        """An item has been dropped: "cancelled", "deadline" or "failed"."""
+
+
+class SilentObserver:
+    """Hears nothing."""
+
+    def batch(self, size: int, waited_s: float, device_s: float) -> None:
+        """See :class:`Observer`."""
+
+    def dropped(self, reason: str) -> None:
+        """See :class:`Observer`."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Settings of the engine.
+
+    Attributes:
+        max_batch: images of a batch.
+        max_delay_s: how long a batch that is not full is waited for, seconds, counted from its oldest item.
+        max_queue: items admitted and not yet finished, over all buckets.
+        heartbeat_s: the device's thread says it is alive at least this often while it has nothing to do, seconds.
+    """
+
+    max_batch: int = 16
+    max_delay_s: float = 0.002
+    max_queue: int = 256
+    heartbeat_s: float = 1.0
+
+
+@dataclass
+class _Item:
+    prepared: Prepared
+    future: Future[Features]
+    deadline: float
+    admitted: float
+
+
+@dataclass
+class _Call:
+    function: Callable[[], object]
+    future: Future[object]
+    deadline: float
+
+
+@dataclass
+class _Bucket:
+    extractor: SuperPoint
+    items: deque[_Item] = field(default_factory=deque)
+
+
+class Slot:
+    """A place in the queue, reserved before an image is decoded, given back when its item is done or by ``release``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine: Engine | None = engine
+
+    def release(self) -> None:
+        """Give the place back; a second call does nothing."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine._release()
+
+
+class Engine:
+    """Runs extractors on one device, in one thread.
+
+    Args:
+        config: settings.
+        observer: is told of batches and drops.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self, config: EngineConfig | None = None, observer: Observer | None = None, clock: Clock = time.monotonic
+    ) -> None:
+        self.config = config or EngineConfig()
+        self._observer = observer or SilentObserver()
+        self._clock = clock
+        self._condition = threading.Condition()
+        self._buckets: dict[tuple[object, ...], _Bucket] = {}
+        self._calls: deque[_Call] = deque()
+        self._reserved = 0
+        self._accepting = True
+        self._stopping = False
+        self._failure: str | None = None
+        self._beat = clock()
+        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
+
+    def start(self) -> None:
+        """Start the device's thread."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Finish what was accepted, take nothing new, and end the thread; False where that takes longer."""
+        with self._condition:
+            self._accepting, self._stopping = False, True
+            self._condition.notify_all()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def depth(self) -> int:
+        """Places that are taken."""
+        return self._reserved
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the device's thread lives and the device works."""
+        return self._failure is None and self._thread.is_alive()
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds since the device's thread last said that it is alive."""
+        return self._clock() - self._beat
+
+    def reserve(self, count: int = 1) -> list[Slot]:
+        """Take places in the queue, all or none, before any work is done for a request.
+
+        Raises:
+            OverloadedError: there are not as many.
+            UnavailableError: the engine is stopping, or its device has failed.
+        """
+        with self._condition:
+            if self._failure is not None:
+                raise UnavailableError(f"the device has failed: {self._failure}")
+            if not self._accepting:
+                raise UnavailableError("the service is shutting down")
+            if self._reserved + count > self.config.max_queue:
+                raise OverloadedError(f"the queue of {self.config.max_queue} images is full", retry_after=1)
+            self._reserved += count
+        return [Slot(self) for _ in range(count)]
+
+    def _release(self) -> None:
+        with self._condition:
+            self._reserved -= 1
+
+    def submit(self, extractor: SuperPoint, prepared: Prepared, deadline: float, slot: Slot) -> Future[Features]:
+        """Queue a prepared image.
+
+        Args:
+            extractor: that prepared it.
+            prepared: the image.
+            deadline: by the engine's clock; later it is dropped.
+            slot: reserved for it; given back when the future is done.
+
+        Returns:
+            A future of the features. Cancelling it before its batch starts costs the device nothing. It fails with
+            :class:`DeadlineError`, :class:`UnavailableError`, or what the network raised for this image.
+        """
+        future: Future[Features] = Future()
+        future.add_done_callback(lambda _: slot.release())
+        key = (id(extractor.network), extractor.config, prepared.gray.shape, prepared.raster is None)
+        with self._condition:
+            if self._failure is not None or self._stopping:
+                future.set_exception(UnavailableError("the device is not available"))
+                return future
+            bucket = self._buckets.setdefault(key, _Bucket(extractor))
+            bucket.items.append(_Item(prepared, future, deadline, self._clock()))
+            self._condition.notify()
+        return future
+
+    def call(self, function: Callable[[], Any], deadline: float) -> Future[Any]:
+        """Queue a piece of work for the device that is no image: matching, geometry. It comes before the images.
+
+        Args:
+            function: called in the device's thread.
+            deadline: by the engine's clock; later it is dropped.
+
+        Returns:
+            A future of what the function returns or raises.
+        """
+        future: Future[Any] = Future()
+        with self._condition:
+            if self._failure is not None or self._stopping:
+                future.set_exception(UnavailableError("the device is not available"))
+                return future
+            self._calls.append(_Call(function, future, deadline))
+            self._condition.notify()
+        return future
+
+    def _take(self) -> _Call | tuple[SuperPoint, list[_Item]] | None:
+        """Wait for work; None once the engine stops and the queue is empty."""
+        with self._condition:
+            while True:
+                self._beat = self._clock()
+                if self._calls:
+                    return self._calls.popleft()
+                waiting = {key: bucket for key, bucket in self._buckets.items() if bucket.items}
+                self._buckets = waiting
+                if not waiting:
+                    if self._stopping:
+                        return None
+                    self._condition.wait(self.config.heartbeat_s)
+                    continue
+                full = [b for b in waiting.values() if len(b.items) >= self.config.max_batch]
+                oldest = min(full or waiting.values(), key=lambda bucket: bucket.items[0].admitted)
+                left = oldest.items[0].admitted + self.config.max_delay_s - self._clock()
+                if not full and left > 0 and not self._stopping:
+                    self._condition.wait(left)
+                    continue
+                count = min(len(oldest.items), self.config.max_batch)
+                return oldest.extractor, [oldest.items.popleft() for _ in range(count)]
+
+    def _work(self) -> None:
+        while True:
+            taken = self._take()
+            if taken is None:
+                return
+            if isinstance(taken, _Call):
+                self._answer(taken)
+                continue
+            extractor, items = taken
+            now = self._clock()
+            wanted = []
+            for item in items:
+                if not item.future.set_running_or_notify_cancel():
+                    self._observer.dropped("cancelled")
+                elif item.deadline <= now:
+                    self._observer.dropped("deadline")
+                    item.future.set_exception(DeadlineError("the deadline passed while the image was waiting"))
+                else:
+                    wanted.append(item)
+            if wanted:
+                self._run(extractor, wanted, now)
+
+    def _answer(self, call: _Call) -> None:
+        if not call.future.set_running_or_notify_cancel():
+            self._observer.dropped("cancelled")
+        elif call.deadline <= self._clock():
+            self._observer.dropped("deadline")
+            call.future.set_exception(DeadlineError("the deadline passed while the request was waiting"))
+        else:
+            try:
+                call.future.set_result(call.function())
+            except Exception as error:
+                self._observer.dropped("failed")
+                call.future.set_exception(error)
+
+    def _run(self, extractor: SuperPoint, items: list[_Item], began: float) -> None:
+        try:
+            results = extract_prepared(extractor, [item.prepared for item in items])
+        except Exception as error:
+            if len(items) == 1:
+                self._observer.dropped("failed")
+                items[0].future.set_exception(error)
+                self._check_device(extractor, error)
+                return
+            # one of them is the culprit; the others get their results
+            for item in items:
+                self._run(extractor, [item], self._clock())
+            return
+        ended = self._clock()
+        self._observer.batch(len(items), began - min(item.admitted for item in items), ended - began)
+        self._beat = ended
+        for item, features in zip(items, results, strict=True):
+            item.future.set_result(features)
+
+    def _check_device(self, extractor: SuperPoint, error: Exception) -> None:
+        """After a failure, see whether the device itself still works; if not, refuse everything from now on."""
+        import torch
+
+        try:
+            parameter = next(iter(extractor.network.parameters()), None)
+            if parameter is not None:
+                float(torch.ones(8, device=parameter.device).sum())
+        except Exception:
+            with self._condition:
+                self._failure = str(error).partition("\n")[0]
+                waiting = [item for bucket in self._buckets.values() for item in bucket.items]
+                self._buckets = {}
+            for item in waiting:
+                if item.future.set_running_or_notify_cancel():
+                    item.future.set_exception(UnavailableError("the device has failed"))
+
+
+def extract_prepared(extractor: SuperPoint, prepared: list[Prepared]) -> list[Features]:
+    """Features of prepared images of one size, in one batch."""
+    batch = extractor.stack(prepared)
+    return extractor.collect(extractor.postprocess(extractor.forward(batch), batch), batch)
+
+
+def configuration(base: ExtractorConfig, **changes: object) -> ExtractorConfig:
+    """A configuration with those of the changes that are not None.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+    import dataclasses
+
+    return dataclasses.replace(base, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]

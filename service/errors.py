@@ -1,0 +1,74 @@
+"""Refusals of the service, as RFC 9457 problem details."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+PROBLEM_TYPE = "application/problem+json"
+
+
+class ServiceError(Exception):
+    """A request is refused; the message is one line for the client.
+
+    Attributes:
+        status: of the HTTP response.
+        code: for programs, in snake case.
+        detail: for people.
+        retry_after: seconds after which it may be tried again; None where that is of no use.
+    """
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    code = "internal_error"
+
+    def __init__(self, detail: str, *, retry_after: float | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after = retry_after
+
+
+class BadRequestError(ServiceError):
+    """The request cannot be understood."""
+
+    status, code = HTTPStatus.BAD_REQUEST, "bad_request"
+
+
+class BadImageError(ServiceError):
+    """An image cannot be read or used."""
+
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "bad_image"
+
+
+class TooLargeError(ServiceError):
+    """A body or an image is over its limit."""
+
+    status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large"
+
+
+class UnauthorizedError(ServiceError):
+    """The API key is missing or wrong."""
+
+    status, code = HTTPStatus.UNAUTHORIZED, "unauthorized"
+
+
+class NotFoundError(ServiceError):
+    """What is named does not exist, or no longer."""
+
+    status, code = HTTPStatus.NOT_FOUND, "not_found"
+
+
+class OverloadedError(ServiceError):
+    """The queue is full."""
+
+    status, code = HTTPStatus.TOO_MANY_REQUESTS, "overloaded"
+
+
+class UnavailableError(ServiceError):
+    """The device is not ready, or no longer."""
+
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"
+
+
+class DeadlineError(ServiceError):
+    """The result was not ready in time."""
+
+    status, code = HTTPStatus.GATEWAY_TIMEOUT, "deadline_exceeded"

@@ -1,0 +1,45 @@
+"""Settings of the service, each also by an environment variable ``SUPERPOINT_NAME``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What ``superpoint serve`` runs with. Lists are given with commas."""
+
+    model_config = SettingsConfigDict(env_prefix="SUPERPOINT_", extra="forbid", frozen=True)
+
+    model: str = Field(default="superpoint-edge", description="released model or weight file, the default of requests")
+    models: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description="further models for requests to name")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+
+    max_batch: int = Field(default=16, ge=1, description="images of a batch")
+    max_delay_ms: float = Field(default=2.0, ge=0, description="how long a batch that is not full is waited for")
+    max_queue: int = Field(default=256, ge=1, description="images admitted and not yet finished")
+    deadline_s: float = Field(default=30.0, gt=0, description="longest time of a request, from its admission")
+    decode_threads: int = Field(default=4, ge=1, description="threads that decode images")
+    heartbeat_limit_s: float = Field(default=30.0, gt=0, description="longest silence of the device's thread")
+    shutdown_s: float = Field(default=30.0, gt=0, description="time to finish what was accepted")
+
+    max_body_mb: float = Field(default=32.0, gt=0, description="largest request body")
+    max_pixels_mp: float = Field(default=40.0, gt=0, description="largest image, megapixels, by its header")
+    max_keypoints: int = Field(default=4096, ge=1, description="most keypoints that a request may ask for")
+    warmup: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("640x480",), description="image sizes that are run before the service says that it is ready"
+    )
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(), description="keys of X-API-Key; none asks for none"
+    )
+
+    @field_validator("models", "warmup", "api_keys", mode="before")
+    @classmethod
+    def split(cls, value: object) -> object:
+        """Take a list from text with commas."""
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value

@@ -1,0 +1,239 @@
+"""The engine with stand-in extractors: batching, admission, deadlines, cancelling, failures, shutdown."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from frontend.extractor import ExtractorConfig, Geometry, Prepared, SuperPoint
+from frontend.model import MODEL_PRESETS, SuperPointNet
+from frontend.types import Features
+from service import engine as engine_module
+from service.engine import Engine, EngineConfig, configuration
+from service.errors import DeadlineError, OverloadedError, UnavailableError
+
+
+class Network(torch.nn.Module):
+    pass
+
+
+class Stub:
+    """Stands in for an extractor: waits for ``gate``, and answers with the image's mean as the only score."""
+
+    def __init__(self, config: ExtractorConfig | None = None) -> None:
+        self.network, self.config = Network(), config or ExtractorConfig()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[int] = []
+
+    def run(self, prepared: list[Prepared]) -> list[Features]:
+        assert self.gate.wait(20)
+        self.batches.append(len(prepared))
+        if any(item.gray.min() < 0 for item in prepared):
+            raise ValueError("a negative image")
+        empty = np.zeros((1, 2), np.float32)
+        return [Features(empty, item.gray.mean(keepdims=True)[0], empty, (8, 8)) for item in prepared]
+
+
+class Log:
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, float, float]] = []
+        self.drops: list[str] = []
+
+    def batch(self, size: int, waited_s: float, device_s: float) -> None:
+        self.batches.append((size, waited_s, device_s))
+
+    def dropped(self, reason: str) -> None:
+        self.drops.append(reason)
+
+
+def image(value: float, size: int = 8) -> Prepared:
+    return Prepared(np.full((size, size), value, np.float32), Geometry((size, size), (size, size), (1.0, 1.0)), None)
+
+
+@pytest.fixture(autouse=True)
+def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "extract_prepared", lambda extractor, prepared: extractor.run(prepared))
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def engine(log: Log) -> Iterator[Engine]:
+    made = Engine(EngineConfig(max_batch=4, max_delay_s=0.02, max_queue=10), log)
+    made.start()
+    yield made
+    assert made.stop(10)
+
+
+def later() -> float:
+    return time.monotonic() + 30
+
+
+def send(engine: Engine, stub: Stub, item: Prepared, deadline: float | None = None):  # type: ignore[no-untyped-def]
+    (slot,) = engine.reserve()
+    return engine.submit(stub, item, later() if deadline is None else deadline, slot)  # type: ignore[arg-type]
+
+
+def wait_until(condition) -> None:  # type: ignore[no-untyped-def]
+    limit = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.001)
+
+
+def test_what_waits_while_the_device_works_goes_in_one_batch(engine: Engine, log: Log) -> None:
+    stub = Stub()
+    stub.gate.clear()
+    first = send(engine, stub, image(0.1))
+    wait_until(first.running)
+    rest = [send(engine, stub, image(v)) for v in (0.2, 0.3, 0.4, 0.5, 0.6)]
+    stub.gate.set()
+    scores = [float(f.result(10).scores[0]) for f in (first, *rest)]
+    assert scores == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert stub.batches == [1, 4, 1]
+    assert [size for size, _, _ in log.batches] == [1, 4, 1]
+    wait_until(lambda: engine.depth == 0)
+
+
+def test_a_batch_has_one_shape_and_one_configuration(engine: Engine) -> None:
+    stub, strict = Stub(), Stub(ExtractorConfig(max_keypoints=5))
+    strict.network = stub.network
+    stub.gate.clear()
+    strict.gate.clear()
+    futures = [
+        send(engine, s, image(0.5, size))
+        for s, size in ((stub, 8), (stub, 16), (strict, 8), (stub, 8), (strict, 8), (stub, 16))
+    ]
+    stub.gate.set()
+    strict.gate.set()
+    for future in futures:
+        future.result(10)
+    assert sorted(stub.batches + strict.batches) == [2, 2, 2]
+
+
+def test_a_lone_image_waits_no_longer_than_the_delay(engine: Engine, log: Log) -> None:
+    send(engine, Stub(), image(0.5)).result(10)
+    ((_, waited, _),) = log.batches
+    assert 0.015 < waited < 0.5
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(engine: Engine) -> None:
+    slots = engine.reserve(8)
+    with pytest.raises(OverloadedError, match="queue of 10 images is full") as refused:
+        engine.reserve(3)
+    assert refused.value.retry_after == 1
+    assert engine.depth == 8  # all or none
+    slots[0].release()
+    slots[0].release()
+    assert engine.depth == 7
+    for slot in slots:
+        slot.release()
+
+
+def test_late_and_cancelled_images_cost_nothing(engine: Engine, log: Log) -> None:
+    stub = Stub()
+    stub.gate.clear()
+    first = send(engine, stub, image(0.1))
+    wait_until(first.running)
+    late = send(engine, stub, image(0.2), deadline=time.monotonic() + 0.01)
+    cancelled = send(engine, stub, image(0.3))
+    kept = send(engine, stub, image(0.4))
+    assert cancelled.cancel()
+    time.sleep(0.02)
+    stub.gate.set()
+    assert float(kept.result(10).scores[0]) == pytest.approx(0.4)
+    with pytest.raises(DeadlineError):
+        late.result(10)
+    assert stub.batches == [1, 1]
+    assert sorted(log.drops) == ["cancelled", "deadline"]
+    wait_until(lambda: engine.depth == 0)
+
+
+def test_a_poisoned_image_fails_alone(engine: Engine, log: Log) -> None:
+    stub = Stub()
+    stub.gate.clear()
+    first = send(engine, stub, image(0.1))
+    wait_until(first.running)
+    good, bad, fine = (send(engine, stub, image(v)) for v in (0.2, -1.0, 0.3))
+    stub.gate.set()
+    with pytest.raises(ValueError, match="a negative image"):
+        bad.result(10)
+    assert [float(f.result(10).scores[0]) for f in (good, fine)] == pytest.approx([0.2, 0.3])
+    assert stub.batches == [1, 3, 1, 1, 1]
+    assert log.drops == ["failed"]
+    assert engine.healthy
+
+
+def test_a_dead_device_turns_the_engine_off(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = Stub()
+    stub.network.weight = torch.nn.Parameter(torch.ones(1))
+    stub.gate.clear()
+    first = send(engine, stub, image(-1.0))
+    wait_until(first.running)
+    waiting = send(engine, stub, image(0.5, 16))
+
+    def broken(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("device-side assert")
+
+    monkeypatch.setattr(torch, "ones", broken)
+    stub.gate.set()
+    with pytest.raises(ValueError, match="negative"):
+        first.result(10)
+    with pytest.raises(UnavailableError):
+        waiting.result(10)
+    assert not engine.healthy
+    with pytest.raises(UnavailableError, match="device has failed"):
+        engine.reserve()
+    wait_until(lambda: engine.depth == 0)
+
+
+def test_stopping_finishes_what_was_accepted(log: Log) -> None:
+    engine, stub = Engine(EngineConfig(max_batch=2, max_delay_s=5.0), log), Stub()
+    engine.start()
+    slots = engine.reserve(4)
+    futures = [engine.submit(stub, image(0.5), later(), slot) for slot in slots[:3]]  # type: ignore[arg-type]
+    assert engine.stop(10)
+    assert [f.result(0).scores[0] for f in futures] == pytest.approx([0.5] * 3)
+    with pytest.raises(UnavailableError, match="shutting down"):
+        engine.reserve()
+    # a place reserved before, its image decoded after
+    with pytest.raises(UnavailableError):
+        engine.submit(stub, image(0.5), later(), slots[3]).result(0)  # type: ignore[arg-type]
+    assert engine.depth == 0
+    assert not engine.healthy
+
+
+def test_an_idle_engine_says_that_it_lives() -> None:
+    engine = Engine(EngineConfig(heartbeat_s=0.01))
+    engine.start()
+    time.sleep(0.2)
+    assert engine.silence_s < 0.15
+    assert engine.stop(10)
+
+
+def test_real_features_are_those_of_the_extractor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    extractor = SuperPoint(SuperPointNet(MODEL_PRESETS["edge"]).fold(), device="cpu")
+    few = extractor.configured(configuration(extractor.config, max_keypoints=20, resize=None))
+    assert few.network is extractor.network
+    assert (few.config.max_keypoints, extractor.config.max_keypoints) == (20, 1024)
+    assert extractor.configured(extractor.config) is extractor
+    images = [np.random.default_rng(i).integers(0, 256, (60, 70), dtype=np.uint8) for i in range(3)]
+    engine = Engine()
+    engine.start()
+    futures = [engine.submit(e, e.prepare(i), later(), engine.reserve()[0]) for e in (extractor, few) for i in images]
+    for future, (e, i) in zip(futures, ((e, i) for e in (extractor, few) for i in images), strict=True):
+        found, expected = future.result(20), e.extract(i)
+        np.testing.assert_allclose(found.keypoints, expected.keypoints, atol=1e-3)
+        np.testing.assert_allclose(found.descriptors, expected.descriptors, atol=1e-3)
+    assert engine.stop(10)
