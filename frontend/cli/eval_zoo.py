@@ -13,10 +13,10 @@ def add_zoo_parser(benchmarks: Any) -> None:
     parser = benchmarks.add_parser(
         "zoo",
         help="train every encoder with one budget, and compare",
-        description="Train every encoder for the same time (corners of synthetic shapes, then pairs of labelled "
-        "photographs, with the same heads), and write a table and a plot: size, time, detector mAP on held-out "
-        "shapes, repeatability and homography accuracy on other photographs. Started again, it goes on where it "
-        "stopped.",
+        description="Train every encoder for the same time, or on the same images (corners of synthetic shapes, then "
+        "pairs of labelled photographs, with the same heads), and write a table and a plot: size, time, detector mAP "
+        "on held-out shapes, repeatability and homography accuracy on other photographs. Started again, it goes on "
+        "where it stopped.",
     )
     parser.add_argument("photographs", type=Path, metavar="PHOTOGRAPHS", help="folder to train on")
     parser.add_argument("labels", type=Path, metavar="LABELS", help="folder that 'superpoint label' made from it")
@@ -29,6 +29,9 @@ def add_zoo_parser(benchmarks: Any) -> None:
         help="a specification to compare, see 'superpoint encoders'; may be given again (default: a list of all)",
     )
     parser.add_argument("--seconds", type=float, default=240.0, help="training time of each (default: 240)")
+    parser.add_argument(
+        "--steps", type=int, nargs=2, default=(0, 0), metavar=("N", "M"), help="optimiser steps on shapes and on pairs"
+    )
     parser.add_argument("--heads", choices=("edge", "paper"), default="edge", help="of all networks (default: edge)")
     parser.add_argument("--pairs", type=int, default=50, help="photographs of the evaluation (default: 50)")
     parser.add_argument("--shapes", type=int, default=20, help="held-out images of each class (default: 20)")
@@ -55,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     require_matplotlib()
     config = zoo.ZooConfig(
         seconds=args.seconds,
+        steps=tuple(args.steps),
         heads=args.heads,
         pairs=args.pairs,
         shapes=args.shapes,

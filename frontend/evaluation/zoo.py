@@ -53,7 +53,8 @@ class ZooConfig:
     """What all entries share.
 
     Attributes:
-        seconds: training time of each entry, both steps together.
+        seconds: training time of each entry, both steps together; the optimiser steps follow from a short trial.
+        steps: optimiser steps of both steps of the training, instead: the same images for all; (0, 0) goes by time.
         heads: "edge" (this project's, with the fine branch, without the refiner) or "paper".
         pairs: photographs of the evaluation; each gives a viewpoint and an illumination pair.
         shapes: held-out synthetic images of each class.
@@ -64,6 +65,7 @@ class ZooConfig:
     """
 
     seconds: float = 240.0
+    steps: tuple[int, int] = (0, 0)
     heads: str = "edge"
     pairs: int = 50
     shapes: int = 20
@@ -77,6 +79,8 @@ class ZooConfig:
             raise ConfigError(f"heads are '{self.heads}'; expected one of: {', '.join(HEADS)}")
         if not self.seconds > 0:
             raise ConfigError(f"seconds is {self.seconds}; expected more than 0")
+        if len(self.steps) != 2 or min(self.steps) < 0 or (min(self.steps) == 0) != (max(self.steps) == 0):
+            raise ConfigError(f"steps are {list(self.steps)}; expected two numbers above 0, or none")
         for name in ("pairs", "shapes", "max_keypoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
@@ -135,6 +139,7 @@ class Zoo:
         self.config = config or ZooConfig()
         self._pairs: WarpedPairs | None = None
         settings = {key: value for key, value in asdict(self.config).items() if key not in ("workers", "device")}
+        settings["steps"] = list(self.config.steps)
         path = out / "settings.json"
         if path.is_file():
             before = json.loads(path.read_text())
@@ -163,7 +168,10 @@ class Zoo:
         plan_path = folder / "plan.json"
         if not plan_path.is_file():
             plan = {}
-            for name, share in _SHARES.items():
+            for (name, share), steps in zip(_SHARES.items(), self.config.steps, strict=True):
+                if steps:
+                    plan[name] = steps
+                    continue
                 task, train = self._task(name)
                 probe = Trainer(task, self._network(spec), train, folder / name, {}).probe()
                 plan[name] = max(int(self.config.seconds * share / probe), 4)

@@ -12,8 +12,9 @@ import pytest
 
 from frontend.cli.main import main
 from frontend.encoders import build_encoder
+from frontend.errors import ConfigError
 from frontend.evaluation.detector import match_detections, synthetic_map
-from frontend.evaluation.zoo import ENTRIES, gmac, slug, table
+from frontend.evaluation.zoo import ENTRIES, Zoo, ZooConfig, gmac, slug, table
 from frontend.model import ModelConfig, SuperPointNet
 from frontend.training.labels import label_path, write_labels
 from frontend.training.photometric import PhotometricConfig
@@ -100,7 +101,7 @@ def test_the_zoo_trains_measures_and_goes_on(
     folders: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    small = ["--seconds", "0.1", "--pairs", "1", "--shapes", "1", "--workers", "0", "--device", "cpu"]
+    small = ["--steps", "4", "5", "--pairs", "1", "--shapes", "1", "--workers", "0", "--device", "cpu"]
     command = ["eval", "zoo", *map(str, folders), "--out", str(out), *small]
     first, second = "compact(width=0.25)", "vgg(channels=[8, 8, 8, 8])"
     assert main([*command, "--encoders", second]) == 0
@@ -114,12 +115,24 @@ def test_the_zoo_trains_measures_and_goes_on(
     assert printed == table(results) == (out / "zoo.md").read_text()
     assert (out / "zoo.png").stat().st_size > 5000
     for result in results:
-        assert set(result["steps"]) == {"magicpoint", "superpoint"}
+        assert result["steps"] == {"magicpoint": 4, "superpoint": 5}
         assert result["parameters"] > 5e4
         assert 0.5 < result["gmac"] < 10
         assert 0 <= result["viewpoint"]["h3"] <= 1
     assert main([*command, "--encoders", first, "--seed", "1"]) == 2
     assert "holds a run with" in capsys.readouterr().err
+
+
+def test_a_budget_of_seconds_becomes_steps(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    photographs, labels, evaluation = folders
+    runner = Zoo(photographs, labels, evaluation, tmp_path, ZooConfig(seconds=0.1, workers=0))
+    _, plan, seconds = runner._train("vgg(channels=[8, 8, 8, 8])", tmp_path / "entry")
+    assert set(plan) == {"magicpoint", "superpoint"}
+    assert min(plan.values()) >= 4
+    assert seconds > 0
+    for steps in ((3, 0), (-1, 2), (1, 2, 3)):
+        with pytest.raises(ConfigError, match="expected two numbers above 0"):
+            ZooConfig(steps=steps)  # type: ignore[arg-type]
 
 
 def test_the_zoo_refuses_at_once(
