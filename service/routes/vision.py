@@ -6,9 +6,10 @@ import time
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from frontend.errors import FrontendError
+from frontend.extractor import SuperPoint
 from frontend.pipeline import MatchPipeline, PipelineConfig
 from frontend.ransac import estimate_homography
 from frontend.types import Features, Fundamental, MatchResult
@@ -27,6 +28,27 @@ Threshold = Annotated[float | None, Query(ge=0, lt=1, description="probability t
 Radius = Annotated[int | None, Query(ge=0, le=64, description="suppression radius, pixels")]
 Resize = Annotated[int | None, Query(ge=8, le=8192, description="longest side the image is brought to, pixels")]
 Descriptors = Annotated[Encoding, Query(description="type of the descriptors; int8 is 127 times their value")]
+
+
+async def extractor_of(
+    request: Request,
+    model: Model = None,
+    max_keypoints: MaxKeypoints = None,
+    detection_threshold: Threshold = None,
+    nms_radius: Radius = None,
+    resize: Resize = None,
+) -> SuperPoint:
+    """The extractor that a request's query asks for."""
+    return core_of(request).extractor(
+        model,
+        max_keypoints=max_keypoints,
+        detection_threshold=detection_threshold,
+        nms_radius=nms_radius,
+        resize=resize,
+    )
+
+
+Extractor = Annotated[SuperPoint, Depends(extractor_of)]
 
 _IMAGE = {"type": "string", "format": "binary", "description": "JPEG, PNG, TIFF, WebP, ..."}
 _RESULTS = {
@@ -85,22 +107,11 @@ def features_document(features: Features, descriptors: Encoding) -> dict[str, An
 @router.post("/features", responses=_RESULTS, openapi_extra=_form("image", raw=True))  # type: ignore[arg-type]
 async def features(
     request: Request,
-    model: Model = None,
-    max_keypoints: MaxKeypoints = None,
-    detection_threshold: Threshold = None,
-    nms_radius: Radius = None,
-    resize: Resize = None,
+    extractor: Extractor,
     descriptors: Descriptors = "float32",
 ) -> Response:
     """Keypoints, scores, standard deviations and descriptors of one image."""
     core = core_of(request)
-    extractor = core.extractor(
-        model,
-        max_keypoints=max_keypoints,
-        detection_threshold=detection_threshold,
-        nms_radius=nms_radius,
-        resize=resize,
-    )
     deadline, slots = core.deadline(), core.reserve(1)
     try:
         images = await read_images(request, ("image",), int(core.settings.max_body_mb * 1e6))
@@ -126,11 +137,7 @@ def _geometry_document(result: MatchResult) -> dict[str, Any]:
 @router.post("/match", responses=_RESULTS, openapi_extra=_form("image0", "image1"))  # type: ignore[arg-type]
 async def match(
     request: Request,
-    model: Model = None,
-    max_keypoints: MaxKeypoints = None,
-    detection_threshold: Threshold = None,
-    nms_radius: Radius = None,
-    resize: Resize = None,
+    extractor: Extractor,
     ratio: Annotated[float | None, Query(gt=0, le=1, description="of the ratio test; none where not given")] = None,
     min_similarity: Annotated[float | None, Query(ge=-1, le=1, description="of a match, cosine")] = None,
     geometry: Annotated[Geometry, Query(description="model fitted to the matches")] = "homography",
@@ -139,13 +146,6 @@ async def match(
 ) -> Response:
     """Matches of two images, and the geometry between them."""
     core = core_of(request)
-    extractor = core.extractor(
-        model,
-        max_keypoints=max_keypoints,
-        detection_threshold=detection_threshold,
-        nms_radius=nms_radius,
-        resize=resize,
-    )
     settings = PipelineConfig(ratio=ratio, min_similarity=min_similarity, geometry=geometry, ransac_threshold=threshold)
     deadline, slots = core.deadline(), core.reserve(2)
     began = time.perf_counter()
