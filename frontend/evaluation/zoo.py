@@ -256,14 +256,16 @@ def save_plot(results: list[dict[str, Any]], path: Path) -> None:
     """Accuracy over time, a point for each entry."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     from frontend.atomic import atomic_path
 
-    figure = Figure(figsize=(11.0, 4.6), layout="constrained")
+    figure = Figure(figsize=(13.0, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2)
     ms = np.array([r["ms"] for r in results])
     area = 20 + 60 * np.array([r["parameters"] for r in results]) / 1e6
+    colours = [f"C{number % 10}" for number in range(len(results))]
     for ax, (title, values) in zip(
         axes,
         (
@@ -272,10 +274,15 @@ def save_plot(results: list[dict[str, Any]], path: Path) -> None:
         ),
         strict=True,
     ):
-        ax.scatter(ms, values, s=area, alpha=0.6)
-        for r, x, y in zip(results, ms, values, strict=True):
-            ax.annotate(r["spec"], (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
-        ax.set(xscale="log", title=title, xlabel="milliseconds at 640 x 480 (area: parameters)", ylim=(0, 1))
+        for number, (x, y, size, colour) in enumerate(zip(ms, values, area, colours, strict=True), start=1):
+            label = f"{number}  {results[number - 1]['spec']}"
+            ax.scatter(x, y, s=size, color=colour, alpha=0.6, label=label)
+            ax.annotate(str(number), (x, y), fontsize=8, xytext=(5, 4), textcoords="offset points")
+        ax.set(xscale="log", title=title, xlabel="milliseconds at 640 x 480 (area: parameters)", ylim=(-0.02, 1))
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.grid(alpha=0.3)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize="small")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format=path.suffix.lower()[1:])
