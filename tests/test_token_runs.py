@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -15,6 +10,7 @@ import numpy as np
 import pytest
 import token_encoder
 import torch
+from processes import finished, kill_when, start_python
 from safetensors.torch import load_file
 
 from frontend.cli.main import main
@@ -32,28 +28,11 @@ TOKENS = {"token_weight": 0.5, "mix_tokens": 0.6, "soft_weight": 0.3}
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     """The command, with the encoder of the tests, in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, token_encoder.__file__, *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start_python(token_encoder.__file__, *arguments)
 
 
 def finish(*arguments: str) -> str:
-    process = start(*arguments)
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    return out
-
-
-def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
-    """kill -9 as soon as ``ready``; the process must not have ended by then."""
-    limit = time.monotonic() + 200
-    while not ready():
-        assert process.poll() is None, "ended before it could be killed"
-        assert time.monotonic() < limit
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    return finished(start(*arguments))
 
 
 def toml(path: Path, **settings: object) -> Path:

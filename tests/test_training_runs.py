@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from processes import finished, kill_when, start_python
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import Dataset
@@ -32,28 +28,11 @@ EXACT = ["--precision", "fp32", "--device", "cpu", "--log-every", "5"]
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "frontend.cli.main", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start_python("-m", "frontend.cli.main", *arguments)
 
 
 def finish(*arguments: str) -> str:
-    process = start(*arguments)
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    return out
-
-
-def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
-    """kill -9 as soon as ``ready``; the process must not have ended by then."""
-    limit = time.monotonic() + 100
-    while not ready():
-        assert process.poll() is None, "ended before it could be killed"
-        assert time.monotonic() < limit
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    return finished(start(*arguments))
 
 
 @pytest.fixture(scope="module")

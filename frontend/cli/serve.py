@@ -36,6 +36,7 @@ def _run(args: argparse.Namespace) -> int:
     from importlib.util import find_spec
 
     from frontend.errors import ConfigError
+    from frontend.weights import resolve
 
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise ConfigError("the service needs: pip install 'superpoint-frontend[service]'")
@@ -51,6 +52,8 @@ def _run(args: argparse.Namespace) -> int:
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"SUPERPOINT_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}") from None
+    for name in (settings.model, *settings.models):
+        resolve(name)  # weights that are missing or wrong show before a port is opened
     if not is_local(args.host) and not settings.api_keys and not args.no_auth:
         raise ConfigError(f"{args.host} is open to others; expected SUPERPOINT_API_KEYS, or --no-auth")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")

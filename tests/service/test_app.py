@@ -289,6 +289,7 @@ def test_a_real_server_serves_and_finishes_what_it_accepted(
     [
         (["--host", "0.0.0.0"], {}, "SUPERPOINT_API_KEYS, or --no-auth"),
         ([], {"SUPERPOINT_MAX_BATCH": "none"}, "SUPERPOINT_MAX_BATCH"),
+        (["--model", "nobody"], {}, "nobody"),
     ],
 )
 def test_settings_that_are_wrong_end_it_in_one_line(
