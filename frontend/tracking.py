@@ -13,10 +13,11 @@ import numpy as np
 
 from frontend.camera import Camera
 from frontend.errors import ConfigError, SequenceError
-from frontend.motion import estimate_motion
-from frontend.types import BoolArray, Features, Float32Array, Float64Array, IntArray
+from frontend.motion import Motion, estimate_motion
+from frontend.types import Features, Float32Array, Float64Array, IntArray, TrackedFrame
 
 _LEAST_VERIFIED = 12  # fewer matches than this say nothing of the motion
+_UNKNOWN = Motion("none", None, np.zeros(0, dtype=bool), 0.0)
 
 
 @dataclass(frozen=True)
@@ -53,41 +54,6 @@ class TrackerConfig:
             raise ConfigError(
                 f"max_gap is {self.max_gap} and max_tracks {self.max_tracks}; expected at least 0 and at least 1"
             )
-
-
-@dataclass(frozen=True)
-class TrackedFrame:
-    """What a frame shows.
-
-    Attributes:
-        index: of the frame, from 0.
-        stamp_ns: its time, nanoseconds.
-        track_ids: (N,) int64, one for each keypoint; never used again in a sequence.
-        ages: (N,) int64, frames in which the track has been seen, this one included.
-        keypoints: (N, 2) float32 pixels.
-        sigmas: (N,) float32, see :class:`frontend.types.Features`.
-        normalised: (N, 2) float64 undistorted normalised coordinates; None without a camera.
-        velocities: (N, 2) float32 pixels a second since the track was last seen; 0 for new tracks.
-        new: (N,) bool, tracks that start here.
-        lost: (L,) int64, tracks that have been given up with this frame.
-        keyframe: whether it is one.
-        motion: "homography", "fundamental" or "none": the model of the motion since the frame before.
-        inlier_share: share of the matches with tracks seen in the frame before that the motion explains, in [0, 1].
-    """
-
-    index: int
-    stamp_ns: int
-    track_ids: IntArray
-    ages: IntArray
-    keypoints: Float32Array
-    sigmas: Float32Array | None
-    normalised: Float64Array | None
-    velocities: Float32Array
-    new: BoolArray
-    lost: IntArray
-    keyframe: bool
-    motion: str
-    inlier_share: float
 
 
 @dataclass
@@ -177,16 +143,19 @@ class Tracker:
         frame = TrackedFrame(
             index=self._index,
             stamp_ns=stamp_ns,
+            image_size=features.image_size,
             track_ids=current.ids,
             ages=current.ages,
             keypoints=features.keypoints,
+            scores=features.scores,
             sigmas=features.sigmas,
             normalised=None if self.camera is None else self.camera.normalise(points),
             velocities=current.velocities.astype(np.float32),
             new=current.ages == 1,
             lost=lost,
             keyframe=self._is_keyframe(current, max(features.image_size)),
-            motion=motion,
+            motion=motion.model,
+            matrix=motion.matrix,
             inlier_share=share,
         )
         if frame.keyframe:
@@ -211,12 +180,12 @@ class Tracker:
 
     def _associate(
         self, tracks: _Tracks, features: Features, points: Float64Array, stamp_ns: int
-    ) -> tuple[IntArray, IntArray, str, float]:
+    ) -> tuple[IntArray, IntArray, Motion, float]:
         """Rows of tracks and of keypoints that belong together, the model of the motion, and its share of inliers."""
         config = self.config
         none = np.zeros(0, np.int64)
         if not len(tracks.ids) or not len(points):
-            return none, none, "none", 0.0
+            return none, none, _UNKNOWN, 0.0
         similarity = tracks.descriptors @ features.descriptors.T
         # a velocity is trusted for the time to the next frame; what has been gone longer is sought where it was last
         ahead = np.where(tracks.gaps == 0, (stamp_ns - tracks.stamps) * 1e-9, 0.0)
@@ -230,14 +199,14 @@ class Tracker:
         rows, columns = own[mutual], best[mutual]
         recent = tracks.gaps[rows] == 0
         if recent.sum() < _LEAST_VERIFIED:
-            return rows, columns, "none", 0.0
+            return rows, columns, _UNKNOWN, 0.0
         motion = estimate_motion(tracks.points[rows[recent]], points[columns[recent]], threshold=config.threshold)
         if motion.matrix is None:
             # many matches and no common motion: another scene
-            return none, none, "none", 0.0
+            return none, none, _UNKNOWN, 0.0
         kept = ~recent
         kept[recent] = motion.inliers
-        return rows[kept], columns[kept], motion.model, float(motion.inliers.mean())
+        return rows[kept], columns[kept], motion, float(motion.inliers.mean())
 
     def _is_keyframe(self, current: _Tracks, longest: int) -> bool:
         if not len(self._keyframe_ids):

@@ -83,6 +83,11 @@ class Homography:
     status: Status
 
     @property
+    def matrix(self) -> Float64Array | None:
+        """The matrix, whatever the model is."""
+        return self.H
+
+    @property
     def num_inliers(self) -> int:
         return int(self.inliers.sum())
 
@@ -102,8 +107,116 @@ class Fundamental:
     status: Status
 
     @property
+    def matrix(self) -> Float64Array | None:
+        """The matrix, whatever the model is."""
+        return self.F
+
+    @property
     def num_inliers(self) -> int:
         return int(self.inliers.sum())
+
+
+@dataclass(frozen=True)
+class Essential:
+    """The motion between two calibrated cameras: y1^T E y0 = 0 for normalised points, E = [t]x R, X1 = R X0 + t.
+
+    Attributes:
+        E: (3, 3) float64 of unit Frobenius norm; None where none was found.
+        R: (3, 3) float64 rotation from camera 0 to camera 1; None where none was found.
+        t: (3,) float64 direction of the translation, of unit norm: two images do not tell its length.
+        inliers: (M,) bool, one for each match.
+        status: why ``E`` is or is not there.
+    """
+
+    E: Float64Array | None
+    R: Float64Array | None
+    t: Float64Array | None
+    inliers: BoolArray
+    status: Status
+
+    @property
+    def matrix(self) -> Float64Array | None:
+        """The matrix, whatever the model is."""
+        return self.E
+
+    @property
+    def num_inliers(self) -> int:
+        return int(self.inliers.sum())
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A rigid motion between two cameras: X1 = R X0 + t.
+
+    Attributes:
+        R: (3, 3) float64 rotation.
+        t: (3,) float64, of unit norm where only its direction is known, zero for a camera that only turned.
+    """
+
+    R: Float64Array
+    t: Float64Array
+
+
+@dataclass(frozen=True)
+class StereoPoints:
+    """What the right image of a stereo pair adds to the left one's keypoints.
+
+    Attributes:
+        rows: (M,) int64, keypoints of the left image that were found in the right one, ascending.
+        keypoints: (M, 2) float32, pixels of the right image.
+        points: (M, 3) float64, in the left camera's frame, in the unit of the baseline (metres); None where the pair
+            is not calibrated.
+    """
+
+    rows: IntArray
+    keypoints: Float32Array
+    points: Float64Array | None
+
+
+@dataclass(frozen=True)
+class TrackedFrame:
+    """What a frame of a sequence shows.
+
+    Attributes:
+        index: of the frame, from 0.
+        stamp_ns: its time, nanoseconds.
+        image_size: (width, height) of the image.
+        track_ids: (N,) int64, one for each keypoint; never used again in a sequence.
+        ages: (N,) int64, frames in which the track has been seen, this one included.
+        keypoints: (N, 2) float32 pixels.
+        scores: (N,) float32, see :class:`Features`.
+        sigmas: (N,) float32, the same.
+        normalised: (N, 2) float64 undistorted normalised coordinates; None without a camera.
+        velocities: (N, 2) float32 pixels a second since the track was last seen; 0 for new tracks.
+        new: (N,) bool, tracks that start here.
+        lost: (L,) int64, tracks that have been given up with this frame.
+        keyframe: whether it is one.
+        motion: "homography", "fundamental", "essential" or "none": the model of the motion since the frame before.
+        matrix: (3, 3) float64 of that model, frame before to this frame; None without one. An essential matrix is of
+            normalised coordinates, the others are of pixels.
+        inlier_share: share of the matches with tracks seen in the frame before that the motion explains, in [0, 1].
+        pose: of this frame relative to the frame before; None without a camera, or where there is no motion model.
+        stereo: what the right image adds; None without one.
+    """
+
+    index: int
+    stamp_ns: int
+    image_size: tuple[int, int]
+    track_ids: IntArray
+    ages: IntArray
+    keypoints: Float32Array
+    scores: Float32Array
+    sigmas: Float32Array | None
+    normalised: Float64Array | None
+    velocities: Float32Array
+    new: BoolArray
+    lost: IntArray
+    keyframe: bool
+    motion: str
+    matrix: Float64Array | None
+    inlier_share: float
+    pose: Pose | None = None
+    stereo: StereoPoints | None = None
 
 
 @dataclass(frozen=True)
@@ -121,5 +234,5 @@ class MatchResult:
     features0: Features
     features1: Features
     matches: Matches
-    geometry: Homography | Fundamental
+    geometry: Homography | Fundamental | Essential
     timings_ms: dict[str, float] = field(default_factory=dict)

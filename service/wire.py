@@ -1,8 +1,9 @@
 """Wire formats of results: JSON for people, MessagePack and NPZ for robots.
 
-A result is a mapping of names to arrays, numbers, texts, None, and mappings of these. In MessagePack an array is a map
-``{"dtype": "<f4", "shape": [N, 2], "data": bytes}``, little-endian, in C order; in NPZ an array is a member of its own,
-nested names joined by "/", and everything else is in the member ``meta``, JSON as UTF-8 bytes.
+A result is a mapping of names to arrays, numbers, texts, None, and lists and mappings of these. In MessagePack an array
+is a map ``{"dtype": "<f4", "shape": [N, 2], "data": bytes}``, little-endian, in C order; in NPZ an array is a member of
+its own, nested names (and indices of lists) joined by "/", and everything else is in the member ``meta``, JSON as UTF-8
+bytes.
 """
 
 from __future__ import annotations
@@ -135,6 +136,8 @@ def _npz(result: Mapping[str, Any]) -> bytes:
             return None
         if isinstance(value, Mapping):
             return {key: split(item, f"{name}/{key}" if name else key) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [split(item, f"{name}/{index}") for index, item in enumerate(value)]
         return value.item() if isinstance(value, np.generic) else value
 
     meta = json.dumps(split(result, ""), allow_nan=False).encode()
@@ -150,8 +153,8 @@ def _from_npz(body: bytes) -> dict[str, Any]:
             if name == "meta":
                 continue
             *path, last = name.split("/")
-            inner = result
+            inner: Any = result
             for key in path:
-                inner = inner[key]
-            inner[last] = file[name]
+                inner = inner[int(key)] if isinstance(inner, list) else inner[key]
+            inner[int(last) if isinstance(inner, list) else last] = file[name]
     return result

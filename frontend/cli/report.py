@@ -98,9 +98,9 @@ def to_json(report: Report) -> dict[str, Any]:
     document["inliers"] = geometry.inliers.tolist()
     if isinstance(geometry, Fundamental):
         document["homography"] = None
-        document["fundamental"] = None if geometry.F is None else geometry.F.tolist()
+        document["fundamental"] = None if geometry.matrix is None else geometry.matrix.tolist()
     else:
-        document["homography"] = None if geometry.H is None else geometry.H.tolist()
+        document["homography"] = None if geometry.matrix is None else geometry.matrix.tolist()
     document["status"] = geometry.status.value
     document["timings_ms"] = {stage: round(ms, 3) for stage, ms in report.timings_ms.items()}
     document["model"] = report.model
@@ -134,7 +134,7 @@ def summary(report: Report) -> str:
         if isinstance(geometry, Fundamental):
             name, kind, matrix = "F", "fundamental matrix", geometry.F
         else:
-            matrix = geometry.H
+            matrix = geometry.matrix
         share = f" ({100 * geometry.num_inliers / total:.0f} %)" if total else ""
         lines.append(f"inliers    {geometry.num_inliers}{share}")
         if matrix is None:

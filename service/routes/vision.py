@@ -124,12 +124,11 @@ async def features(
 
 def _geometry_document(result: MatchResult) -> dict[str, Any]:
     geometry = result.geometry
-    matrix = geometry.F if isinstance(geometry, Fundamental) else geometry.H
     return {
         "matches": result.matches.matches,
         "match_scores": result.matches.match_scores,
         "inliers": geometry.inliers,
-        "fundamental" if isinstance(geometry, Fundamental) else "homography": matrix,
+        "fundamental" if isinstance(geometry, Fundamental) else "homography": geometry.matrix,
         "status": geometry.status.value,
     }
 

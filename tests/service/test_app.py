@@ -17,44 +17,16 @@ import cv2
 import httpx
 import numpy as np
 import pytest
+from problems import check_problem
 
 import frontend
 from frontend import SuperPoint, read_image
 from frontend.cli.serve import is_local
-from service.app import create_app
 from service.settings import Settings
 from service.wire import JSON, MSGPACK, NPZ, decode, encode
 
 SAMPLES = Path(frontend.__file__).parent / "samples"
 FIRST, SECOND = SAMPLES / "rocket_0.jpg", SAMPLES / "rocket_1.jpg"
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def client(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncClient]:
-    settings = {"device": "cpu", "warmup": ("64x64",), "max_pixels_mp": 1.0, "max_body_mb": 1.0}
-    app = create_app(Settings(**{**settings, **getattr(request, "param", {})}))
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as made:
-            while (await made.get("/readyz")).status_code != 200:
-                await asyncio.sleep(0.02)
-            yield made
-
-
-def check_problem(response: httpx.Response, status: int, code: str, *parts: str) -> None:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    document = response.json()
-    assert (document["status"], document["code"]) == (status, code)
-    assert document["request_id"] == response.headers["x-request-id"]
-    assert "\n" not in document["detail"]
-    for part in parts:
-        assert part in document["detail"]
 
 
 @pytest.mark.anyio

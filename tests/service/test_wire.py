@@ -15,6 +15,8 @@ RESULT = {
     "model": "superpoint-edge",
     "count": np.int64(3),
     "none": None,
+    "size": [640, 480],
+    "results": [{"id": "a", "matches": np.array([[0, 1]])}, {"id": "b", "matches": np.zeros((0, 2), np.int64)}],
     "features": {
         "keypoints": np.array([[1.1, 2.25], [3.3, 4.4]], np.float32),
         "descriptors": np.arange(8, dtype=np.float16).reshape(2, 4) / 3,
@@ -30,6 +32,8 @@ def plain(value: object) -> object:
         return value.tolist()
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value
 
 
