@@ -37,27 +37,24 @@ class Method(Generic[S, X, P, T, R]):
     def __init__(
         self, build: Callable[Concatenate[X, P], Call[T]], run: Callable[[S, Callable[[], Call[T]]], R]
     ) -> None:
-        self._build = build
-        self._run = run
-        self.__doc__ = build.__doc__
+        def method(bound: S, *args: P.args, **kwargs: P.kwargs) -> R:
+            return run(bound, functools.partial(build, bound.context, *args, **kwargs))
+
+        # for help() and editors: the parameters of build, with the subject of the method instead of its context
         signature = inspect.signature(build)
-        self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+        subject = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = [subject, *list(signature.parameters.values())[1:]]
+        method.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        method.__name__, method.__doc__ = build.__name__, build.__doc__
+        self._method = method
 
     @overload
-    def __get__(self, bound: None, owner: type[Any]) -> Method[S, X, P, T, R]: ...
+    def __get__(self, bound: None, owner: type[Any]) -> Callable[Concatenate[S, P], R]: ...
 
     @overload
     def __get__(self, bound: S, owner: type[Any]) -> Callable[P, R]: ...
 
-    def __get__(self, bound: S | None, owner: type[Any]) -> Method[S, X, P, T, R] | Callable[P, R]:
-        if bound is None:
-            return self
-        subject: S = bound
-
-        def method(*args: P.args, **kwargs: P.kwargs) -> R:
-            return self._run(subject, functools.partial(self._build, subject.context, *args, **kwargs))
-
-        method.__doc__ = self.__doc__
-        method.__name__ = self._build.__name__
-        method.__signature__ = self.__signature__  # type: ignore[attr-defined]
-        return method
+    def __get__(self, bound: S | None, owner: type[Any]) -> Callable[Concatenate[S, P], R] | Callable[P, R]:
+        bind: Any = self._method
+        found: Callable[P, R] = bind if bound is None else bind.__get__(bound, owner)
+        return found

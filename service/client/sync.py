@@ -156,7 +156,8 @@ class Client:
             def attempt(remaining_s: float) -> ClientConnection:
                 try:
                     made = connect(url, **stream_settings(self._headers, remaining_s, tls))
-                    return stack.enter_context(made)
+                    opened: ClientConnection = stack.enter_context(made)
+                    return opened
                 except (InvalidHandshake, OSError) as error:
                     raise fault_of_connecting(error) from error
 

@@ -1,0 +1,181 @@
+"""ROS 2 messages as arrays, and tracked frames as messages.
+
+Nothing of ROS is imported here: messages are read and made by their field names.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frontend.camera import Camera
+from frontend.errors import ConfigError, ImageError
+from frontend.types import Float32Array, Float64Array, IntArray, TrackedFrame
+
+# bytes of a channel, channels, and which of them are gray or blue, green, red
+_ENCODINGS: dict[str, tuple[int, int, list[int]]] = {
+    "mono8": (1, 1, [0]),
+    "mono16": (2, 1, [0]),
+    "bgr8": (1, 3, [0, 1, 2]),
+    "rgb8": (1, 3, [2, 1, 0]),
+    "bgra8": (1, 4, [0, 1, 2]),
+    "rgba8": (1, 4, [2, 1, 0]),
+}
+_DISTORTIONS = {"plumb_bob": (0, 4, 5), "rational_polynomial": (8,)}
+_EXACT_IDS = 1 << 24
+"""Channels are float32, in which integers are exact below 2^24; ids start again there."""
+_CHANNELS = ("id", "u", "v", "velocity_x", "velocity_y")
+
+
+@dataclass(frozen=True)
+class MessageTypes:
+    """Classes of ROS 2 messages, or of what stands in for them.
+
+    Attributes:
+        Image: of sensor_msgs.
+        CameraInfo: of sensor_msgs.
+        PointCloud: of sensor_msgs.
+        ChannelFloat32: of sensor_msgs.
+        Point32: of geometry_msgs.
+    """
+
+    Image: Any
+    CameraInfo: Any
+    PointCloud: Any
+    ChannelFloat32: Any
+    Point32: Any
+
+
+def stamp_of(message: Any) -> int:
+    """The stamp of a message with a header, nanoseconds."""
+    return int(message.header.stamp.sec) * 1_000_000_000 + int(message.header.stamp.nanosec)
+
+
+def pixels_of(message: Any) -> NDArray[Any]:
+    """The pixels of a sensor_msgs/Image.
+
+    Args:
+        message: mono8, mono16, bgr8, rgb8, bgra8 or rgba8; rows may be padded, and mono16 may be big-endian.
+
+    Returns:
+        (H, W) uint8 or uint16, or (H, W, 3) uint8 BGR; alpha is dropped.
+
+    Raises:
+        ImageError: another encoding, or fewer bytes than the header states.
+    """
+    if message.encoding not in _ENCODINGS:
+        raise ImageError(f"encoding is '{message.encoding}'; expected one of: {', '.join(_ENCODINGS)}")
+    item, channels, order = _ENCODINGS[message.encoding]
+    height, width, step = int(message.height), int(message.width), int(message.step)
+    row = width * channels * item
+    data = np.frombuffer(message.data, np.uint8)
+    # the last row may come without its padding
+    if not height or not row or step < row or len(data) < (height - 1) * step + row:
+        raise ImageError(
+            f"image of {width} x {height} {message.encoding} has {len(data)} bytes in steps of {step}; "
+            f"expected steps of at least {row}, and as many as rows"
+        )
+    rows = np.lib.stride_tricks.as_strided(data, (height, row), (step, 1), writeable=False)
+    packed = np.ascontiguousarray(rows)
+    if item == 2:
+        return packed.view(">u2" if message.is_bigendian else "<u2").astype(np.uint16)
+    pixels = packed.reshape(height, width, channels)[:, :, order]
+    return np.ascontiguousarray(pixels[:, :, 0] if channels == 1 else pixels)
+
+
+def camera_of(message: Any) -> Camera:
+    """The camera of a sensor_msgs/CameraInfo.
+
+    Args:
+        message: of an image that is not rectified, with the model plumb_bob or rational_polynomial, whose parameters
+            are in OpenCV's order.
+
+    Raises:
+        ConfigError: another model, or it is not calibrated (K[0, 0] is 0).
+    """
+    model, distortion = message.distortion_model, tuple(float(value) for value in message.d)
+    if model not in _DISTORTIONS:
+        raise ConfigError(f"distortion model is '{model}'; expected one of: {', '.join(_DISTORTIONS)}")
+    if len(distortion) not in _DISTORTIONS[model]:
+        raise ConfigError(f"{model} has {len(distortion)} parameters; expected one of {_DISTORTIONS[model]}")
+    return Camera(np.array(message.k, np.float64).reshape(3, 3), distortion)
+
+
+class NormalisedVelocities:
+    """Velocities of tracks in normalised coordinates, which VINS expects, from where they were last seen."""
+
+    def __init__(self) -> None:
+        self._ids: IntArray = np.zeros(0, np.int64)
+        self._points: Float64Array = np.zeros((0, 2))
+        self._stamps: IntArray = np.zeros(0, np.int64)
+
+    def update(self, frame: TrackedFrame) -> Float64Array:
+        """Velocities of a frame's tracks.
+
+        Args:
+            frame: with normalised points.
+
+        Returns:
+            (N, 2) float64, 1/s; 0 for tracks that are new.
+
+        Raises:
+            ConfigError: the frame is of a sequence without a camera.
+        """
+        points = _normalised(frame)
+        velocities = np.zeros_like(points)
+        _, now, before = np.intersect1d(frame.track_ids, self._ids, assume_unique=True, return_indices=True)
+        seconds = (frame.stamp_ns - self._stamps[before]) * 1e-9
+        velocities[now] = (points[now] - self._points[before]) / seconds[:, None]
+        kept = ~np.isin(self._ids, np.concatenate([frame.track_ids, frame.lost]))
+        self._ids = np.concatenate([self._ids[kept], frame.track_ids])
+        self._points = np.concatenate([self._points[kept], points])
+        self._stamps = np.concatenate([self._stamps[kept], np.full(len(points), frame.stamp_ns)])
+        return velocities
+
+
+def _normalised(frame: TrackedFrame) -> Float64Array:
+    if frame.normalised is None:
+        raise ConfigError("frame has no normalised points; expected one of a sequence with a camera")
+    return frame.normalised
+
+
+def cloud_of(
+    frame: TrackedFrame,
+    frame_id: str,
+    velocities: NDArray[Any],
+    types: MessageTypes,
+    *,
+    min_age: int = 1,
+    first_id: int = 0,
+) -> Any:
+    """A tracked frame as sensor_msgs/PointCloud, laid out as VINS-Mono and VINS-Fusion take it.
+
+    Points are (x, y, 1), undistorted and normalised; the channels, by their order, are id, u and v (pixels), and the
+    velocity of x and y (1/s).
+
+    Args:
+        frame: with normalised points.
+        frame_id: of the header.
+        velocities: (N, 2), see :class:`NormalisedVelocities`.
+        types: of the messages.
+        min_age: tracks seen in fewer frames are left out.
+        first_id: added to track ids, so that those of another sequence differ.
+    """
+    rows = frame.ages >= min_age
+    ids = (frame.track_ids[rows] + first_id) % _EXACT_IDS
+    columns: list[Float32Array] = [
+        np.asarray(column, np.float32) for column in (ids, *frame.keypoints[rows].T, *velocities[rows].T)
+    ]
+    cloud = types.PointCloud()
+    cloud.header.stamp.sec, cloud.header.stamp.nanosec = divmod(frame.stamp_ns, 1_000_000_000)
+    cloud.header.frame_id = frame_id
+    cloud.points = [types.Point32(x=x, y=y, z=1.0) for x, y in _normalised(frame)[rows].tolist()]
+    cloud.channels = [
+        types.ChannelFloat32(name=name, values=array("f", column.tobytes()))
+        for name, column in zip(_CHANNELS, columns, strict=True)
+    ]
+    return cloud
