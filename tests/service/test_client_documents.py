@@ -10,6 +10,7 @@ import cv2
 import msgpack
 import numpy as np
 import pytest
+from documents import features_document, frame_document
 
 from frontend.camera import Camera
 from frontend.errors import ConfigError, ImageError
@@ -24,53 +25,6 @@ from service.wire import JSON, MSGPACK, NPZ, decode, encode
 K = np.array([[458.654, 0, 367.215], [0, 457.296, 248.375], [0, 0, 1.0]])
 DISTORTION = (-0.28340811, 0.07395907, 0.00019359, 1.76187114e-05)
 CONTEXT = Context()
-
-
-def features_document(**changes: object) -> dict[str, Any]:
-    document = {
-        "model": "edge",
-        "image_size": [64, 48],
-        "keypoints": np.array([[1.5, 2.25], [3, 4]], np.float32),
-        "scores": np.array([0.9, 0.5], np.float32),
-        "sigmas": np.array([0.3, 0.4], np.float32),
-        "descriptors": np.array([[1, 0], [0.6, 0.8]], np.float32),
-        "feature_id": "abc",
-        "expires_in_s": 60.0,
-    }
-    return {**document, **changes}
-
-
-def frame_document(**changes: object) -> dict[str, Any]:
-    document = {
-        "sequence_id": "s",
-        "camera_id": "left",
-        "frame_id": "cam0",
-        "index": 3,
-        "stamp_ns": 1_403_636_579_763_555_584,
-        "image_size": [64, 48],
-        "track_ids": np.array([7, 9]),
-        "ages": np.array([4, 1]),
-        "keypoints": np.array([[1.5, 2.25], [3, 4]], np.float32),
-        "scores": np.array([0.9, 0.5], np.float32),
-        "sigmas": np.array([0.3, 0.4], np.float32),
-        "normalised": np.array([[-0.1, 0.2], [0.3, 0.4]]),
-        "velocities": np.array([[10, -5], [0, 0]], np.float32),
-        "new": np.array([False, True]),
-        "lost": np.array([2, 3, 5]),
-        "keyframe": True,
-        "motion": "essential",
-        "matrix": np.arange(9.0).reshape(3, 3),
-        "inlier_share": 0.75,
-        "pose": {"R": np.eye(3), "t": np.array([0, 0, 1.0])},
-        "stereo": {
-            "rows": np.array([1]),
-            "keypoints": np.array([[2.5, 4]], np.float32),
-            "points": np.array([[0.1, 0.2, 3.0]]),
-        },
-        "descriptors": np.array([[1, 0], [0.6, 0.8]], np.float32),
-        "timings_ms": {"total": 12.5},
-    }
-    return {**document, **changes}
 
 
 def over(document: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -280,7 +234,7 @@ def test_stored_features_stand_for_images() -> None:
     ]
     assert many.request().get("content") is None
     assert calls.match_many(CONTEXT, b"image").request()["content"] == b"image"
-    with pytest.raises(ConfigError, match="'a.jpg' is no feature id"):
+    with pytest.raises(ConfigError, match=r"'a\.jpg' is no feature id"):
         calls.match(CONTEXT, "a.jpg", b"")
     with pytest.raises(ConfigError, match="features are not stored"):
         calls.match(CONTEXT, dataclasses.replace(stored, feature_id=None), b"image")

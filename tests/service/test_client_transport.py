@@ -162,9 +162,10 @@ def test_an_answer_that_is_none_is_a_fault(ask: Ask) -> None:
     ):
         with raw_server(action) as server, pytest.raises(BadAnswer, match="POST /v1/homography: the answer"):
             ask(server.url, a_homography)
-    with raw_server(says(502, b"<html>bad gateway", "text/html", "x-request-id: r2")) as server:
-        with pytest.raises(ServiceFault, match="502 http_502: no reason was given \\(request r2\\)"):
-            ask(server.url, a_homography)
+    gateway = says(502, b"<html>bad gateway", "text/html", "x-request-id: r2")
+    expected = r"502 http_502: no reason was given \(request r2\)"
+    with raw_server(gateway) as server, pytest.raises(ServiceFault, match=expected):
+        ask(server.url, a_homography)
 
 
 def test_the_key_is_sent(ask: Ask) -> None:
