@@ -90,7 +90,8 @@ class RatePolicy:
         if stamp_ns < self._due_ns - self._period_ns // 10:
             return False
         # from when it was due, not from when it came, so that the mean rate holds; but no credit for a pause
-        self._due_ns = max(self._due_ns, stamp_ns - self._period_ns) + self._period_ns
+        paused = stamp_ns >= self._due_ns + self._period_ns
+        self._due_ns = (stamp_ns if paused else self._due_ns) + self._period_ns
         return True
 
 

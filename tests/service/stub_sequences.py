@@ -36,6 +36,7 @@ class StubSequences:
         frames: (sequence id, stamp in ns, frame id, image, right image) of all.
         alive: ids.
         connections: streams that were opened.
+        restarting: whether the next frame of a stream closes it.
     """
 
     def __init__(self, key: str = "") -> None:
@@ -44,6 +45,7 @@ class StubSequences:
         self.frames: list[tuple[str, int, str | None, bytes, bytes | None]] = []
         self.alive: set[str] = set()
         self.connections = 0
+        self.restarting = False
         self.app = Starlette(
             routes=[
                 Route("/v1/sequences", self._open, methods=["POST"]),
@@ -117,7 +119,8 @@ class StubSequences:
                 elif frame["image"] == FORGOTTEN or name not in self.alive:
                     self.alive.discard(name)
                     await websocket.send_bytes(msgpack.packb({**echo, "problem": problem(404, "sequence_not_found")}))
-                elif frame["image"] == RESTART:
+                elif self.restarting or frame["image"] == RESTART:
+                    self.restarting = False
                     await websocket.close(1012, "restarting")
                     return
                 elif frame["image"] == GARBAGE:

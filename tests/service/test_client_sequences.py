@@ -173,10 +173,11 @@ def test_the_key_opens_streams() -> None:
 def test_a_stream_that_nobody_answers_is_unavailable() -> None:
     retry = Retry(attempts=2, base_s=0.01)
     with raw_server(result({"id": "s"}), hangs_up) as server, Client(server.url, retry=retry) as client:
-        with client.sequence() as sequence:
-            with pytest.raises(Unavailable, match="no_connection"), sequence.stream():
-                pass
-            assert len(server.requests) == 3
+        sequence = client.sequence()
+        sequence.open()
+        with pytest.raises(Unavailable, match="no_connection"), sequence.stream():
+            pass
+        assert len(server.requests) == 3
 
 
 def test_a_frame_is_sent_again_only_where_it_cannot_have_been_tracked() -> None:

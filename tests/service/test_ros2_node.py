@@ -1,0 +1,358 @@
+"""The ROS 2 node, without ROS 2: rclpy and its message classes are stood in for, see ros2_standins.py."""
+
+from __future__ import annotations
+
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from documents import frame_document
+from ros2_standins import STORE, Node, as_defined, message_class
+from running import running
+from stub_sequences import StubSequences
+
+from frontend.errors import ConfigError, ImageError
+from service.client import results
+from service.ros2_conversion import MessageTypes, NormalisedVelocities, camera_of, cloud_of, pixels_of, stamp_of
+from service.ros2_node import Latest, RatePolicy, TrackNode, main
+
+Image, CameraInfo, PointCloud, ChannelFloat32 = (
+    message_class(f"sensor_msgs/msg/{name}") for name in ("Image", "CameraInfo", "PointCloud", "ChannelFloat32")
+)
+Point32 = message_class("geometry_msgs/msg/Point32")
+TYPES = MessageTypes(Image, CameraInfo, PointCloud, ChannelFloat32, Point32)
+SECOND = 1_000_000_000
+K = [300.0, 0, 16, 0, 310, 12, 0, 0, 1]
+
+
+def image(encoding: str, rows: list[bytes], width: int, big: bool = False, stamp_ns: int = 0) -> Any:
+    """A message; its data is an array, as in rclpy."""
+    data = array("B", b"".join(rows))
+    message = Image(
+        encoding=encoding, height=len(rows), width=width, step=len(rows[0]), is_bigendian=int(big), data=data
+    )
+    message.header.frame_id = "cam0"
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp_ns, SECOND)
+    return message
+
+
+def gray(stamp_ns: int) -> Any:
+    return image("mono8", [bytes(range(row, row + 32)) for row in range(24)], 32, stamp_ns=stamp_ns)
+
+
+def info(model: str = "plumb_bob", d: list[float] | None = None, k: list[float] = K) -> Any:
+    return CameraInfo(distortion_model=model, d=[0.1, 0.2, 0.3, 0.4, 0.5] if d is None else d, k=k)
+
+
+@pytest.mark.parametrize("encoding", ["mono8", "bgr8", "rgb8", "bgra8", "rgba8"])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_pixels_are_gray_or_bgr(encoding: str, padding: int, rng: np.random.Generator) -> None:
+    letters = "m" if encoding == "mono8" else encoding[:-1]
+    values = rng.integers(0, 256, (5, 7, len(letters)), dtype=np.uint8)
+    rows = [bytes(row.reshape(-1).tolist()) + b"\x63" * padding for row in values]
+    found = pixels_of(image(encoding, rows, 7))
+    wanted = "m" if encoding == "mono8" else "bgr"
+    for y in range(5):
+        for x in range(7):
+            pixel = {letter: values[y, x, place] for place, letter in enumerate(letters)}
+            assert np.atleast_1d(found[y, x]).tolist() == [pixel[letter] for letter in wanted]
+    assert found.dtype == np.uint8
+    assert found.ndim == (2 if wanted == "m" else 3)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_mono16_has_an_order_of_bytes(big: bool) -> None:
+    values = [[1, 256, 65535], [2, 3, 4096]]
+    rows = [b"".join(value.to_bytes(2, "big" if big else "little") for value in row) + b"\0" for row in values]
+    found = pixels_of(image("mono16", rows, 3, big))
+    assert found.tolist() == values
+    assert found.dtype == np.uint16
+
+
+def test_the_last_row_may_lack_its_padding() -> None:
+    message = image("mono8", [b"abc\0", b"def\0"], 3)
+    message.data = message.data[:-1]
+    assert pixels_of(message).tolist() == [list(b"abc"), list(b"def")]
+    message.data = message.data[:-1]
+    with pytest.raises(ImageError, match="image of 3 x 2 mono8 has 6 bytes in steps of 4"):
+        pixels_of(message)
+    message.step = 2
+    with pytest.raises(ImageError, match="expected steps of at least 3"):
+        pixels_of(message)
+    with pytest.raises(ImageError, match="encoding is 'bayer_rggb8'; expected one of: mono8"):
+        pixels_of(image("bayer_rggb8", [b"abc"], 3))
+    with pytest.raises(ImageError, match="0 x 1"):
+        pixels_of(image("mono8", [b"abc"], 0))
+
+
+def test_cameras_have_models_of_opencv() -> None:
+    camera = camera_of(info())
+    assert camera.K.reshape(-1).tolist() == K
+    assert camera.distortion == (0.1, 0.2, 0.3, 0.4, 0.5)
+    assert camera_of(info(d=[])).distortion == ()
+    eight = [float(value) for value in range(8)]
+    assert camera_of(info("rational_polynomial", eight)).distortion == tuple(eight)
+    for message, part in [
+        (info("equidistant", [0.0] * 4), "'equidistant'; expected one of: plumb_bob, rational_polynomial"),
+        (info("rational_polynomial", [0.0] * 5), "rational_polynomial has 5 parameters"),
+        (info(k=[0.0] * 9), "no positive focal lengths"),
+    ]:
+        with pytest.raises(ConfigError, match=part) as caught:
+            camera_of(message)
+        assert "\n" not in str(caught.value)
+
+
+def frame(stamp_ns: int, tracks: dict[int, tuple[float, float]], lost: tuple[int, ...] = ()) -> Any:
+    count = len(tracks)
+    arrays = {
+        "track_ids": np.array(list(tracks), np.int64),
+        "ages": np.arange(1, count + 1),
+        "keypoints": np.arange(2.0 * count, dtype=np.float32).reshape(count, 2),
+        "scores": np.zeros(count, np.float32),
+        "velocities": np.zeros((count, 2), np.float32),
+        "new": np.zeros(count, bool),
+        "lost": np.array(lost, np.int64),
+        "normalised": np.array(list(tracks.values())).reshape(count, 2),
+    }
+    return results.frame(frame_document(**arrays, stamp_ns=stamp_ns, sigmas=None, descriptors=None, stereo=None))
+
+
+def test_velocities_are_of_normalised_points_since_they_were_seen() -> None:
+    velocities = NormalisedVelocities()
+    assert velocities.update(frame(10 * SECOND, {3: (0.0, 0.0), 5: (0.1, 0.2)})).tolist() == [[0, 0], [0, 0]]
+    found = velocities.update(frame(10 * SECOND + SECOND // 2, {7: (1, 1), 3: (0.1, -0.2)}))
+    np.testing.assert_allclose(found, [[0, 0], [0.2, -0.4]])
+    # 5 was not seen for one frame, 7 is lost
+    found = velocities.update(frame(11 * SECOND, {5: (0.4, 0.2), 3: (0.1, -0.1)}, lost=(7,)))
+    np.testing.assert_allclose(found, [[0.3, 0], [0, 0.2]], atol=1e-12)
+    assert velocities.update(frame(12 * SECOND, {7: (5, 5)})).tolist() == [[0, 0]]
+    assert velocities.update(frame(13 * SECOND, {})).shape == (0, 2)
+
+
+def test_a_cloud_is_what_vins_takes() -> None:
+    found = cloud_of(
+        frame(1_403_636_579_763_555_584, {3: (0.25, -0.5), 4: (0.125, 2), (1 << 24) - 5: (1, 1)}),
+        "cam0",
+        np.array([[1, 2], [3, 4], [5, 6.0]]),
+        TYPES,
+        min_age=2,
+        first_id=10,
+    )
+    # every field is of the type that the definition says
+    data = STORE.serialize_cdr(as_defined(found), "sensor_msgs/msg/PointCloud")
+    message = STORE.deserialize_cdr(data, "sensor_msgs/msg/PointCloud")
+    assert (message.header.stamp.sec, message.header.stamp.nanosec) == (1403636579, 763555584)
+    assert message.header.frame_id == "cam0"
+    assert [(point.x, point.y, point.z) for point in message.points] == [(0.125, 2, 1), (1, 1, 1)]
+    assert {channel.name: channel.values.tolist() for channel in message.channels} == {
+        "id": [14, 5],
+        "u": [2, 4],
+        "v": [3, 5],
+        "velocity_x": [3, 5],
+        "velocity_y": [4, 6],
+    }
+    assert [channel.name for channel in message.channels] == ["id", "u", "v", "velocity_x", "velocity_y"]
+
+
+def test_a_sequence_without_a_camera_makes_no_cloud() -> None:
+    bare = results.frame(frame_document(normalised=None))
+    with pytest.raises(ConfigError, match="no normalised points"):
+        NormalisedVelocities().update(bare)
+
+
+def test_the_rate_holds_on_average() -> None:
+    def sent(policy: RatePolicy, stamps: list[int]) -> list[int]:
+        return [index for index, stamp in enumerate(stamps) if policy.admits(stamp)]
+
+    at_30_hz = [round(index * SECOND / 30) for index in range(90)]
+    assert len(sent(RatePolicy(0), at_30_hz)) == 90
+    assert sent(RatePolicy(15), at_30_hz) == list(range(0, 90, 2))
+    assert len(sent(RatePolicy(20), at_30_hz)) == pytest.approx(60, abs=1)
+    jitter = np.random.default_rng(0).integers(-2_000_000, 2_000_000, 90)
+    assert len(sent(RatePolicy(15), [int(a + b) for a, b in zip(at_30_hz, jitter, strict=True)])) == 45
+    # a pause gives no credit for a burst
+    burst = [5 * SECOND + index * SECOND // 100 for index in range(10)]
+    assert sent(RatePolicy(10), [0, *burst]) == [0, 1, 10]
+
+
+def test_only_the_latest_image_waits() -> None:
+    latest = Latest()
+    latest.put(1)
+    latest.put(2)
+    assert latest.take(0) == 2
+    assert latest.take(0.01) is None
+
+
+class Running:
+    """A node, with the stub of a service."""
+
+    def __init__(self, stub: StubSequences, node: Node) -> None:
+        self.stub = stub
+        self.node = node
+        self.tracks = TrackNode(node, TYPES, None)
+        self.stamp_ns = 100 * SECOND
+
+    def until(self, what: Callable[[], Any]) -> Any:
+        limit = time.monotonic() + 20
+        while not (found := what()):
+            assert time.monotonic() < limit, (self.node.log, self.stub.frames)
+            time.sleep(0.01)
+        return found
+
+    def show(self, step_ns: int = SECOND // 20) -> int:
+        """An image; its stamp."""
+        self.stamp_ns += step_ns
+        self.node.subscriptions["image"](gray(self.stamp_ns))
+        return self.stamp_ns
+
+    def tracked(self) -> Any:
+        """Show images until there is one more cloud; that cloud."""
+        count = len(self.node.published)
+
+        def shown() -> bool:
+            self.show()
+            time.sleep(0.05)
+            return len(self.node.published) > count
+
+        self.until(shown)
+        return self.node.published[-1][1]
+
+
+@pytest.fixture
+def started() -> Iterator[Running]:
+    stub = StubSequences(key="secret")
+    with running(stub.app) as url:
+        node = Node(server_url=url, api_key="secret", camera_id="front", min_age=1)
+        found = Running(stub, node)
+        try:
+            yield found
+        finally:
+            found.tracks.close()
+    assert not stub.alive
+
+
+def test_images_go_in_and_tracks_come_out(started: Running) -> None:
+    node, stub = started.node, started.stub
+    assert node.types == {"image": Image, "camera_info": CameraInfo, "tracks": PointCloud}
+    started.show()
+    time.sleep(0.3)
+    assert not stub.opened  # the camera is not known yet
+    node.subscriptions["camera_info"](info())
+    started.until(lambda: stub.connections)
+    for count in (1, 2):
+        stamp = started.show()
+        started.until(lambda count=count: len(node.published) == count)
+    topic, cloud = node.published[-1]
+    assert topic == "tracks"
+    assert (stamp_of(cloud), cloud.header.frame_id) == (stamp, "cam0")
+    values = {channel.name: list(channel.values) for channel in cloud.channels}
+    assert values["id"] == [0, 2]
+    # the stub's track 0 moves by 1/s to the right
+    np.testing.assert_allclose(values["velocity_x"], [1, 0], atol=1e-6)
+    assert values["velocity_y"] == [0, 0]
+    assert stub.opened[0]["camera_id"] == "front"
+    assert stub.opened[0]["camera"] == {"K": np.reshape(K, (3, 3)).tolist(), "distortion": [0.1, 0.2, 0.3, 0.4, 0.5]}
+    sent = cv2.imdecode(np.frombuffer(stub.frames[-1][3], np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(sent, pixels_of(gray(0)))
+
+
+def test_a_lost_sequence_is_replaced_and_ids_go_on(started: Running) -> None:
+    started.node.subscriptions["camera_info"](info())
+    first = started.tracked()
+    started.stub.alive.clear()
+    second = started.tracked()
+    assert len(started.stub.opened) == 2
+    ids = [set(cloud.channels[0].values) for cloud in (first, second)]
+    assert not ids[0] & ids[1]
+    assert ("warning", "the service has forgotten the sequence: another one") in started.node.log
+
+
+def test_a_lost_connection_is_opened_again(started: Running) -> None:
+    started.node.subscriptions["camera_info"](info())
+    started.tracked()
+    started.stub.restarting = True
+    started.until(lambda: started.show() and (time.sleep(0.05) or not started.stub.restarting))
+    started.tracked()
+    assert started.stub.connections == 2
+    assert len(started.stub.opened) == 1
+    assert any("1012 restarting" in text for _, text in started.node.log)
+
+
+def test_another_calibration_or_a_jump_back_starts_another_sequence(started: Running) -> None:
+    started.node.subscriptions["camera_info"](info())
+    started.tracked()
+    started.node.subscriptions["camera_info"](info())
+    started.tracked()
+    assert len(started.stub.opened) == 1
+    started.node.subscriptions["camera_info"](info(d=[]))
+    started.tracked()
+    assert len(started.stub.opened) == 2
+    started.show(-50 * SECOND)
+    started.tracked()
+    assert len(started.stub.opened) == 3
+    count = len(started.stub.frames)
+    started.show(-SECOND // 100)  # late, not a jump
+    time.sleep(0.3)
+    assert len(started.stub.frames) == count
+
+
+def test_what_cannot_be_used_is_said_once(started: Running) -> None:
+    node = started.node
+    for _ in range(3):
+        node.subscriptions["camera_info"](info("equidistant", [0.0] * 4))
+    assert [level for level, text in node.log if "equidistant" in text] == ["error"]
+    node.subscriptions["camera_info"](info())
+    started.tracked()
+    for step in (1, 2):
+        message = image("bayer_rggb8", [b"abc"], 3, stamp_ns=started.stamp_ns + step * SECOND)
+        node.subscriptions["image"](message)
+        started.until(lambda: any("bayer" in text for _, text in node.log))
+    started.stamp_ns += 3 * SECOND
+    started.tracked()
+    assert [level for level, text in node.log if "bayer" in text] == ["error"]
+
+
+def module(name: str, **content: Any) -> ModuleType:
+    made = ModuleType(name)
+    made.__dict__.update(content)
+    return made
+
+
+def test_it_runs_until_ros_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+    node, calls = Node(), []
+
+    def spin(_: Node) -> None:
+        calls.append("spin")
+        raise KeyboardInterrupt
+
+    modules = [
+        module("rclpy.qos", qos_profile_sensor_data="best effort"),
+        module("rclpy.executors", ExternalShutdownException=type("ExternalShutdownException", (Exception,), {})),
+        module("sensor_msgs"),
+        module("geometry_msgs"),
+        module("geometry_msgs.msg", Point32=Point32),
+        module(
+            "sensor_msgs.msg", Image=Image, CameraInfo=CameraInfo, PointCloud=PointCloud, ChannelFloat32=ChannelFloat32
+        ),
+        module(
+            "rclpy",
+            init=lambda args: calls.append(args),
+            create_node=lambda name: node,
+            spin=spin,
+            try_shutdown=lambda: calls.append("shutdown"),
+        ),
+    ]
+    for made in modules:
+        monkeypatch.setitem(sys.modules, made.__name__, made)
+    assert main(["--ros-args"]) == 0
+    assert calls == [["--ros-args"], "spin", "shutdown"]
+    assert node.destroyed
