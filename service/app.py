@@ -16,14 +16,14 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from service.access import check_client, check_key, is_open
 from service.bodies import LimitBody
 from service.core import Core
-from service.errors import PROBLEM_TYPE, BadRequestError, ServiceError, UnauthorizedError
+from service.errors import PROBLEM_TYPE, BadRequestError, ServiceError
 from service.routes import system, vision
 from service.settings import Settings
 
 _LOG = logging.getLogger("superpoint")
-_OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -72,7 +72,9 @@ async def _observed(request: Request, call_next: Callable[[Request], Awaitable[R
     request.state.request_id = request_id
     began = time.perf_counter()
     try:
-        _check_key(request, core.settings)
+        if not is_open(request.url.path, core.settings):
+            check_client(core.settings, request.client)
+            check_key(core.settings, request.headers.get("x-api-key"))
         response = await call_next(request)
     except ServiceError as error:
         response = _problem(request, error)
@@ -84,16 +86,6 @@ async def _observed(request: Request, call_next: Callable[[Request], Awaitable[R
     line = {"id": request_id, "method": request.method, "path": request.url.path, "status": response.status_code}
     _LOG.info("%s", json.dumps({**line, "ms": round(seconds * 1e3, 1)}))
     return response
-
-
-def _check_key(request: Request, settings: Settings) -> None:
-    if not settings.api_keys or request.url.path in _OPEN:
-        return
-    given = request.headers.get("x-api-key", "").encode()
-    # all are compared, so that the time does not tell which one was near
-    found = [secrets.compare_digest(given, key.get_secret_value().encode()) for key in settings.api_keys]
-    if not any(found):
-        raise UnauthorizedError("X-API-Key is missing or unknown")
 
 
 def _problem(request: Request, error: ServiceError) -> Response:

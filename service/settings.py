@@ -33,8 +33,10 @@ class Settings(BaseSettings):
     )
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        default=(), description="keys of X-API-Key; none asks for none"
+        default=(), description="keys of X-API-Key; without any, clients of this machine alone are served"
     )
+    no_auth: bool = Field(default=False, description="serve everybody without a key")
+    metrics_open: bool = Field(default=False, description="serve /metrics without a key")
 
     @field_validator("models", "warmup", "api_keys", mode="before")
     @classmethod

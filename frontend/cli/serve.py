@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 from typing import Any
 
 
@@ -23,14 +22,6 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=_run)
 
 
-def is_local(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _run(args: argparse.Namespace) -> int:
     import logging
     from importlib.util import find_spec
@@ -43,10 +34,13 @@ def _run(args: argparse.Namespace) -> int:
     import uvicorn
     from pydantic import ValidationError
 
+    from service.access import is_local
     from service.app import create_app
     from service.settings import Settings
 
     given = {name: value for name in ("model", "device") if (value := getattr(args, name)) is not None}
+    if args.no_auth:
+        given["no_auth"] = True
     try:
         settings = Settings(**given)
     except ValidationError as error:
@@ -54,7 +48,7 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"SUPERPOINT_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}") from None
     for name in (settings.model, *settings.models):
         resolve(name)  # weights that are missing or wrong show before a port is opened
-    if not is_local(args.host) and not settings.api_keys and not args.no_auth:
+    if not is_local(args.host) and not settings.api_keys and not settings.no_auth:
         raise ConfigError(f"{args.host} is open to others; expected SUPERPOINT_API_KEYS, or --no-auth")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     server = uvicorn.Server(
