@@ -7,38 +7,8 @@ from typing import Any
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BadRequestError, TooLargeError
-
-
-class LimitBody:
-    """ASGI middleware that refuses bodies over a limit, while they arrive.
-
-    Args:
-        app: what is behind it.
-        limit: bytes.
-    """
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app = app
-        self.limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        received = 0
-
-        async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.limit:
-                raise TooLargeError(f"body has more than {self.limit} bytes")
-            return message
-
-        await self.app(scope, limited, send)
 
 
 def declared_length(request: Request, limit: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
+from typing import Any
 
 PROBLEM_TYPE = "application/problem+json"
 
@@ -25,6 +27,11 @@ class ServiceError(Exception):
         self.detail = detail
         self.retry_after = retry_after
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the response."""
+        return {} if self.retry_after is None else {"Retry-After": str(max(math.ceil(self.retry_after), 1))}
+
 
 class BadRequestError(ServiceError):
     """The request cannot be understood."""
@@ -42,6 +49,12 @@ class TooLargeError(ServiceError):
     """A body or an image is over its limit."""
 
     status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large"
+
+
+class BodyTimeoutError(ServiceError):
+    """The body did not arrive in time."""
+
+    status, code = HTTPStatus.REQUEST_TIMEOUT, "body_timeout"
 
 
 class UnauthorizedError(ServiceError):
@@ -72,3 +85,22 @@ class DeadlineError(ServiceError):
     """The result was not ready in time."""
 
     status, code = HTTPStatus.GATEWAY_TIMEOUT, "deadline_exceeded"
+
+
+def problem_document(error: ServiceError, instance: str, request_id: str) -> dict[str, Any]:
+    """Problem details of RFC 9457.
+
+    Args:
+        error: the refusal.
+        instance: path of the request.
+        request_id: under which the log has it.
+    """
+    return {
+        "type": "about:blank",
+        "title": error.status.phrase,
+        "status": int(error.status),
+        "code": error.code,
+        "detail": error.detail,
+        "instance": instance,
+        "request_id": request_id,
+    }

@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     heartbeat_limit_s: float = Field(default=30.0, gt=0, description="longest silence of the device's thread")
     shutdown_s: float = Field(default=30.0, gt=0, description="time to finish what was accepted")
 
+    max_requests: int = Field(default=1024, ge=1, description="requests that are served at a time")
+    max_bodies_mb: float = Field(default=1024.0, gt=0, description="request bodies held at a time, all together")
     max_body_mb: float = Field(default=32.0, gt=0, description="largest request body")
     max_pixels_mp: float = Field(default=40.0, gt=0, description="largest image, megapixels, by its header")
     max_keypoints: int = Field(default=4096, ge=1, description="most keypoints that a request may ask for")
@@ -36,9 +38,12 @@ class Settings(BaseSettings):
         default=(), description="keys of X-API-Key; without any, clients of this machine alone are served"
     )
     no_auth: bool = Field(default=False, description="serve everybody without a key")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="origins whose pages may ask, * for all; none by default"
+    )
     metrics_open: bool = Field(default=False, description="serve /metrics without a key")
 
-    @field_validator("models", "warmup", "api_keys", mode="before")
+    @field_validator("models", "warmup", "api_keys", "cors_origins", mode="before")
     @classmethod
     def split(cls, value: object) -> object:
         """Take a list from text with commas."""
