@@ -11,11 +11,14 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 class Settings(BaseSettings):
     """What ``superpoint serve`` runs with. Lists are given with commas."""
 
-    model_config = SettingsConfigDict(env_prefix="SUPERPOINT_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="SUPERPOINT_", env_ignore_empty=True, extra="forbid", frozen=True)
 
     model: str = Field(default="superpoint-edge", description="released model or weight file, the default of requests")
     models: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description="further models for requests to name")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+
+    host: str = Field(default="127.0.0.1", description="address that superpoint serve listens at")
+    port: int = Field(default=8000, ge=0, le=65535, description="port that superpoint serve listens at")
 
     max_batch: int = Field(default=16, ge=1, description="images of a batch")
     max_delay_ms: float = Field(default=2.0, ge=0, description="how long a batch that is not full is waited for")
@@ -50,3 +53,13 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+
+def described() -> str:
+    """A line for each setting: variable, meaning and default."""
+    prefix = Settings.model_config["env_prefix"]
+    lines = []
+    for name, field in Settings.model_fields.items():
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default)
+        lines.append(f"  {prefix}{name.upper():<20} {field.description} (default: {default or 'none'})")
+    return "\n".join(lines)
