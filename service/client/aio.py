@@ -107,6 +107,7 @@ class AsyncClient:
 
         Raises:
             Unavailable: it is not within this time.
+            Deadline: it accepts connections, and does not answer.
         """
         await self.run(calls.readiness(), retry=Retry(attempts=None, cap_s=1.0), timeout_s=timeout_s)
 

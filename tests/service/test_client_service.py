@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from clients import BOTH
-from running import running
+from live import live
 
 import frontend
 from frontend import SuperPoint, read_image
 from frontend.image import decode_image
 from frontend.types import Features, Fundamental, Homography, Status
-from service.app import create_app
-from service.client import BadImage, BadRequest, Client, NotFound, Unauthorized
-from service.settings import Settings
+from service.client import BadImage, BadRequest, Client, FeaturesLost, NotFound, Unauthorized
 
 SAMPLES = Path(frontend.__file__).parent / "samples"
 FIRST, SECOND = SAMPLES / "rocket_0.jpg", SAMPLES / "rocket_1.jpg"
@@ -30,10 +28,8 @@ Ask = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with running(create_app(Settings(device="cpu", warmup=("64x64",), api_keys=("secret",)))) as found:
-        with Client(found) as client:
-            client.wait_ready()
-        yield found
+    with live(api_keys=("secret",), max_queue=256) as server:
+        yield server.base
 
 
 @pytest.fixture(params=BOTH)
@@ -141,3 +137,31 @@ with Client({url!r}, api_key="secret") as client:
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr == ""
     assert done.stdout == "33\n"
+
+
+def test_stored_features_are_matched_by_id(ask: Ask) -> None:
+    first, second, other = (
+        ask(lambda client, image=image: client.features(image, max_keypoints=256, store=True, collection="shelf"))
+        for image in (FIRST, SECOND, np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))
+    )
+    assert first.feature_id != second.feature_id
+    assert first.expires_in_s > 0
+    again = ask(lambda client: client.get_features(first.feature_id))
+    np.testing.assert_array_equal(again.keypoints, first.keypoints)
+    np.testing.assert_allclose(again.descriptors, first.descriptors, atol=1e-3)
+
+    pair = ask(lambda client: client.match(first, second.feature_id))
+    mixed = ask(lambda client: client.match(first, SECOND, max_keypoints=256))
+    assert pair.geometry.num_inliers > 80
+    assert abs(pair.geometry.num_inliers - mixed.geometry.num_inliers) < 10
+
+    best = ask(lambda client: client.match_many(FIRST, collection="shelf", max_keypoints=256, limit=2))
+    assert [found.feature_id for found in best.results] == [first.feature_id, second.feature_id]
+    assert best.results[0].geometry.num_inliers > best.results[1].geometry.num_inliers > 80
+    named = ask(lambda client: client.match_many(first, against=[other, second]))
+    assert [found.feature_id for found in named.results] == [second.feature_id, other.feature_id]
+
+    for stored in (first, second, other):
+        assert ask(lambda client, stored=stored: client.delete_features(stored.feature_id)) is None
+    with pytest.raises(FeaturesLost, match="404 features_not_found"):
+        ask(lambda client: client.match(first, second))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -187,6 +188,12 @@ def test_only_the_latest_image_waits() -> None:
     latest.put(2)
     assert latest.take(0) == 2
     assert latest.take(0.01) is None
+    timer = threading.Timer(0.1, latest.put, [3])
+    timer.start()
+    began = time.monotonic()
+    assert latest.take(5) == 3
+    assert 0.05 < time.monotonic() - began < 2
+    timer.join()
 
 
 class Running:
