@@ -16,7 +16,8 @@ from starlette.middleware.cors import CORSMiddleware
 from service.core import Core
 from service.errors import BadRequestError, ServiceError
 from service.gate import Gate, problem
-from service.routes import system, vision
+from service.routes import features, homography, match, system
+from service.schemas import document_components
 from service.settings import Settings
 
 _LOG = logging.getLogger("superpoint")
@@ -44,8 +45,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="superpoint-frontend", version="1", summary="Features, matches and geometry of images.", lifespan=lifespan
     )
     app.state.core = core
-    app.include_router(vision.router)
-    app.include_router(system.router)
+    for module in (features, match, homography, system):
+        app.include_router(module.router)
+    document_components(app)
     app.add_exception_handler(ServiceError, _refused)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]

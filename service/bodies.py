@@ -27,17 +27,21 @@ async def read_images(request: Request, names: tuple[str, ...], limit: int) -> l
 
     Args:
         request: multipart/form-data with one file for each name, or, where one image is expected, its bytes as body.
-        names: of the fields.
+        names: of the fields; none where every image of the request is stored, and no body is expected.
         limit: bytes of the body.
 
     Returns:
         (name, bytes) for each, in the order of ``names``.
 
     Raises:
-        BadRequestError: a field is missing, given twice, or the body is not what is expected.
+        BadRequestError: a field is missing, given twice or not expected, or the body is not what is expected.
         TooLargeError: the body is over the limit.
     """
     declared_length(request, limit)
+    if not names:
+        if await request.body():
+            raise BadRequestError("every image is given by its features' id, and there is a body; expected none")
+        return []
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return await _from_form(request, names)
@@ -52,7 +56,7 @@ async def read_images(request: Request, names: tuple[str, ...], limit: int) -> l
 
 async def _from_form(request: Request, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
     try:
-        form = await request.form(max_files=len(names), max_fields=16)
+        form = await request.form(max_files=len(names) + 1, max_fields=16)
     except HTTPException as error:
         raise BadRequestError(f"form cannot be read: {error.detail}") from None
     try:
@@ -62,6 +66,9 @@ async def _from_form(request: Request, names: tuple[str, ...]) -> list[tuple[str
             if len(found) != 1 or not isinstance(found[0], UploadFile):
                 raise BadRequestError(f"form has {len(found)} files '{name}'; expected one")
             images.append((name, await found[0].read()))
+        for name, value in form.multi_items():
+            if name not in names and isinstance(value, UploadFile):
+                raise BadRequestError(f"form has a file '{name[:64]}'; expected only: {', '.join(names)}")
         return images
     finally:
         await form.close()

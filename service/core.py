@@ -17,6 +17,7 @@ from service.engine import Engine, EngineConfig, Slot, configuration
 from service.errors import BadImageError, BadRequestError, DeadlineError, NotFoundError, UnavailableError
 from service.metrics import Metrics
 from service.settings import Settings
+from service.store import FeatureStore, StoreConfig
 from service.warmup import parse_size, warm_up
 
 T = TypeVar("T")
@@ -35,6 +36,9 @@ class Core:
         self._sizes = [parse_size(size) for size in settings.warmup]
         delay = settings.max_delay_ms / 1e3
         self.engine = Engine(EngineConfig(settings.max_batch, delay, settings.max_queue), self.metrics)
+        bounds = StoreConfig(settings.store_ttl_s, settings.store_max_entries, int(settings.store_max_mb * 1e6))
+        self.store = FeatureStore(bounds, self.metrics)
+        self._turns = asyncio.Lock()
         self._pool = ThreadPoolExecutor(settings.decode_threads, "decode")
         self.models: dict[str, SuperPoint] = {}
         self.ready = False
@@ -161,6 +165,22 @@ class Core:
         future = self.engine.call(functools.partial(function, *args, **kwargs), deadline)
         result: T = await self._in_time(asyncio.wrap_future(future), deadline)
         return result
+
+    async def in_turn(self, function: Callable[..., T], *args: Any, deadline: float, **kwargs: Any) -> T:
+        """The same for work that brings no image, one piece at a time over all requests, first come, first served.
+
+        The engine prefers such work to images: were many pieces queued at once, images would wait for all of them. So
+        a batch of images gets its turn between any two pieces, and requests with many pieces take turns.
+
+        Raises:
+            DeadlineError: it was not done in time.
+        """
+
+        async def turn() -> T:
+            async with self._turns:
+                return await self.on_device(function, *args, deadline=deadline, **kwargs)
+
+        return await self._in_time(asyncio.ensure_future(turn()), deadline)
 
     async def _in_time(self, awaited: asyncio.Future[T], deadline: float) -> T:
         try:

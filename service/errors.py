@@ -69,10 +69,22 @@ class NotFoundError(ServiceError):
     status, code = HTTPStatus.NOT_FOUND, "not_found"
 
 
+class FeaturesNotFoundError(NotFoundError):
+    """Features are not stored, or no longer."""
+
+    code = "features_not_found"
+
+
 class OverloadedError(ServiceError):
     """The queue is full."""
 
     status, code = HTTPStatus.TOO_MANY_REQUESTS, "overloaded"
+
+
+class StoreFullError(ServiceError):
+    """The store of features has no room."""
+
+    status, code = HTTPStatus.TOO_MANY_REQUESTS, "store_full"
 
 
 class UnavailableError(ServiceError):

@@ -37,6 +37,10 @@ class Settings(BaseSettings):
         default=("640x480",), description="image sizes that are run before the service says that it is ready"
     )
 
+    store_ttl_s: float = Field(default=3600.0, gt=0, description="seconds without use until stored features expire")
+    store_max_mb: float = Field(default=512.0, gt=0, description="memory of stored features")
+    store_max_entries: int = Field(default=10_000, ge=1, description="images whose features are stored")
+
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(), description="keys of X-API-Key; without any, clients of this machine alone are served"
     )
