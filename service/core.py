@@ -96,7 +96,7 @@ class Core:
         """
         name = model or self.settings.model
         if name not in self.models:
-            raise NotFoundError(f"model '{name}' is not served; expected one of: {', '.join(self.models)}")
+            raise NotFoundError(f"model {name[:64]!r} is not served; expected one of: {', '.join(self.models)}")
         asked = changes.get("max_keypoints")
         if isinstance(asked, int) and asked > self.settings.max_keypoints:
             raise BadRequestError(f"max_keypoints is {asked}; expected at most {self.settings.max_keypoints}")
