@@ -68,7 +68,7 @@ async def _from_form(request: Request, names: tuple[str, ...]) -> list[tuple[str
             images.append((name, await found[0].read()))
         for name, value in form.multi_items():
             if name not in names and isinstance(value, UploadFile):
-                raise BadRequestError(f"form has a file '{name[:64]}'; expected only: {', '.join(names)}")
+                raise BadRequestError(f"form has a file {name[:64]!r}; expected only: {', '.join(names)}")
         return images
     finally:
         await form.close()

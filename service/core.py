@@ -96,7 +96,7 @@ class Core:
         """
         name = model or self.settings.model
         if name not in self.models:
-            raise NotFoundError(f"model '{name}' is not served; expected one of: {', '.join(self.models)}")
+            raise NotFoundError(f"model {name[:64]!r} is not served; expected one of: {', '.join(self.models)}")
         asked = changes.get("max_keypoints")
         if isinstance(asked, int) and asked > self.settings.max_keypoints:
             raise BadRequestError(f"max_keypoints is {asked}; expected at most {self.settings.max_keypoints}")
@@ -144,7 +144,14 @@ class Core:
 
         tasks = [asyncio.ensure_future(one(name, data, slot)) for (name, data), slot in zip(images, slots, strict=True)]
         try:
-            return await self._in_time(asyncio.gather(*tasks), deadline)
+            left = max(deadline - time.monotonic(), 0.001)
+            done, waiting = await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_EXCEPTION)
+            failures = [error for task in done if (error := task.exception()) is not None]
+            if failures:
+                raise failures[0]
+            if waiting:
+                raise self._late()
+            return [task.result() for task in tasks]
         finally:
             for task in tasks:
                 task.cancel()
@@ -179,7 +186,10 @@ class Core:
         try:
             return await asyncio.wait_for(awaited, max(deadline - time.monotonic(), 0.001))
         except asyncio.TimeoutError:
-            raise DeadlineError(f"not done within {self.settings.deadline_s:g} s") from None
+            raise self._late() from None
+
+    def _late(self) -> DeadlineError:
+        return DeadlineError(f"not done within {self.settings.deadline_s:g} s")
 
     def reserve(self, count: int) -> list[Slot]:
         """Places in the queue, see :meth:`Engine.reserve`.

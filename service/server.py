@@ -75,6 +75,7 @@ def run(settings: Settings) -> int:
         The exit code: 0, or 2 where the server could not start.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it quotes bodies
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(settings),

@@ -182,7 +182,7 @@ class FeatureStore:
     def _found(self, feature_id: str) -> _Entry:
         entry = self._entries.get(feature_id)
         if entry is None:
-            raise FeaturesNotFoundError(f"features '{feature_id[:64]}' are not stored, or no longer")
+            raise FeaturesNotFoundError(f"features {feature_id[:64]!r} are not stored, or no longer")
         return entry
 
     def _used(self, entry: _Entry) -> StoredFeatures:

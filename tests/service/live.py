@@ -30,6 +30,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
 class Live:
     def __init__(self, server: uvicorn.Server, core: Core, port: int) -> None:
         self.server, self.core, self.port = server, core, port
+        self._connections: list[socket.socket] = []
         self.base = f"http://127.0.0.1:{port}"
 
     @contextmanager
@@ -50,7 +51,12 @@ class Live:
     def connect(self) -> socket.socket:
         made = socket.create_connection(("127.0.0.1", self.port))
         made.settimeout(20)
+        self._connections.append(made)
         return made
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
 
 
 def post_bytes(path: str, body: bytes, *headers: str, length: int | None = None) -> bytes:
@@ -73,7 +79,10 @@ def live(**settings: Any) -> Iterator[Live]:
         port = server.servers[0].sockets[0].getsockname()[1]
         made = Live(server, app.state.core, port)
         wait_until(lambda: httpx.get(f"{made.base}/readyz").status_code == 200)
-        yield made
+        try:
+            yield made
+        finally:
+            made.close()
     finally:
         server.should_exit = True
         thread.join(40)
