@@ -7,38 +7,8 @@ from typing import Any
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BadRequestError, TooLargeError
-
-
-class LimitBody:
-    """ASGI middleware that refuses bodies over a limit, while they arrive.
-
-    Args:
-        app: what is behind it.
-        limit: bytes.
-    """
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app = app
-        self.limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        received = 0
-
-        async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.limit:
-                raise TooLargeError(f"body has more than {self.limit} bytes")
-            return message
-
-        await self.app(scope, limited, send)
 
 
 def declared_length(request: Request, limit: int) -> None:
@@ -57,17 +27,21 @@ async def read_images(request: Request, names: tuple[str, ...], limit: int) -> l
 
     Args:
         request: multipart/form-data with one file for each name, or, where one image is expected, its bytes as body.
-        names: of the fields.
+        names: of the fields; none where every image of the request is stored, and no body is expected.
         limit: bytes of the body.
 
     Returns:
         (name, bytes) for each, in the order of ``names``.
 
     Raises:
-        BadRequestError: a field is missing, given twice, or the body is not what is expected.
+        BadRequestError: a field is missing, given twice or not expected, or the body is not what is expected.
         TooLargeError: the body is over the limit.
     """
     declared_length(request, limit)
+    if not names:
+        if await request.body():
+            raise BadRequestError("every image is given by its features' id, and there is a body; expected none")
+        return []
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return await _from_form(request, names)
@@ -82,7 +56,7 @@ async def read_images(request: Request, names: tuple[str, ...], limit: int) -> l
 
 async def _from_form(request: Request, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
     try:
-        form = await request.form(max_files=len(names), max_fields=16)
+        form = await request.form(max_files=len(names) + 1, max_fields=16)
     except HTTPException as error:
         raise BadRequestError(f"form cannot be read: {error.detail}") from None
     try:
@@ -92,6 +66,9 @@ async def _from_form(request: Request, names: tuple[str, ...]) -> list[tuple[str
             if len(found) != 1 or not isinstance(found[0], UploadFile):
                 raise BadRequestError(f"form has {len(found)} files '{name}'; expected one")
             images.append((name, await found[0].read()))
+        for name, value in form.multi_items():
+            if name not in names and isinstance(value, UploadFile):
+                raise BadRequestError(f"form has a file {name[:64]!r}; expected only: {', '.join(names)}")
         return images
     finally:
         await form.close()

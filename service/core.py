@@ -9,8 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import numpy as np
-
 from frontend.errors import ConfigError, ImageError, ShapeError
 from frontend.extractor import Prepared, SuperPoint
 from frontend.image import decode_image
@@ -19,6 +17,8 @@ from service.engine import Engine, EngineConfig, Slot, configuration
 from service.errors import BadImageError, BadRequestError, DeadlineError, NotFoundError, UnavailableError
 from service.metrics import Metrics
 from service.settings import Settings
+from service.store import FeatureStore, StoreConfig
+from service.warmup import parse_size, warm_up
 
 T = TypeVar("T")
 
@@ -33,11 +33,16 @@ class Core:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self._sizes = [parse_size(size) for size in settings.warmup]
         delay = settings.max_delay_ms / 1e3
         self.engine = Engine(EngineConfig(settings.max_batch, delay, settings.max_queue), self.metrics)
+        bounds = StoreConfig(settings.store_ttl_s, settings.store_max_entries, int(settings.store_max_mb * 1e6))
+        self.store = FeatureStore(bounds, self.metrics)
+        self._turns = asyncio.Lock()
         self._pool = ThreadPoolExecutor(settings.decode_threads, "decode")
         self.models: dict[str, SuperPoint] = {}
         self.ready = False
+        self.failure: str | None = None
 
     def start(self) -> None:
         """Load the models, start the device's thread, and run what clients will send, so that the first is no slower.
@@ -45,17 +50,20 @@ class Core:
         Raises:
             FrontendError: a model cannot be loaded, or there is no such device.
         """
+        try:
+            self._load()
+        except Exception as error:
+            self.failure = str(error).partition("\n")[0]
+            raise
+        self.ready = True
+
+    def _load(self) -> None:
         for name in dict.fromkeys((self.settings.model, *self.settings.models)):
             self.models[name] = SuperPoint.from_pretrained(name, device=self.settings.device)
         self.engine.start()
-        for size in self.settings.warmup:
-            width, height = _size(size)
-            image = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
+        for size in self._sizes:
             for extractor in self.models.values():
-                for _ in range(2):
-                    (slot,) = self.engine.reserve()
-                    self.engine.submit(extractor, extractor.prepare(image), time.monotonic() + 600, slot).result()
-        self.ready = True
+                warm_up(self.engine, self._pool, extractor, size)
 
     def stop(self) -> None:
         """Take nothing new, finish what was accepted."""
@@ -65,6 +73,8 @@ class Core:
 
     def unready_because(self) -> str | None:
         """Why the service cannot serve; None where it can."""
+        if self.failure is not None:
+            return f"the start has failed: {self.failure}"
         if not self.ready:
             return "models are being loaded and warmed up, or the service is stopping"
         if not self.engine.healthy:
@@ -86,7 +96,7 @@ class Core:
         """
         name = model or self.settings.model
         if name not in self.models:
-            raise NotFoundError(f"model '{name}' is not served; expected one of: {', '.join(self.models)}")
+            raise NotFoundError(f"model {name[:64]!r} is not served; expected one of: {', '.join(self.models)}")
         asked = changes.get("max_keypoints")
         if isinstance(asked, int) and asked > self.settings.max_keypoints:
             raise BadRequestError(f"max_keypoints is {asked}; expected at most {self.settings.max_keypoints}")
@@ -125,14 +135,23 @@ class Core:
         async def one(name: str, data: bytes, slot: Slot) -> Features:
             try:
                 prepared = await loop.run_in_executor(self._pool, self._prepare, extractor, data, name)
-            except BaseException:
+            except BaseException as error:
                 slot.release()
+                if isinstance(error, asyncio.CancelledError):
+                    self.metrics.dropped("cancelled")
                 raise
             return await asyncio.wrap_future(self.engine.submit(extractor, prepared, deadline, slot))
 
         tasks = [asyncio.ensure_future(one(name, data, slot)) for (name, data), slot in zip(images, slots, strict=True)]
         try:
-            return await self._in_time(asyncio.gather(*tasks), deadline)
+            left = max(deadline - time.monotonic(), 0.001)
+            done, waiting = await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_EXCEPTION)
+            failures = [error for task in done if (error := task.exception()) is not None]
+            if failures:
+                raise failures[0]
+            if waiting:
+                raise self._late()
+            return [task.result() for task in tasks]
         finally:
             for task in tasks:
                 task.cancel()
@@ -147,11 +166,30 @@ class Core:
         result: T = await self._in_time(asyncio.wrap_future(future), deadline)
         return result
 
+    async def in_turn(self, function: Callable[..., T], *args: Any, deadline: float, **kwargs: Any) -> T:
+        """The same for work that brings no image, one piece at a time over all requests, first come, first served.
+
+        The engine prefers such work to images: were many pieces queued at once, images would wait for all of them. So
+        a batch of images gets its turn between any two pieces, and requests with many pieces take turns.
+
+        Raises:
+            DeadlineError: it was not done in time.
+        """
+
+        async def turn() -> T:
+            async with self._turns:
+                return await self.on_device(function, *args, deadline=deadline, **kwargs)
+
+        return await self._in_time(asyncio.ensure_future(turn()), deadline)
+
     async def _in_time(self, awaited: asyncio.Future[T], deadline: float) -> T:
         try:
             return await asyncio.wait_for(awaited, max(deadline - time.monotonic(), 0.001))
         except asyncio.TimeoutError:
-            raise DeadlineError(f"not done within {self.settings.deadline_s:g} s") from None
+            raise self._late() from None
+
+    def _late(self) -> DeadlineError:
+        return DeadlineError(f"not done within {self.settings.deadline_s:g} s")
 
     def reserve(self, count: int) -> list[Slot]:
         """Places in the queue, see :meth:`Engine.reserve`.
@@ -163,14 +201,3 @@ class Core:
         if not self.ready:
             raise UnavailableError("the service is not ready", retry_after=1)
         return self.engine.reserve(count)
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    try:
-        found = int(width), int(height)
-    except ValueError:
-        found = (0, 0)
-    if min(found) < 1:
-        raise ConfigError(f"warm-up size is '{text}'; expected WIDTHxHEIGHT")
-    return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
+from typing import Any
 
 PROBLEM_TYPE = "application/problem+json"
 
@@ -25,6 +27,11 @@ class ServiceError(Exception):
         self.detail = detail
         self.retry_after = retry_after
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the response."""
+        return {} if self.retry_after is None else {"Retry-After": str(max(math.ceil(self.retry_after), 1))}
+
 
 class BadRequestError(ServiceError):
     """The request cannot be understood."""
@@ -44,6 +51,12 @@ class TooLargeError(ServiceError):
     status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large"
 
 
+class BodyTimeoutError(ServiceError):
+    """The body did not arrive in time."""
+
+    status, code = HTTPStatus.REQUEST_TIMEOUT, "body_timeout"
+
+
 class UnauthorizedError(ServiceError):
     """The API key is missing or wrong."""
 
@@ -56,10 +69,22 @@ class NotFoundError(ServiceError):
     status, code = HTTPStatus.NOT_FOUND, "not_found"
 
 
+class FeaturesNotFoundError(NotFoundError):
+    """Features are not stored, or no longer."""
+
+    code = "features_not_found"
+
+
 class OverloadedError(ServiceError):
     """The queue is full."""
 
     status, code = HTTPStatus.TOO_MANY_REQUESTS, "overloaded"
+
+
+class StoreFullError(ServiceError):
+    """The store of features has no room."""
+
+    status, code = HTTPStatus.TOO_MANY_REQUESTS, "store_full"
 
 
 class UnavailableError(ServiceError):
@@ -72,3 +97,22 @@ class DeadlineError(ServiceError):
     """The result was not ready in time."""
 
     status, code = HTTPStatus.GATEWAY_TIMEOUT, "deadline_exceeded"
+
+
+def problem_document(error: ServiceError, instance: str, request_id: str) -> dict[str, Any]:
+    """Problem details of RFC 9457.
+
+    Args:
+        error: the refusal.
+        instance: path of the request.
+        request_id: under which the log has it.
+    """
+    return {
+        "type": "about:blank",
+        "title": error.status.phrase,
+        "status": int(error.status),
+        "code": error.code,
+        "detail": error.detail,
+        "instance": instance,
+        "request_id": request_id,
+    }

@@ -9,7 +9,7 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 3
 
 
 class Metrics:
-    """Counters of one application; an engine's observer."""
+    """Counters of one application; observer of its engine and its store."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -29,6 +29,15 @@ class Metrics:
         self.depth = Gauge("superpoint_queue_depth", "Images admitted and not yet finished", registry=self.registry)
         self.memory = Gauge("superpoint_device_memory_bytes", "Memory allocated on the device", registry=self.registry)
 
+        self.store_entries = Gauge("superpoint_store_entries", "Images with stored features", registry=self.registry)
+        self.store_bytes = Gauge("superpoint_store_bytes", "Memory of stored features", registry=self.registry)
+        self.store_removed = Counter(
+            "superpoint_store_removed", "Stored features removed, by reason", ["reason"], registry=self.registry
+        )
+        self.store_full = Counter("superpoint_store_full", "Refusals by a full store", registry=self.registry)
+        for reason in ("expired", "deleted"):
+            self.store_removed.labels(reason)
+
     def batch(self, size: int, waited_s: float, device_s: float) -> None:
         """See :class:`service.engine.Observer`."""
         self.batch_size.observe(size)
@@ -38,6 +47,19 @@ class Metrics:
     def dropped(self, reason: str) -> None:
         """See :class:`service.engine.Observer`."""
         self.drops.labels(reason).inc()
+
+    def stored(self, entries: int, nbytes: int) -> None:
+        """See :class:`service.store.Observer`."""
+        self.store_entries.set(entries)
+        self.store_bytes.set(nbytes)
+
+    def removed(self, reason: str) -> None:
+        """See :class:`service.store.Observer`."""
+        self.store_removed.labels(reason).inc()
+
+    def store_refused(self) -> None:
+        """See :class:`service.store.Observer`."""
+        self.store_full.inc()
 
     def text(self) -> bytes:
         """In the format of :data:`CONTENT_TYPE`."""

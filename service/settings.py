@@ -11,11 +11,14 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 class Settings(BaseSettings):
     """What ``superpoint serve`` runs with. Lists are given with commas."""
 
-    model_config = SettingsConfigDict(env_prefix="SUPERPOINT_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="SUPERPOINT_", env_ignore_empty=True, extra="forbid", frozen=True)
 
     model: str = Field(default="superpoint-edge", description="released model or weight file, the default of requests")
     models: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description="further models for requests to name")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+
+    host: str = Field(default="127.0.0.1", description="address that superpoint serve listens at")
+    port: int = Field(default=8000, ge=0, le=65535, description="port that superpoint serve listens at")
 
     max_batch: int = Field(default=16, ge=1, description="images of a batch")
     max_delay_ms: float = Field(default=2.0, ge=0, description="how long a batch that is not full is waited for")
@@ -25,6 +28,8 @@ class Settings(BaseSettings):
     heartbeat_limit_s: float = Field(default=30.0, gt=0, description="longest silence of the device's thread")
     shutdown_s: float = Field(default=30.0, gt=0, description="time to finish what was accepted")
 
+    max_requests: int = Field(default=1024, ge=1, description="requests that are served at a time")
+    max_bodies_mb: float = Field(default=1024.0, gt=0, description="request bodies held at a time, all together")
     max_body_mb: float = Field(default=32.0, gt=0, description="largest request body")
     max_pixels_mp: float = Field(default=40.0, gt=0, description="largest image, megapixels, by its header")
     max_keypoints: int = Field(default=4096, ge=1, description="most keypoints that a request may ask for")
@@ -32,14 +37,33 @@ class Settings(BaseSettings):
         default=("640x480",), description="image sizes that are run before the service says that it is ready"
     )
 
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        default=(), description="keys of X-API-Key; none asks for none"
-    )
+    store_ttl_s: float = Field(default=3600.0, gt=0, description="seconds without use until stored features expire")
+    store_max_mb: float = Field(default=512.0, gt=0, description="memory of stored features")
+    store_max_entries: int = Field(default=10_000, ge=1, description="images whose features are stored")
 
-    @field_validator("models", "warmup", "api_keys", mode="before")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(), description="keys of X-API-Key; without any, clients of this machine alone are served"
+    )
+    no_auth: bool = Field(default=False, description="serve everybody without a key")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="origins whose pages may ask, * for all; none by default"
+    )
+    metrics_open: bool = Field(default=False, description="serve /metrics without a key")
+
+    @field_validator("models", "warmup", "api_keys", "cors_origins", mode="before")
     @classmethod
     def split(cls, value: object) -> object:
         """Take a list from text with commas."""
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+
+def described() -> str:
+    """A line for each setting: variable, meaning and default."""
+    prefix = Settings.model_config["env_prefix"]
+    lines = []
+    for name, field in Settings.model_fields.items():
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default)
+        lines.append(f"  {prefix}{name.upper():<20} {field.description} (default: {default or 'none'})")
+    return "\n".join(lines)

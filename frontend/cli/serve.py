@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 from typing import Any
+
+_MISSING = "the service needs: pip install 'superpoint-frontend[service]'"
+
+
+class _Help(argparse.Action):
+    """Prints the help with the service's settings, which are looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        try:
+            from service.settings import described
+
+            parser.epilog = f"environment variables (lists with commas; flags win over them):\n{described()}"
+        except ImportError:
+            parser.epilog = _MISSING
+        parser.print_help()
+        parser.exit()
 
 
 def add_parser(subparsers: Any) -> None:
@@ -12,41 +27,35 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "serve",
         help="serve features, matches and homographies over REST",
-        description="Serve over REST. Every other setting of the service is an environment variable SUPERPOINT_NAME, "
-        "see service/settings.py; flags win over them.",
+        description="Serve over REST.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
+    parser.add_argument("-h", "--help", action=_Help, nargs=0, help="show this help message and exit")
+    parser.add_argument("--host", help="address to listen at (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port (default: 8000)")
     parser.add_argument("--model", help="released model or weight file")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--no-auth", action="store_true", help="no API key, though the address is not of this machine")
+    parser.add_argument("--no-auth", action="store_true", default=None, help="no API key, though others reach the port")
     parser.set_defaults(run=_run)
 
 
-def is_local(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _run(args: argparse.Namespace) -> int:
-    import logging
     from importlib.util import find_spec
 
     from frontend.errors import ConfigError
     from frontend.weights import resolve
 
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
-        raise ConfigError("the service needs: pip install 'superpoint-frontend[service]'")
-    import uvicorn
+        raise ConfigError(_MISSING)
     from pydantic import ValidationError
 
-    from service.app import create_app
+    from service.access import is_local
+    from service.server import run
     from service.settings import Settings
 
-    given = {name: value for name in ("model", "device") if (value := getattr(args, name)) is not None}
+    flags = ("host", "port", "model", "device", "no_auth")
+    given = {name: value for name in flags if (value := getattr(args, name)) is not None}
     try:
         settings = Settings(**given)
     except ValidationError as error:
@@ -54,17 +63,6 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"SUPERPOINT_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}") from None
     for name in (settings.model, *settings.models):
         resolve(name)  # weights that are missing or wrong show before a port is opened
-    if not is_local(args.host) and not settings.api_keys and not args.no_auth:
-        raise ConfigError(f"{args.host} is open to others; expected SUPERPOINT_API_KEYS, or --no-auth")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings),
-            host=args.host,
-            port=args.port,
-            access_log=False,
-            timeout_graceful_shutdown=int(settings.shutdown_s),
-        )
-    )
-    server.run()
-    return 0 if server.started else 2
+    if not is_local(settings.host) and not settings.api_keys and not settings.no_auth:
+        raise ConfigError(f"{settings.host} is open to others; expected SUPERPOINT_API_KEYS, or --no-auth")
+    return run(settings)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from service.errors import UnavailableError
 from service.metrics import CONTENT_TYPE
-from service.routes.vision import core_of
+from service.routes.common import core_of
+from service.schemas import HealthDocument, ModelsDocument, problems
 
-router = APIRouter()
+router = APIRouter(tags=["system"])
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", operation_id="list_models", response_model=ModelsDocument, responses=problems())
 async def models(request: Request) -> dict[str, Any]:
     """The models that requests may name."""
     core = core_of(request)
@@ -32,13 +34,13 @@ async def models(request: Request) -> dict[str, Any]:
     }
 
 
-@router.get("/healthz")
+@router.get("/healthz", operation_id="healthz", response_model=HealthDocument)
 async def healthz() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", operation_id="readyz", response_model=HealthDocument, responses=problems(UnavailableError))
 async def readyz(request: Request) -> dict[str, str]:
     """The models are warm and the device works; 503 otherwise."""
     reason = core_of(request).unready_because()
@@ -47,12 +49,18 @@ async def readyz(request: Request) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/metrics")
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    response_class=PlainTextResponse,
+    responses={200: {"description": "In the text format of Prometheus."}, **problems()},
+)
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
     import torch
 
     core = core_of(request)
+    core.store.expire()
     core.metrics.depth.set(core.engine.depth)
     if torch.cuda.is_available():
         core.metrics.memory.set(torch.cuda.memory_allocated())

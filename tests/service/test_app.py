@@ -21,7 +21,7 @@ from problems import check_problem
 
 import frontend
 from frontend import SuperPoint, read_image
-from frontend.cli.serve import is_local
+from service.access import is_local
 from service.settings import Settings
 from service.wire import JSON, MSGPACK, NPZ, decode, encode
 

@@ -1,0 +1,123 @@
+"""What the routes share: the state, query parameters, features as documents, and answers by Accept."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import Depends, Query, Request, Response
+
+from frontend.extractor import SuperPoint
+from frontend.types import Features
+from service.core import Core
+from service.errors import (
+    BadImageError,
+    BadRequestError,
+    DeadlineError,
+    NotFoundError,
+    OverloadedError,
+    TooLargeError,
+    UnavailableError,
+)
+from service.wire import FORMATS, encode, negotiate
+
+WORK_PROBLEMS = (BadRequestError, TooLargeError, OverloadedError, UnavailableError, DeadlineError)
+"""Refusals of every route that brings work for the device."""
+IMAGE_PROBLEMS = (*WORK_PROBLEMS, NotFoundError, BadImageError)
+"""And of those that take images and name a model."""
+
+Encoding = Literal["float32", "float16", "int8", "none"]
+Model = Annotated[
+    str | None, Query(description="A served model, see `/v1/models`; the default one where it is not given.")
+]
+MaxKeypoints = Annotated[int | None, Query(ge=1, description="Most keypoints of an image.", examples=[1024])]
+Threshold = Annotated[
+    float | None, Query(ge=0, lt=1, description="Probability that a keypoint exceeds.", examples=[0.005])
+]
+Radius = Annotated[
+    int | None, Query(ge=0, le=64, description="Radius of non-maximum suppression, pixels.", examples=[4])
+]
+Resize = Annotated[
+    int | None,
+    Query(
+        ge=8,
+        le=8192,
+        description="Longest side that the network sees, pixels; keypoints stay in pixels of the image as given.",
+    ),
+]
+Descriptors = Annotated[
+    Encoding, Query(description="Type of the descriptors in the answer; int8 is 127 times their value.")
+]
+
+
+def core_of(request: Request) -> Core:
+    """The application's state."""
+    core: Core = request.app.state.core
+    return core
+
+
+async def extractor_of(
+    request: Request,
+    model: Model = None,
+    max_keypoints: MaxKeypoints = None,
+    detection_threshold: Threshold = None,
+    nms_radius: Radius = None,
+    resize: Resize = None,
+) -> SuperPoint:
+    """The extractor that a request's query asks for."""
+    return core_of(request).extractor(
+        model,
+        max_keypoints=max_keypoints,
+        detection_threshold=detection_threshold,
+        nms_radius=nms_radius,
+        resize=resize,
+    )
+
+
+Extractor = Annotated[SuperPoint, Depends(extractor_of)]
+
+
+def format_of(request: Request) -> str:
+    """The format of the answer that a request accepts.
+
+    Raises:
+        BadRequestError: it accepts none of ours.
+    """
+    kind = negotiate(request.headers.get("accept"))
+    if kind is None:
+        raise BadRequestError(f"Accept allows none of our formats; expected one of: {', '.join(FORMATS)}")
+    return kind
+
+
+async def accepted(request: Request) -> None:
+    """Refuse by the Accept header, as a dependency of routers: before any work is done."""
+    format_of(request)
+
+
+def answer(request: Request, result: dict[str, Any]) -> Response:
+    """A result in the format that the request accepts.
+
+    Raises:
+        BadRequestError: it accepts none of ours.
+    """
+    kind = format_of(request)
+    return Response(encode(result, kind), media_type=kind)
+
+
+def features_document(features: Features, descriptors: Encoding) -> dict[str, Any]:
+    """What a client gets of features, see :class:`service.schemas.FeaturesDocument`."""
+    found: np.ndarray | None = features.descriptors
+    if descriptors == "none":
+        found = None
+    elif descriptors == "int8":
+        found = np.rint(features.descriptors * 127).astype(np.int8)
+    elif descriptors == "float16":
+        found = features.descriptors.astype(np.float16)
+    return {
+        "model": features.model,
+        "image_size": list(features.image_size),
+        "keypoints": features.keypoints,
+        "scores": features.scores,
+        "sigmas": features.sigmas,
+        "descriptors": found,
+    }

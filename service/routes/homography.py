@@ -1,0 +1,81 @@
+"""Homographies of matched points, for stacks that bring their own features."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from frontend.errors import FrontendError
+from frontend.ransac import estimate_homography
+from frontend.types import Float64Array
+from service.bodies import declared_length
+from service.errors import BadRequestError
+from service.routes.common import WORK_PROBLEMS, accepted, answer, core_of
+from service.schemas import HomographyDocument, points_body, problems, result
+from service.wire import FORMATS, JSON, decode
+
+router = APIRouter(prefix="/v1", tags=["matching"])
+
+
+@router.post(
+    "/homography",
+    operation_id="estimate_homography",
+    summary="Homography of matched points",
+    dependencies=[Depends(accepted)],
+    responses={**result(HomographyDocument), **problems(*WORK_PROBLEMS)},
+    openapi_extra=points_body(),
+)
+async def homography(
+    request: Request,
+    method: Annotated[
+        Literal["ransac", "opencv"], Query(description="RANSAC on the device, or OpenCV's USAC_MAGSAC.")
+    ] = "ransac",
+    threshold: Annotated[float, Query(gt=0, le=1000, description="Largest error of an inlier, pixels.")] = 3.0,
+    confidence: Annotated[
+        float, Query(gt=0, lt=1, description="Probability of one sample without outliers at which drawing stops.")
+    ] = 0.999,
+    max_iterations: Annotated[int, Query(ge=1, le=100_000, description="Most samples that are drawn.")] = 10_000,
+    seed: Annotated[int, Query(ge=0, lt=2**63, description="Of the drawing; the same seed, the same result.")] = 0,
+) -> Response:
+    """`points0` and `points1`, (M, 2) each, row by row a match; as JSON, MessagePack or NPZ by Content-Type."""
+    core = core_of(request)
+    declared_length(request, int(core.settings.max_body_mb * 1e6))
+    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    if kind not in FORMATS:
+        raise BadRequestError(f"content type is '{kind}'; expected one of: {', '.join(FORMATS)}")
+    deadline, (slot,) = core.deadline(), core.reserve(1)
+    try:
+        points0, points1 = _points(decode(await request.body(), kind))
+        settings = {"threshold": threshold, "confidence": confidence, "max_iterations": max_iterations, "seed": seed}
+        device = str(core.models[core.settings.model].device)
+        found = await core.in_turn(
+            estimate_homography, points0, points1, method=method, device=device, deadline=deadline, **settings
+        )
+    except (ValueError, FrontendError) as error:
+        raise BadRequestError(str(error)) from None
+    finally:
+        slot.release()
+    return answer(request, {"homography": found.H, "inliers": found.inliers, "status": found.status.value})
+
+
+def _points(body: dict[str, Any]) -> tuple[Float64Array, Float64Array]:
+    arrays = []
+    for name in ("points0", "points1"):
+        if name not in body:
+            raise BadRequestError(f"body has no '{name}'; expected points0 and points1, (M, 2) each")
+        try:
+            given = np.asarray(body[name])
+        except ValueError:  # rows of different lengths
+            given = np.empty(0, object)
+        # an empty list of JSON has lost its second axis, and its type
+        array = np.zeros((0, 2)) if given.size == 0 and given.dtype.kind == "f" else given
+        if array.dtype.kind not in "iuf" or array.ndim != 2 or array.shape[1] != 2:
+            raise BadRequestError(f"'{name}' is no array of numbers of the shape (M, 2)")
+        if not np.isfinite(array).all():
+            raise BadRequestError(f"'{name}' has values that are not finite; expected (M, 2) pixels")
+        arrays.append(array.astype(np.float64))
+    if len(arrays[0]) != len(arrays[1]):
+        raise BadRequestError(f"points0 has {len(arrays[0])} rows, points1 {len(arrays[1])}; expected as many")
+    return arrays[0], arrays[1]

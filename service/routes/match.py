@@ -1,0 +1,242 @@
+"""Matches of images, given as files or as stored features, and the geometry between them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from frontend.camera import Camera
+from frontend.errors import ConfigError
+from frontend.extractor import StageTimes
+from frontend.pipeline import MatchPipeline, PipelineConfig
+from frontend.types import Essential, Features, Fundamental, MatchResult
+from service.bodies import read_images
+from service.errors import BadRequestError, FeaturesNotFoundError
+from service.routes.common import IMAGE_PROBLEMS, Descriptors, Extractor, accepted, answer, core_of, features_document
+from service.routes.features import Collection
+from service.schemas import MatchDocument, MatchManyDocument, images_body, problems, result
+from service.store import StoredFeatures
+
+router = APIRouter(prefix="/v1", tags=["matching"])
+
+Geometry = Literal["homography", "fundamental", "essential", "none"]
+Ratio = Annotated[
+    float | None, Query(gt=0, le=1, description="Of the ratio test; none where it is not given.", examples=[0.9])
+]
+MinSimilarity = Annotated[float | None, Query(ge=-1, le=1, description="Least cosine of a match.", examples=[0.7])]
+Threshold = Annotated[float, Query(gt=0, le=1000, description="Largest error of an inlier, pixels.")]
+CameraText = Annotated[
+    str | None,
+    Query(
+        description="`fx,fy,cx,cy` in pixels, then OpenCV's distortion where there is one: `k1,k2,p1,p2[,k3,...]`. "
+        "`geometry=essential` needs camera0; camera1 is the same where it is not given.",
+        examples=["525,525,319.5,239.5"],
+    ),
+]
+FeaturesId = Annotated[
+    str | None, Query(description="`feature_id` of stored features, instead of the file.", min_length=1)
+]
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What a request's query asks of the matching.
+
+    Attributes:
+        config: of the pipeline.
+        cameras: of the first image and of the second; None where the query has none.
+    """
+
+    config: PipelineConfig
+    cameras: tuple[Camera, Camera] | None
+
+
+async def matching_of(
+    ratio: Ratio = None,
+    min_similarity: MinSimilarity = None,
+    geometry: Annotated[Geometry, Query(description="The model that is fitted to the matches.")] = "homography",
+    threshold: Threshold = 3.0,
+    camera0: CameraText = None,
+    camera1: CameraText = None,
+) -> Matching:
+    """The matching that a request's query asks for.
+
+    Raises:
+        BadRequestError: a camera is missing, or cannot be understood.
+    """
+    first, second = _camera("camera0", camera0), _camera("camera1", camera1)
+    if geometry == "essential" and first is None:
+        raise BadRequestError("geometry is 'essential' without a camera; expected camera0=fx,fy,cx,cy[,k1,k2,p1,p2]")
+    config = PipelineConfig(ratio=ratio, min_similarity=min_similarity, geometry=geometry, ransac_threshold=threshold)
+    return Matching(config, None if first is None else (first, second or first))
+
+
+def _camera(name: str, text: str | None) -> Camera | None:
+    try:
+        return None if text is None else Camera.parse(text)
+    except ConfigError as error:
+        raise BadRequestError(f"{name}: {error}") from None
+
+
+MatchingOf = Annotated[Matching, Depends(matching_of)]
+
+
+@router.post(
+    "/match",
+    operation_id="match_images",
+    summary="Match two images",
+    dependencies=[Depends(accepted)],
+    responses={**result(MatchDocument), **problems(*IMAGE_PROBLEMS, FeaturesNotFoundError)},
+    openapi_extra=images_body("image0", "image1", required=False),
+)
+async def match_images(
+    request: Request,
+    extractor: Extractor,
+    matching: MatchingOf,
+    features0: FeaturesId = None,
+    features1: FeaturesId = None,
+    descriptors: Descriptors = "none",
+) -> Response:
+    """Matches of two images, and the geometry between them.
+
+    Each image is either a file of the form or, by `features0` or `features1`, stored features; with one file left it
+    may be the body itself, with none there is no body. Extraction's parameters say nothing about stored features, but
+    both images have to be of one model.
+    """
+    core = core_of(request)
+    given = [None if name is None else core.store.get(name) for name in (features0, features1)]
+    wanted = tuple(f"image{index}" for index, stored in enumerate(given) if stored is None)
+    _require_model([stored for stored in given if stored is not None], extractor.name if wanted else None)
+    deadline, slots = core.deadline(), core.reserve(max(len(wanted), 1))
+    pipeline = MatchPipeline(extractor, matching.config, cameras=matching.cameras)
+    began = time.perf_counter()
+    try:
+        images = await read_images(request, wanted, int(core.settings.max_body_mb * 1e6))
+        made = iter(await core.features(extractor, images, deadline, slots) if wanted else [])
+        pair = [next(made) if stored is None else stored for stored in given]
+        # images have waited in the queue already; what brings none takes turns with others of its kind
+        run = core.on_device if wanted else core.in_turn
+        found = await run(_match, pipeline, pair[0], pair[1], StageTimes(), deadline=deadline)
+    finally:
+        for slot in slots:
+            slot.release()
+    document = {
+        "image0": features_document(found.features0, descriptors),
+        "image1": features_document(found.features1, descriptors),
+        **_geometry_document(found),
+        "timings_ms": _timings(found.timings_ms, began),
+    }
+    return answer(request, document)
+
+
+@router.post(
+    "/match/many",
+    operation_id="match_many",
+    summary="Match an image against stored ones",
+    dependencies=[Depends(accepted)],
+    responses={**result(MatchManyDocument), **problems(*IMAGE_PROBLEMS, FeaturesNotFoundError)},
+    openapi_extra=images_body("image", raw=True, required=False),
+)
+async def match_many(
+    request: Request,
+    extractor: Extractor,
+    matching: MatchingOf,
+    features: FeaturesId = None,
+    collection: Annotated[
+        Collection | None, Query(description="Stored images to match against; `default` where nothing is given.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, Query(max_length=1000, description="`feature_id`s to match against, instead of a collection.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Most results.")] = 10,
+    descriptors: Descriptors = "none",
+) -> Response:
+    """One image against the stored images of a collection, or those named; best first.
+
+    The image is a file of the form, the body itself, or, by `features`, stored; a stored image is not matched with
+    itself unless it is named. Every candidate is matched and verified, so time grows with the collection; a search that
+    is not done by the service's deadline ends with 504.
+    """
+    core = core_of(request)
+    if against is not None and collection is not None:
+        raise BadRequestError("against and collection are both given; expected one of them")
+    stored = None if features is None else core.store.get(features)
+    candidates = (
+        [core.store.get(feature_id) for feature_id in dict.fromkeys(against)]
+        if against is not None
+        else [found for found in core.store.collection(collection or "default") if found.feature_id != features]
+    )
+    _require_model([*([] if stored is None else [stored]), *candidates], extractor.name if stored is None else None)
+    deadline, slots = core.deadline(), core.reserve(1)
+    pipeline, times = MatchPipeline(extractor, matching.config, cameras=matching.cameras), StageTimes()
+    began = time.perf_counter()
+    results: list[tuple[StoredFeatures, MatchResult]] = []
+    try:
+        images = await read_images(request, ("image",) if stored is None else (), int(core.settings.max_body_mb * 1e6))
+        image = (await core.features(extractor, images, deadline, slots))[0] if stored is None else stored.features()
+        for candidate in candidates:
+            found = await core.in_turn(_match, pipeline, image, candidate, times, deadline=deadline)
+            results.append((candidate, found))
+            # the sort is stable, so equals stay in the order of the candidates
+            results.sort(key=lambda item: (item[1].geometry.num_inliers, len(item[1].matches)), reverse=True)
+            del results[limit:]
+    finally:
+        for slot in slots:
+            slot.release()
+    document = {
+        "image": features_document(image, descriptors),
+        "results": [
+            {
+                "feature_id": candidate.feature_id,
+                "num_matches": len(found.matches),
+                "num_inliers": found.geometry.num_inliers,
+                **_geometry_document(found),
+            }
+            for candidate, found in results
+        ],
+        "timings_ms": _timings(times.ms, began),
+    }
+    return answer(request, document)
+
+
+def _require_model(stored: list[StoredFeatures], model: str | None) -> None:
+    """Refuse descriptors that cannot be compared.
+
+    Args:
+        stored: features that take part.
+        model: of an image that is not extracted yet; None where there is none.
+    """
+    expected = model or stored[0].model
+    for found in stored:
+        if found.model != expected:
+            raise BadRequestError(
+                f"features '{found.feature_id}' are of model '{found.model}'; expected '{expected}', as the others"
+            )
+
+
+def _match(
+    pipeline: MatchPipeline, first: Features | StoredFeatures, second: Features | StoredFeatures, times: StageTimes
+) -> MatchResult:
+    """Match in the device's thread, where stored features are unpacked as well."""
+    features = [item.features() if isinstance(item, StoredFeatures) else item for item in (first, second)]
+    return pipeline.match_features(features[0], features[1], times)
+
+
+def _geometry_document(found: MatchResult) -> dict[str, Any]:
+    geometry = found.geometry
+    document = {
+        "matches": found.matches.matches,
+        "match_scores": found.matches.match_scores,
+        "inliers": geometry.inliers,
+        "status": geometry.status.value,
+    }
+    if isinstance(geometry, Essential):
+        return {**document, "essential": geometry.E, "R": geometry.R, "t": geometry.t}
+    return {**document, "fundamental" if isinstance(geometry, Fundamental) else "homography": geometry.matrix}
+
+
+def _timings(stages: dict[str, float], began: float) -> dict[str, float]:
+    return {name: round(ms, 3) for name, ms in {**stages, "total": (time.perf_counter() - began) * 1e3}.items()}

@@ -1,0 +1,71 @@
+"""Warm-up: what clients will send is done once before the service says that it is ready."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Executor
+from functools import partial
+
+import cv2
+import numpy as np
+
+from frontend.errors import ConfigError
+from frontend.extractor import SuperPoint
+from frontend.image import decode_image
+from frontend.pipeline import MatchPipeline, PipelineConfig
+from service.engine import Engine, extract_prepared
+from service.wire import FORMATS, encode
+
+_LIMIT_S = 600.0
+_TURNS = 2  # the first allocates, the second finds what has been allocated
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) of ``WIDTHxHEIGHT``.
+
+    Raises:
+        ConfigError: it is none, or a side is under 8 pixels.
+    """
+    width, _, height = text.partition("x")
+    try:
+        found = int(width), int(height)
+    except ValueError:
+        found = (0, 0)
+    if min(found) < 8:
+        raise ConfigError(f"warm-up size is '{text}'; expected WIDTHxHEIGHT, 8 pixels or more")
+    return found
+
+
+def batch_sizes(extractor: SuperPoint, max_batch: int) -> list[int]:
+    """Sizes of batches worth warming: on a GPU each may choose kernels of its own, on a CPU the largest is the last to
+    allocate.
+    """
+    if extractor.device.type == "cuda":
+        return list(range(1, max_batch + 1))
+    return sorted({1, min(2, max_batch), max_batch})
+
+
+def warm_up(engine: Engine, pool: Executor, extractor: SuperPoint, size: tuple[int, int]) -> None:
+    """Decode, extract in batches, match, fit each geometry, and encode, each where requests do it.
+
+    Args:
+        engine: that has been started.
+        pool: whose threads decode.
+        extractor: of one model.
+        size: (width, height) of the images, pixels.
+    """
+    # blocks of noise: they have corners, so that matching and the geometry have something to do
+    width, height = size
+    blocks = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1), dtype=np.uint8)
+    image = np.kron(blocks, np.ones((8, 8), np.uint8))[:height, :width]
+    data = cv2.imencode(".jpg", image)[1].tobytes()
+    deadline = time.monotonic() + _LIMIT_S
+    for _ in range(_TURNS):
+        prepared = pool.submit(lambda: extractor.prepare(decode_image(data, "warm-up"))).result()
+        for count in batch_sizes(extractor, engine.config.max_batch):
+            found = engine.call(partial(extract_prepared, extractor, [prepared] * count), deadline).result()
+        for geometry in ("homography", "fundamental"):
+            pipeline = MatchPipeline(extractor, PipelineConfig(geometry=geometry))
+            engine.call(partial(pipeline.match_features, found[0], found[0]), deadline).result()
+        for kind in FORMATS:
+            encode({"keypoints": found[0].keypoints, "descriptors": found[0].descriptors}, kind)

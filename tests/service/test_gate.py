@@ -1,0 +1,250 @@
+"""Clients that hang up, dawdle, lie or send too much, over real connections."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+from live import Live, live, post_bytes, wait_until
+from problems import check_problem
+
+PNG = cv2.imencode(".png", np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))[1].tobytes()
+DROPPED = 'superpoint_dropped_total{reason="cancelled"}'
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Live]:
+    with live(max_queue=8, max_bodies_mb=2.5) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def brisk() -> Iterator[Live]:
+    with live(deadline_s=0.6, max_requests=3) as made:
+        yield made
+
+
+def hung_up(server: Live) -> float:
+    return server.metric('superpoint_requests_total{route="/v1/features",status="499"}')
+
+
+def answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Read until the server closes: status, headers, body."""
+    data = b""
+    while part := connection.recv(65536):
+        data += part
+    head, _, body = data.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    return int(first.split()[1]), {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}, body
+
+
+def test_a_queued_image_of_a_client_that_hangs_up_never_reaches_the_device(server: Live) -> None:
+    dropped, gone = server.metric(DROPPED), hung_up(server)
+    batches = server.metric("superpoint_batch_size_sum")
+    with server.held():
+        connections = [server.connect() for _ in range(3)]
+        for connection in connections:
+            connection.sendall(post_bytes("/v1/features", PNG))
+        wait_until(lambda: server.core.engine.depth == 3)
+        time.sleep(0.1)  # decoded, and waiting for the device
+        for connection in connections[:2]:
+            connection.close()
+        wait_until(lambda: hung_up(server) == gone + 2)
+        assert server.core.engine.depth == 1  # their places are free at once, though the device is busy
+    status, _, _ = answer_of_length(connections[2])
+    assert status == 200
+    assert server.metric(DROPPED) == dropped + 2
+    assert server.metric("superpoint_batch_size_sum") == batches + 1
+    connections[2].close()
+
+
+def answer_of_length(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Read one answer of a connection that stays open."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}
+    while len(body) < int(headers["content-length"]):
+        body += connection.recv(65536)
+    return int(first.split()[1]), headers, body
+
+
+PART = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+
+
+@pytest.mark.parametrize(("kind", "start"), [("image/png", b""), ("multipart/form-data; boundary=b", PART)])
+def test_hanging_up_amid_a_body_frees_its_place(server: Live, kind: str, start: bytes) -> None:
+    gone = hung_up(server)
+    connection = server.connect()
+    connection.sendall(post_bytes("/v1/features", start + PNG[:100], f"Content-Type: {kind}", length=len(PNG)))
+    wait_until(lambda: server.core.engine.depth == 1)
+    connection.close()
+    wait_until(lambda: hung_up(server) == gone + 1)
+    assert server.core.engine.depth == 0
+    assert httpx.post(f"{server.base}/v1/features", content=PNG).status_code == 200
+
+
+def test_hanging_up_while_matching_waits_for_the_device(server: Live) -> None:
+    name = 'superpoint_requests_total{route="/v1/homography",status="499"}'
+    body = json.dumps({"points0": [[0, 0]] * 4, "points1": [[0, 0]] * 4}).encode()
+    with server.held():
+        connection = server.connect()
+        connection.sendall(post_bytes("/v1/homography", body, "Content-Type: application/json"))
+        wait_until(lambda: server.core.engine.depth == 1)
+        connection.close()
+        wait_until(lambda: server.metric(name) == 1)
+    wait_until(lambda: server.core.engine.depth == 0)
+
+
+def test_a_body_that_does_not_arrive_holds_no_place_for_long(brisk: Live) -> None:
+    connections = [brisk.connect() for _ in range(2)]
+    began = time.monotonic()
+    for connection in connections:
+        connection.sendall(post_bytes("/v1/features", PNG[:100], length=len(PNG)))
+    wait_until(lambda: brisk.core.engine.depth == 2)
+    for _ in range(3):  # a byte now and then does not help
+        time.sleep(0.1)
+        connections[1].sendall(b"x")
+    for connection in connections:
+        status, headers, body = answer(connection)
+        assert (status, headers["connection"], json.loads(body)["code"]) == (408, "close", "body_timeout")
+    assert 0.5 < time.monotonic() - began < 5
+    assert brisk.core.engine.depth == 0
+
+
+def test_headers_that_do_not_arrive_end_the_connection(brisk: Live) -> None:
+    for start in (b"", b"POST /v1/features HTTP/1.1\r\nHost:"):
+        connection = brisk.connect()
+        connection.sendall(start)
+        assert connection.recv(100) == b""
+    # a connection that is kept and then starts a request that never ends
+    connection = brisk.connect()
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
+    assert answer_of_length(connection)[0] == 200
+    connection.sendall(b"GET /hea")
+    began = time.monotonic()
+    assert connection.recv(100) == b""
+    assert 0.3 < time.monotonic() - began < 3
+
+
+def test_a_client_that_does_not_read_is_let_go(brisk: Live) -> None:
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", brisk.port))
+    scene = np.random.default_rng(1).integers(0, 256, (480, 640), dtype=np.uint8)
+    body = cv2.imencode(".jpg", cv2.GaussianBlur(scene, (0, 0), 1.5))[1].tobytes()
+    # until the network has seen this size and is within the deadline
+    wait_until(lambda: httpx.post(f"{brisk.base}/v1/features", content=body, timeout=20).status_code == 200)
+    served = 'superpoint_requests_total{route="/v1/features",status="200"}'
+    before = brisk.metric(served)
+    for _ in range(12):  # more than what the kernel takes for the client
+        connection.sendall(post_bytes("/v1/features", body))
+    wait_until(lambda: brisk.metric(served) > before)
+    wait_until(lambda: not brisk.server.server_state.connections)
+    connection.close()
+
+
+def test_what_the_headers_say_is_not_believed(server: Live) -> None:
+    connection = server.connect()
+    connection.sendall(post_bytes("/v1/features", b"", length=2_000_000))
+    status, headers, _ = answer(connection)  # refused before a byte of the body
+    assert (status, headers["connection"]) == (413, "close")
+
+    connection = server.connect()
+    connection.sendall(b"POST /v1/features HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n")
+    with pytest.raises(OSError):  # noqa: PT012
+        for _ in range(100):
+            connection.sendall(b"10000\r\n" + bytes(65536) + b"\r\n")
+            time.sleep(0.002)
+    wait_until(lambda: server.core.engine.depth == 0)
+
+    for wrong in (
+        post_bytes("/v1/features", PNG, length=-1),
+        post_bytes("/v1/features", PNG, "Content-Length: 5"),
+        post_bytes("/v1/features", PNG, "X-Large: " + "x" * 200_000),
+        b"POST /v1/features HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"\x16\x03\x01 this is TLS\r\n\r\n",
+    ):
+        connection = server.connect()
+        try:
+            connection.sendall(wrong)
+            status = answer(connection)[0]
+        except ConnectionError:
+            continue  # the rest of what was sent met a closed connection
+        assert status == 400, wrong[:80]
+
+    # shorter than declared: the rest is the next request, and no request
+    connection = server.connect()
+    connection.sendall(post_bytes("/v1/features", PNG, length=len(PNG) - 10))
+    status, _, _ = answer_of_length(connection)
+    assert status == 422
+    connection.close()
+
+
+def test_a_large_declared_body_is_refused_in_words(server: Live) -> None:
+    response = httpx.post(f"{server.base}/v1/features", content=bytes(3_000_000))
+    check_problem(response, 413, "too_large", "3000000 bytes")
+
+
+def test_bodies_have_a_limit_together(server: Live) -> None:
+    body = PNG + bytes(900_000)
+    with ThreadPoolExecutor(3) as threads, server.held():
+        requests = [threads.submit(httpx.post, f"{server.base}/v1/features", content=body, timeout=20) for _ in "123"]
+        wait_until(lambda: any(request.done() for request in requests))
+        (refused,) = (request.result() for request in requests if request.done())
+        check_problem(refused, 429, "overloaded", "2500000 bytes")
+    assert sorted(request.result().status_code for request in requests) == [200, 200, 429]
+    assert httpx.post(f"{server.base}/v1/features", content=body).status_code == 200
+
+
+def test_requests_at_a_time_have_a_limit(brisk: Live) -> None:
+    connections = [brisk.connect() for _ in range(3)]
+    for connection in connections:
+        connection.sendall(post_bytes("/v1/features", PNG[:50], length=len(PNG)))
+    wait_until(lambda: brisk.core.engine.depth == 3)
+    check_problem(httpx.get(f"{brisk.base}/v1/models"), 429, "overloaded", "3 requests")
+    assert httpx.get(f"{brisk.base}/healthz").status_code == 200  # who looks after the service is let in
+    for connection in connections:
+        connection.close()
+    wait_until(lambda: brisk.core.engine.depth == 0)
+    assert httpx.get(f"{brisk.base}/v1/models").status_code == 200
+
+
+def test_shutting_down_finishes_what_was_accepted() -> None:
+    with live() as server:
+        images = 6
+        with ThreadPoolExecutor(images) as threads:
+            with server.held():
+                requests = [
+                    threads.submit(httpx.post, f"{server.base}/v1/features", content=PNG, timeout=30)
+                    for _ in range(images)
+                ]
+                wait_until(lambda: server.core.engine.depth == images)
+                server.server.should_exit = True
+                wait_until(lambda: not server.server.servers[0].is_serving())
+                with pytest.raises(httpx.TransportError):
+                    httpx.get(f"{server.base}/healthz")
+            assert [request.result(30).status_code for request in requests] == [200] * images
+
+
+def test_log_lines_are_records_without_content(server: Live, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="superpoint"):
+        headers = {"x-request-id": "mine", "x-api-key": "secret"}
+        httpx.post(f"{server.base}/v1/features?descriptors=none", content=PNG, headers=headers)
+        wait_until(lambda: caplog.messages)
+    record = json.loads(caplog.messages[-1])
+    assert (record["id"], record["method"], record["path"], record["status"]) == ("mine", "POST", "/v1/features", 200)
+    assert record["ms"] > 0
+    assert "secret" not in caplog.text
+    assert len(caplog.messages[-1]) < 200
+    assert threading.active_count() < 50
