@@ -10,6 +10,8 @@ import numpy as np
 from frontend.errors import ConfigError
 from frontend.types import Float64Array
 
+# OpenCV's default of five steps leaves errors of whole pixels at the corners of a wide lens
+_CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-10)
 _DISTORTIONS = (0, 4, 5, 8, 12, 14)
 
 
@@ -35,6 +37,23 @@ class Camera:
         if len(self.distortion) not in _DISTORTIONS or not np.isfinite(self.distortion).all():
             raise ConfigError(f"distortion has {len(self.distortion)} values; expected one of {_DISTORTIONS}, finite")
 
+    @classmethod
+    def parse(cls, text: str) -> Camera:
+        """Read ``fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]]``: comma-separated numbers, pixels first.
+
+        Raises:
+            ConfigError: the text is not of this form, or no camera has these values.
+        """
+        expected = "expected fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]]"
+        try:
+            values = [float(part) for part in text.split(",")]
+        except ValueError:
+            raise ConfigError(f"camera is '{text[:80]}'; {expected}") from None
+        if len(values) < 4:
+            raise ConfigError(f"camera has {len(values)} numbers; {expected}")
+        fx, fy, cx, cy, *distortion = values
+        return cls(np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]]), tuple(distortion))
+
     @property
     def focal(self) -> float:
         """Geometric mean of the focal lengths, pixels."""
@@ -53,4 +72,5 @@ class Camera:
             return np.zeros((0, 2))
         distortion = np.asarray(self.distortion, np.float64) if self.distortion else None
         given = np.ascontiguousarray(points, np.float64)[:, None]
-        return np.asarray(cv2.undistortPoints(given, self.K, distortion)[:, 0], np.float64)
+        flat = cv2.undistortPoints(given, self.K, distortion, criteria=_CRITERIA)
+        return np.asarray(flat[:, 0], np.float64)

@@ -1,4 +1,4 @@
-"""Epipolar geometry of two images, by OpenCV."""
+"""Epipolar geometry of two images: robust estimation by OpenCV, accepted only where it means something."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from frontend.camera import Camera
 from frontend.ransac import RansacConfig, as_matches
-from frontend.types import BoolArray, Float64Array, Fundamental, Status
+from frontend.relative_pose import decompose_essential, essential_matrix, refine_pose
+from frontend.types import BoolArray, Essential, Float64Array, Fundamental, Status
 from frontend.verification import MAX_LOG10_NFA, log10_false_alarms
 
 MIN_MATCHES = 8  # what OpenCV's robust estimator needs
-SAMPLE_SIZE = 7
-MODELS_PER_SAMPLE = 3  # the seven-point algorithm solves a cubic
+_SEVEN_POINT = (7, 3)  # matches in a sample, and models that it may give: the algorithm solves a cubic
+_FIVE_POINT = (5, 10)  # the five-point algorithm solves a polynomial of tenth degree
 
 
 def epipolar_distances(
@@ -50,15 +52,20 @@ def symmetric_epipolar_distance(
     return total
 
 
-def _significant(points0: Float64Array, points1: Float64Array, inliers: BoolArray, threshold: float) -> bool:
-    """The a-contrario test: a random match fits if it lies in a band of half-width sqrt(2) t around a line."""
+def _significant(
+    points0: Float64Array, points1: Float64Array, inliers: BoolArray, threshold: float, sample: tuple[int, int]
+) -> bool:
+    """The a-contrario test: a random match fits if it lies in a band of half-width sqrt(2) t around a line.
+
+    ``sample`` is the number of matches in a minimal sample, and that of the models it may give.
+    """
     chances = []
     for points in (points0, points1):
         extent = np.ptp(points, axis=0)
         area = max(float(extent.prod()), 1e-9)
         chances.append(2 * math.sqrt(2) * threshold * float(np.hypot(*extent)) / area)
     matches, count, chance = (torch.tensor(float(x)) for x in (len(points0), inliers.sum(), min(1.0, *chances)))
-    alarms = log10_false_alarms(matches, count, chance, SAMPLE_SIZE, MODELS_PER_SAMPLE)
+    alarms = log10_false_alarms(matches, count, chance, *sample)
     return float(alarms) < MAX_LOG10_NFA
 
 
@@ -105,7 +112,88 @@ def estimate_fundamental(
         return Fundamental(None, inliers, Status.NO_MODEL)
     fundamental: Float64Array = np.asarray(found / np.linalg.norm(found), dtype=np.float64)
     fits = symmetric_epipolar_distance(fundamental, y0, y1) <= 2 * threshold**2
-    if fits.sum() < MIN_MATCHES or not _significant(y0, y1, fits, threshold):
+    if fits.sum() < MIN_MATCHES or not _significant(y0, y1, fits, threshold, _SEVEN_POINT):
         return Fundamental(None, inliers, Status.NO_MODEL)
     inliers[finite] = fits
     return Fundamental(fundamental, inliers, Status.OK)
+
+
+def estimate_essential(
+    points0: ArrayLike,
+    points1: ArrayLike,
+    camera0: Camera,
+    camera1: Camera,
+    *,
+    threshold: float = 1.5,
+    confidence: float = 0.999,
+    max_iterations: int = 10_000,
+    seed: int = 0,
+) -> Essential:
+    """Estimate the essential matrix and the relative pose between matched points of two calibrated images.
+
+    The points are undistorted and brought to an ideal camera of the same focal length without skew, in whose pixels
+    errors are measured. OpenCV's USAC_MAGSAC with the five-point solver gives the start; rotation and direction of
+    translation are then refined over the Sampson distances
+    (:func:`frontend.relative_pose.refine_pose`). Models that random matches could have given are refused as
+    :func:`estimate_fundamental` does.
+
+    What images cannot tell: of a camera that only turned, ``R`` is right and ``t`` means nothing; of a plane, two
+    poses may explain the matches equally well (:func:`frontend.relative_pose.decompose_homography`).
+
+    Args:
+        points0: (M, 2) matched points of image 0, pixels.
+        points1: (M, 2) of image 1. A match with a coordinate that is not finite is an outlier.
+        camera0: of image 0.
+        camera1: of image 1.
+        threshold: largest RMS of an inlier's distances to its two epipolar lines, pixels.
+        confidence: probability of having drawn one outlier-free sample at which drawing stops, in (0, 1).
+        max_iterations: samples drawn at most.
+        seed: without effect, as for :func:`estimate_fundamental`.
+
+    Returns:
+        E with y1^T E y0 = 0 for normalised points, R and t: OK; TOO_FEW_MATCHES below eight matches; or NO_MODEL.
+
+    Raises:
+        ShapeError: points0 and points1 are not both (M, 2) and real.
+        ConfigError: a setting is out of its range.
+    """
+    RansacConfig(threshold, confidence, max_iterations, seed=seed)  # refuses what is out of range
+    x0, x1 = as_matches(points0, points1)
+    finite = np.isfinite(x0).all(1) & np.isfinite(x1).all(1)
+    y0, y1 = camera0.normalise(x0[finite]), camera1.normalise(x1[finite])
+    # a distortion that has no inverse at a point makes it infinite
+    mapped = np.isfinite(y0).all(1) & np.isfinite(y1).all(1)
+    finite[finite] = mapped
+    y0, y1 = y0[mapped], y1[mapped]
+    inliers = np.zeros(len(x0), dtype=np.bool_)
+    if finite.sum() < MIN_MATCHES:
+        return Essential(None, None, None, inliers, Status.TOO_FEW_MATCHES)
+    focal = math.sqrt(camera0.focal * camera1.focal)
+    found, _ = cv2.findEssentialMat(
+        y0 * focal, y1 * focal, np.diag([focal, focal, 1.0]), cv2.USAC_MAGSAC, confidence, threshold, max_iterations
+    )
+    if found is None or found.shape != (3, 3) or not np.isfinite(found).all() or not found.any():
+        return Essential(None, None, None, inliers, Status.NO_MODEL)
+    focals = (camera0.focal, camera1.focal)
+    fits = _calibrated_fits(found, y0, y1, focals, threshold)
+    pose = decompose_essential(found, y0[fits], y1[fits])
+    refined = refine_pose(pose, y0, y1, focals=focals, threshold=threshold)
+    # not beyond what was found: a refinement that loses inliers has left its basin
+    better = _calibrated_fits(essential_matrix(refined), y0, y1, focals, threshold)
+    if better.sum() >= fits.sum():
+        fits = better
+        pose = decompose_essential(essential_matrix(refined), y0[fits], y1[fits])
+    if fits.sum() < MIN_MATCHES or not _significant(y0 * focals[0], y1 * focals[1], fits, threshold, _FIVE_POINT):
+        return Essential(None, None, None, inliers, Status.NO_MODEL)
+    inliers[finite] = fits
+    return Essential(essential_matrix(pose), pose.R, pose.t, inliers, Status.OK)
+
+
+def _calibrated_fits(
+    essential: Float64Array, y0: Float64Array, y1: Float64Array, focals: tuple[float, float], threshold: float
+) -> BoolArray:
+    """Inliers of an essential matrix among normalised points, by distances in pixels."""
+    scale0, scale1 = np.array([1 / focals[0], 1 / focals[0], 1.0]), np.array([1 / focals[1], 1 / focals[1], 1.0])
+    matrix = scale1[:, None] * essential * scale0
+    distance = symmetric_epipolar_distance(matrix, y0 * focals[0], y1 * focals[1])
+    return np.asarray(distance <= 2 * threshold**2, np.bool_)

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from frontend.camera import Camera
 from frontend.errors import ConfigError
 from frontend.extractor import StageTimes, SuperPoint
-from frontend.geometry import estimate_fundamental
+from frontend.geometry import estimate_essential, estimate_fundamental
 from frontend.matching import MATCHERS, match_features
 from frontend.ransac import estimate_homography
-from frontend.types import Features, Float32Array, Fundamental, Homography, Matches, MatchResult, Status
+from frontend.types import Essential, Features, Float32Array, Fundamental, Homography, Matches, MatchResult, Status
 
-GEOMETRIES = ("homography", "fundamental", "none")
+GEOMETRIES = ("homography", "fundamental", "essential", "none")
 RANSAC_METHODS = ("ransac", "opencv")
 
 
@@ -27,7 +28,7 @@ class PipelineConfig:
         matcher: a name in the registry of matchers.
         ratio: see :func:`frontend.matching.nearest.mutual_nearest_neighbours`; None is no ratio test.
         min_similarity: the same.
-        geometry: model fitted to the matches: "homography", "fundamental" or "none".
+        geometry: model fitted to the matches: "homography", "fundamental", "essential" (needs cameras) or "none".
         ransac_method: of a homography: "ransac" on the device, or "opencv".
         ransac_threshold: largest error of an inlier, pixels of the original images.
         rotations: 1, or 4 to try image 1 at 0, 90, 180 and 270 degrees and keep the best.
@@ -61,11 +62,23 @@ class MatchPipeline:
     Args:
         extractor: makes the features.
         config: settings.
+        cameras: those of image 0 and image 1; only an essential matrix needs them.
+
+    Raises:
+        ConfigError: an essential matrix is asked for without cameras.
     """
 
-    def __init__(self, extractor: SuperPoint, config: PipelineConfig | None = None) -> None:
+    def __init__(
+        self,
+        extractor: SuperPoint,
+        config: PipelineConfig | None = None,
+        cameras: tuple[Camera, Camera] | None = None,
+    ) -> None:
         self.extractor = extractor
         self.config = config or PipelineConfig()
+        self.cameras = cameras
+        if self.config.geometry == "essential" and cameras is None:
+            raise ConfigError("geometry is 'essential' without cameras; expected those of both images")
 
     def match(self, image0: np.ndarray, image1: np.ndarray, features0: Features | None = None) -> MatchResult:
         """Match two images.
@@ -114,7 +127,7 @@ class MatchPipeline:
         times.add("geometry", time.perf_counter() - began)
         return MatchResult(features0, features1, matches, geometry, times.ms)
 
-    def _fit(self, features0: Features, features1: Features, matches: Matches) -> Homography | Fundamental:
+    def _fit(self, features0: Features, features1: Features, matches: Matches) -> Homography | Fundamental | Essential:
         config = self.config
         points0 = features0.keypoints[matches.matches[:, 0]]
         points1 = features1.keypoints[matches.matches[:, 1]]
@@ -122,6 +135,11 @@ class MatchPipeline:
             return Homography(None, np.zeros(len(matches), dtype=bool), Status.NOT_REQUESTED)
         if config.geometry == "fundamental":
             return estimate_fundamental(points0, points1, threshold=config.ransac_threshold, seed=config.seed)
+        if config.geometry == "essential" and self.cameras is not None:
+            camera0, camera1 = self.cameras
+            return estimate_essential(
+                points0, points1, camera0, camera1, threshold=config.ransac_threshold, seed=config.seed
+            )
         return estimate_homography(
             points0,
             points1,
