@@ -10,7 +10,7 @@ import numpy as np
 from frontend.errors import ConfigError
 from frontend.types import Float64Array
 
-# OpenCV's default of five steps leaves errors of whole pixels at the corners of a wide lens
+# OpenCV's default of five steps leaves errors of a tenth of a pixel at the corners of a wide lens
 _CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-10)
 _DISTORTIONS = (0, 4, 5, 8, 12, 14)
 

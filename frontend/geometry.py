@@ -138,7 +138,7 @@ def estimate_essential(
     :func:`estimate_fundamental` does.
 
     What images cannot tell: of a camera that only turned, ``R`` is right and ``t`` means nothing; of a plane, two
-    poses may explain the matches equally well (:func:`frontend.relative_pose.decompose_homography`).
+    poses may explain the matches equally well.
 
     Args:
         points0: (M, 2) matched points of image 0, pixels.
@@ -159,7 +159,7 @@ def estimate_essential(
     """
     RansacConfig(threshold, confidence, max_iterations, seed=seed)  # refuses what is out of range
     x0, x1 = as_matches(points0, points1)
-    finite = np.isfinite(x0).all(1) & np.isfinite(x1).all(1)
+    finite: BoolArray = np.asarray(np.isfinite(x0).all(1) & np.isfinite(x1).all(1))
     y0, y1 = camera0.normalise(x0[finite]), camera1.normalise(x1[finite])
     # a distortion that has no inverse at a point makes it infinite
     mapped = np.isfinite(y0).all(1) & np.isfinite(y1).all(1)
@@ -175,8 +175,9 @@ def estimate_essential(
     if found is None or found.shape != (3, 3) or not np.isfinite(found).all() or not found.any():
         return Essential(None, None, None, inliers, Status.NO_MODEL)
     focals = (camera0.focal, camera1.focal)
-    fits = _calibrated_fits(found, y0, y1, focals, threshold)
-    pose = decompose_essential(found, y0[fits], y1[fits])
+    start: Float64Array = np.asarray(found, np.float64)
+    fits = _calibrated_fits(start, y0, y1, focals, threshold)
+    pose = decompose_essential(start, y0[fits], y1[fits])
     refined = refine_pose(pose, y0, y1, focals=focals, threshold=threshold)
     # not beyond what was found: a refinement that loses inliers has left its basin
     better = _calibrated_fits(essential_matrix(refined), y0, y1, focals, threshold)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,10 +74,15 @@ class Homography:
     """A planar transform between two images.
 
     Attributes:
+        kind: the model in words.
+        symbol: its letter.
         H: (3, 3) float64 with H[2, 2] = 1, image 0 to image 1; None where none was found.
         inliers: (M,) bool, one for each match.
         status: why ``H`` is or is not there.
     """
+
+    kind: ClassVar[str] = "homography"
+    symbol: ClassVar[str] = "H"
 
     H: Float64Array | None
     inliers: BoolArray
@@ -97,10 +103,15 @@ class Fundamental:
     """The epipolar geometry of two images: x1^T F x0 = 0.
 
     Attributes:
+        kind: the model in words.
+        symbol: its letter.
         F: (3, 3) float64; None where none was found.
         inliers: (M,) bool, one for each match.
         status: why ``F`` is or is not there.
     """
+
+    kind: ClassVar[str] = "fundamental matrix"
+    symbol: ClassVar[str] = "F"
 
     F: Float64Array | None
     inliers: BoolArray
@@ -121,12 +132,17 @@ class Essential:
     """The motion between two calibrated cameras: y1^T E y0 = 0 for normalised points, E = [t]x R, X1 = R X0 + t.
 
     Attributes:
+        kind: the model in words.
+        symbol: its letter.
         E: (3, 3) float64 of unit Frobenius norm; None where none was found.
         R: (3, 3) float64 rotation from camera 0 to camera 1; None where none was found.
         t: (3,) float64 direction of the translation, of unit norm: two images do not tell its length.
         inliers: (M,) bool, one for each match.
         status: why ``E`` is or is not there.
     """
+
+    kind: ClassVar[str] = "essential matrix"
+    symbol: ClassVar[str] = "E"
 
     E: Float64Array | None
     R: Float64Array | None

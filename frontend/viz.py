@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from frontend.errors import ConfigError, ShapeError
 from frontend.image import rescale_points, to_uint8
-from frontend.types import BoolArray, Float32Array, Float64Array, Fundamental, MatchResult, Status
+from frontend.types import BoolArray, Float32Array, Float64Array, MatchResult, Status
 
 Bgr = NDArray[np.uint8]
 
@@ -189,8 +189,7 @@ def _with_legend(canvas: Bgr, result: MatchResult, drawn: int) -> Bgr:
         entries += [(INLIER, f"{good} inliers"), (OUTLIER, f"{total - good} outliers")]
     notes = [] if drawn == total else [f"{drawn} lines drawn"]
     if result.geometry.status not in (Status.OK, Status.NOT_REQUESTED):
-        kind = "fundamental matrix" if isinstance(result.geometry, Fundamental) else "homography"
-        notes.append(f"no {kind}: {result.geometry.status.value.replace('_', ' ')}")
+        notes.append(f"no {result.geometry.kind}: {result.geometry.status.value.replace('_', ' ')}")
 
     font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.5
     widths = [24 + cv2.getTextSize(text, font, scale, 1)[0][0] + 18 for _, text in entries]

@@ -21,7 +21,7 @@ Vector3 = Annotated[list[float], Field(min_length=3, max_length=3)]
 Matrix3 = Annotated[list[Vector3], Field(min_length=3, max_length=3)]
 Timings = Annotated[dict[str, float], Field(description="Milliseconds of each stage, by name.")]
 
-_FEATURES = {
+_FEATURES: dict[str, Any] = {
     "model": "superpoint-edge",
     "image_size": [640, 480],
     "keypoints": [[311.52, 204.87], [87.3, 402.11]],
@@ -29,7 +29,7 @@ _FEATURES = {
     "sigmas": [0.41, 0.78],
     "descriptors": None,
 }
-_MATCHES = {
+_MATCHES: dict[str, Any] = {
     "matches": [[0, 1], [1, 0], [3, 2], [4, 4]],
     "match_scores": [0.97, 0.94, 0.91, 0.88],
     "inliers": [True, True, True, True],
@@ -258,7 +258,8 @@ def result(model: type[BaseModel]) -> Responses:
 def problems(*errors: type[ServiceError]) -> Responses:
     """How a route tells of its refusals: those given, a missing key, and that there may be others."""
     responses: Responses = {"default": {"description": "Any other refusal.", **_PROBLEM}}
-    for error in (UnauthorizedError, *errors):
+    every: list[type[ServiceError]] = [UnauthorizedError, *errors]
+    for error in every:
         text = f"`{error.code}`: {(error.__doc__ or '').strip()}"
         known = responses.get(int(error.status))
         description = text if known is None else f"{known['description']} {text}"

@@ -127,7 +127,7 @@ class FeatureStore:
             keypoints=features.keypoints.copy(),
             scores=features.scores.copy(),
             sigmas=sigmas,
-            descriptors=features.descriptors.astype(np.float16),  # type: ignore[arg-type]
+            descriptors=features.descriptors.astype(np.float16),
         )
         stored = StoredFeatures(secrets.token_urlsafe(16), collection, packed)
         with self._lock:

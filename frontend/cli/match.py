@@ -28,7 +28,7 @@ PROG = "superpoint-match"
 MATCHED, BAD_INPUT, NO_MATCH, INTERRUPTED = 0, 2, 3, 130
 
 _EPILOG = """\
-exit codes: 0 matched, 2 bad input (one line says which and why), 3 no homography found (with --geometry none: no
+exit codes: 0 matched, 2 bad input (one line says which and why), 3 no geometry found (with --geometry none: no
 match). With many images 0 means that at least one matched; those that cannot be read are reported and skipped.
 """
 
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = _Parser(
         prog=PROG,
-        description="Match two images, or one against many, and find the homography between them.",
+        description="Match two images, or one against many, and find the geometry between them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -84,7 +84,15 @@ def build_parser() -> argparse.ArgumentParser:
     side = _number(int, 8, 10**5, "a whole number of pixels, at least 8")
     add("--resize", metavar="LONG_SIDE", type=side, help="bring the longest side to this many pixels [as given]")
     add("--matcher", metavar="NAME", default="mnn", help="matcher [%(default)s: mutual nearest neighbours]")
-    add("--geometry", choices=("homography", "fundamental", "none"), default="homography", help="[%(default)s]")
+    add(
+        "--geometry",
+        choices=("homography", "fundamental", "essential", "none"),
+        default="homography",
+        help="[%(default)s]",
+    )
+    camera = "fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]]"
+    add("--camera0", metavar="CAMERA", help=f"camera of IMG0, {camera} in pixels; --geometry essential needs it")
+    add("--camera1", metavar="CAMERA", help="camera of IMG1 [that of IMG0]")
     pixels = _number(float, 1e-3, 1e4, "a number of pixels above 0")
     add("--ransac-threshold", metavar="PX", type=pixels, default=3.0, help="inlier distance, pixels [%(default)s]")
     add("--device", metavar="auto|cpu|cuda|cuda:N", type=_device, default="auto", help="[%(default)s]")
@@ -107,6 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         if args.warp and args.geometry != "homography":
             parser.error(f"argument --warp: needs --geometry homography, not {args.geometry}")
+        if args.geometry == "essential" and args.camera0 is None:
+            parser.error("argument --geometry: essential needs --camera0")
+        if args.geometry != "essential" and (args.camera0 is not None or args.camera1 is not None):
+            parser.error(f"argument --camera0, --camera1: need --geometry essential, not {args.geometry}")
         return _run(args)
     except FrontendError as error:
         return _refuse(str(error))
@@ -214,9 +226,14 @@ def _load(args: argparse.Namespace) -> MatchPipeline:
         WeightsError: the model is unknown or its file is bad.
         RegistryError: the matcher is unknown.
     """
+    from frontend.camera import Camera
     from frontend.extractor import ExtractorConfig, SuperPoint
     from frontend.pipeline import MatchPipeline, PipelineConfig
 
+    cameras = None
+    if args.camera0 is not None:
+        camera0 = Camera.parse(args.camera0)
+        cameras = (camera0, camera0 if args.camera1 is None else Camera.parse(args.camera1))
     extractor = SuperPoint.from_pretrained(
         args.model,
         device=args.device,
@@ -233,7 +250,7 @@ def _load(args: argparse.Namespace) -> MatchPipeline:
         ransac_threshold=args.ransac_threshold,
         rotations=args.rotations,
     )
-    return MatchPipeline(extractor, config)
+    return MatchPipeline(extractor, config, cameras)
 
 
 def _run_pair(args: argparse.Namespace, path1: str, watch: _Stopwatch) -> int:

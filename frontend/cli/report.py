@@ -74,9 +74,10 @@ def to_json(report: Report) -> dict[str, Any]:
         Keys image0 and image1 (path, width, height, num_keypoints), keypoints0, keypoints1 (N, 2), scores0,
         scores1, sigmas0, sigmas1 (N; null where the model does not know them), matches (M, 2), match_scores,
         inliers (M booleans), homography (3 x 3 or null), status, timings_ms and model; with a fundamental matrix
-        asked for, also fundamental (3 x 3 or null).
+        asked for, also fundamental (3 x 3 or null); with an essential matrix, also essential and R (3 x 3 or null)
+        and t (3 or null).
     """
-    from frontend.types import Fundamental
+    from frontend.types import Essential, Fundamental, Homography
 
     result = report.result
     geometry = result.geometry
@@ -96,15 +97,19 @@ def to_json(report: Report) -> dict[str, Any]:
     document["matches"] = result.matches.matches.tolist()
     document["match_scores"] = _floats(result.matches.match_scores)
     document["inliers"] = geometry.inliers.tolist()
+    document["homography"] = _rows(geometry.matrix if isinstance(geometry, Homography) else None)
     if isinstance(geometry, Fundamental):
-        document["homography"] = None
-        document["fundamental"] = None if geometry.matrix is None else geometry.matrix.tolist()
-    else:
-        document["homography"] = None if geometry.matrix is None else geometry.matrix.tolist()
+        document["fundamental"] = _rows(geometry.F)
+    elif isinstance(geometry, Essential):
+        document |= {"essential": _rows(geometry.E), "R": _rows(geometry.R), "t": _rows(geometry.t)}
     document["status"] = geometry.status.value
     document["timings_ms"] = {stage: round(ms, 3) for stage, ms in report.timings_ms.items()}
     document["model"] = report.model
     return document
+
+
+def _rows(array: NDArray[np.float64] | None) -> Any:
+    return None if array is None else array.tolist()
 
 
 def _floats(array: NDArray[np.float32]) -> Any:
@@ -116,7 +121,7 @@ def _floats(array: NDArray[np.float32]) -> Any:
 
 def summary(report: Report) -> str:
     """A few lines for a person."""
-    from frontend.types import Fundamental, Status
+    from frontend.types import Essential, Status
 
     result = report.result
     geometry = result.geometry
@@ -130,24 +135,24 @@ def summary(report: Report) -> str:
     total = len(result.matches)
     lines.append(f"matches    {total}")
     if geometry.status is not Status.NOT_REQUESTED:
-        name, kind, matrix = "H", "homography", None
-        if isinstance(geometry, Fundamental):
-            name, kind, matrix = "F", "fundamental matrix", geometry.F
-        else:
-            matrix = geometry.matrix
         share = f" ({100 * geometry.num_inliers / total:.0f} %)" if total else ""
         lines.append(f"inliers    {geometry.num_inliers}{share}")
-        if matrix is None:
-            lines.append(f"no match   no {kind} found ({geometry.status.value.replace('_', ' ')})")
+        if geometry.matrix is None:
+            lines.append(f"no match   no {geometry.kind} found ({geometry.status.value.replace('_', ' ')})")
+        elif isinstance(geometry, Essential) and geometry.R is not None and geometry.t is not None:
+            lines += _matrix_lines("R", geometry.R.tolist()) + _matrix_lines("t", [geometry.t.tolist()])
         else:
-            for i, row in enumerate(matrix.tolist()):
-                lines.append(f"{name if i == 0 else '':<10}" + "".join(f"{value:>14.6g}" for value in row))
+            lines += _matrix_lines(geometry.symbol, geometry.matrix.tolist())
     elif not total:
         lines.append("no match   no feature of the two images is the other's nearest")
     stages = ", ".join(f"{stage} {ms:.0f}" for stage, ms in report.timings_ms.items())
     lines.append(f"time       {sum(report.timings_ms.values()):.0f} ms ({stages})")
     lines.append(f"model      {report.model}")
     return "\n".join(lines) + "\n"
+
+
+def _matrix_lines(name: str, rows: list[list[float]]) -> list[str]:
+    return [f"{name if i == 0 else '':<10}" + "".join(f"{value:>14.6g}" for value in row) for i, row in enumerate(rows)]
 
 
 def table(rows: list[Row]) -> str:

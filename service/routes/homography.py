@@ -72,7 +72,7 @@ def _points(body: dict[str, Any]) -> tuple[Float64Array, Float64Array]:
         # an empty list of JSON has lost its second axis, and its type
         array = np.zeros((0, 2)) if given.size == 0 and given.dtype.kind == "f" else given
         if array.dtype.kind not in "iuf" or array.ndim != 2 or array.shape[1] != 2:
-            raise BadRequestError(f"'{name}' is no array of numbers of the shape (M, 2)")
+            raise BadRequestError(f"'{name}' is no array of numbers, or has another shape; expected (M, 2)")
         if not np.isfinite(array).all():
             raise BadRequestError(f"'{name}' has values that are not finite; expected (M, 2) pixels")
         arrays.append(array.astype(np.float64))
