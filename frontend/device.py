@@ -26,3 +26,37 @@ def pick_device(name: str = "auto") -> torch.device:
         if int(index or 0) >= count:
             raise ConfigError(f"device is '{name}'; this machine has {count} CUDA devices")
     return torch.device(name)
+
+
+PRECISIONS = ("auto", "bf16", "fp32")
+"""Names of the arithmetic that training and labelling may use."""
+
+
+def check_precision(name: str) -> None:
+    """Refuse an unknown name.
+
+    Raises:
+        ConfigError: it is none of :data:`PRECISIONS`.
+    """
+    if name not in PRECISIONS:
+        raise ConfigError(f"precision is '{name}'; expected auto, bf16 or fp32")
+
+
+def autocast(name: str, device: torch.device) -> torch.autocast:
+    """The context of an arithmetic.
+
+    Args:
+        name: "bf16", "fp32", or "auto": bf16 where the device has fast kernels for it. Without those (CPUs before
+            AVX-512) a bf16 product is computed value by value, hundreds of times slower than in float32.
+        device: that computes.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    check_precision(name)
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
+    return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16" or (name == "auto" and fast))
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

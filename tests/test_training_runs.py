@@ -181,7 +181,7 @@ def test_configuration_file_and_flags(tmp_path: Path, capsys: pytest.CaptureFixt
     for text, message in [
         ("stepz = 2", "unknown setting 'stepz'"),
         ("steps = 2.5", "steps is 2.5; expected int"),
-        ('precision = "fp8"', "precision is 'fp8'; expected bf16 or fp32"),
+        ('precision = "fp8"', "precision is 'fp8'; expected auto or bf16 or fp32"),
         ("steps = ", "no valid TOML"),
     ]:
         config.write_text(text)

@@ -16,7 +16,7 @@ LABEL_OPTIONS = (
     Option("nms_radius", 4, "pixels"),
     Option("rotation", 1.2, "largest rotation of a view, radians"),
     Option("batch_size", 8, "views in a batch"),
-    Option("precision", "bf16", "of the arithmetic", ("bf16", "fp32")),
+    Option("precision", "auto", "of the arithmetic; auto is bf16 where it is fast", ("auto", "bf16", "fp32")),
     Option("seed", 0, "of the homographies"),
     Option("device", "auto", "auto, cpu, cuda or cuda:N"),
     Option("heatmaps", False, "store the aggregated heat maps too, for training with soft labels"),

@@ -20,7 +20,7 @@ _COMMON = (
     Option("learning_rate", 2e-3, "peak learning rate"),
     Option("warmup_steps", 200, "steps of linear warm-up"),
     Option("weight_decay", 1e-4, "of AdamW"),
-    Option("precision", "bf16", "of the arithmetic", ("bf16", "fp32")),
+    Option("precision", "auto", "of the arithmetic; auto is bf16 where it is fast", ("auto", "bf16", "fp32")),
     Option("seed", 0, "of data and initial weights"),
     Option("device", "auto", "auto, cpu, cuda or cuda:N"),
     Option("workers", 2, "processes that make the data"),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from frontend.atomic import atomic_write, remove_leftovers
+from frontend.device import autocast, check_precision
 from frontend.errors import ConfigError, DataError, FrontendError
 from frontend.homography import HomographyConfig, erode_mask, sample_homography, valid_mask, warp_image, warp_images
 from frontend.image import pad_to_multiple, read_image, rescale_points, resize_to, to_gray
@@ -47,7 +48,7 @@ class AdaptationConfig:
         margin: pixels taken off the border of a view's valid area.
         least_views: share of the views that must have seen a pixel.
         batch_size: views in a batch.
-        precision: "bf16" for autocast, or "fp32".
+        precision: see :func:`frontend.device.autocast`.
         seed: of the homographies; those of an image depend on the seed and the image's name alone.
         heatmaps: whether the labels hold the aggregated heat maps too.
     """
@@ -62,7 +63,7 @@ class AdaptationConfig:
     margin: int = 3
     least_views: float = 0.25
     batch_size: int = 8
-    precision: str = "bf16"
+    precision: str = "auto"
     seed: int = 0
     heatmaps: bool = False
 
@@ -72,6 +73,7 @@ class AdaptationConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
         if self.side < 16:
             raise ConfigError(f"side is {self.side}; expected 16 pixels or more")
+        check_precision(self.precision)
 
 
 def _warp_batch(images: Tensor, H: Float64Array) -> Tensor:
@@ -108,7 +110,7 @@ def adapt(network: SuperPointNet, gray: Float32Array, config: AdaptationConfig, 
     for start in range(0, len(H), config.batch_size):
         block = H[start : start + config.batch_size]
         warped = _warp_batch(image.expand(len(block), -1, -1, -1), block)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with autocast(config.precision, device):
             logits = network.detect(warped.contiguous(memory_format=torch.channels_last))
         seen = [erode_mask(valid_mask(h, size, size).astype(np.uint8), config.margin) for h in block]
         masks = torch.from_numpy(np.stack(seen)).to(device, torch.float32)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from frontend.atomic import atomic_path
+from frontend.device import autocast, check_precision
 from frontend.errors import ConfigError, FrontendError
 from frontend.model import SuperPointNet
 from frontend.progress import Progress
@@ -44,7 +45,7 @@ class TrainConfig:
         warmup_steps: of linear warm-up.
         weight_decay: of AdamW.
         gradient_clip: largest norm of the gradient.
-        precision: "bf16" for autocast, or "fp32".
+        precision: see :func:`frontend.device.autocast`.
         seed: of data and initial weights.
         device: where the network runs.
         workers: processes that make the data.
@@ -60,7 +61,7 @@ class TrainConfig:
     warmup_steps: int = 200
     weight_decay: float = 1e-4
     gradient_clip: float = 5.0
-    precision: str = "bf16"
+    precision: str = "auto"
     seed: int = 0
     device: str = "cpu"
     workers: int = 2
@@ -68,8 +69,7 @@ class TrainConfig:
     log_every: int = 20
 
     def __post_init__(self) -> None:
-        if self.precision not in ("bf16", "fp32"):
-            raise ConfigError(f"precision is '{self.precision}'; expected bf16 or fp32")
+        check_precision(self.precision)
         for name in ("steps", "batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
@@ -209,7 +209,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate_at(self.step)
         moved = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with autocast(config.precision, self.device):
             outputs = self.task.forward(self.network, moved)
         loss, logged = self.task.loss(tuple(output.float() for output in outputs), moved)
         self.optimiser.zero_grad(set_to_none=True)
