@@ -96,10 +96,10 @@ class _Calibrated:
         z0, z1 = self.z0[inside], self.z1[inside]
         if len(z0) < 4:
             return None
-        plane, _ = cv2.findHomography(z0, z1, 0)
-        if plane is None or not np.isfinite(plane).all() or abs(np.linalg.det(plane)) < 1e-12:
+        found, _ = cv2.findHomography(z0, z1, 0)
+        if found is None or not np.isfinite(found).all() or abs(np.linalg.det(found)) < 1e-12:
             return None
-        plane = np.asarray(plane, np.float64)
+        plane: Float64Array = np.asarray(found, np.float64)
         R = _rotation_between(homogeneous(z0 / self.camera.focal), homogeneous(z1 / self.camera.focal))
         back = np.linalg.inv(self.scale)
         turned = _transfer_score(back @ R @ self.scale, z0, z1, self.noise)
