@@ -154,7 +154,8 @@ def estimate_motion(
         points0: (M, 2) matched points of frame 0, pixels.
         points1: (M, 2) of frame 1.
         threshold: largest error of an inlier, pixels; the noise is taken to be half of it along an axis.
-        seed: of the random generator.
+        seed: without effect, since OpenCV seeds its generators with constants; here so that estimators are called
+            alike.
         camera: of both frames, where it is known.
 
     Returns:
@@ -166,7 +167,8 @@ def estimate_motion(
     """
     x0, x1 = as_matches(points0, points1)
     noise = (threshold / 2) ** 2
-    plane: Homography = estimate_homography(x0, x1, threshold=threshold, seed=seed)
+    # a single problem: OpenCV is done with it before the batched estimator has begun
+    plane: Homography = estimate_homography(x0, x1, method="opencv", threshold=threshold, seed=seed)
     depth: Fundamental = estimate_fundamental(x0, x1, threshold=threshold, seed=seed)
     planar = 0.0 if plane.H is None else _transfer_score(plane.H, x0, x1, noise)
     epipolar = 0.0 if depth.F is None else _epipolar_score(depth.F, x0, x1, noise)

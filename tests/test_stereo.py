@@ -83,7 +83,9 @@ def test_triangulation_is_exact_without_noise_and_near_the_best_with_it(rng: np.
         # Gauss-Newton from the truth, by differences: an independent minimum
         best = points[n]
         for _ in range(8):
-            slopes = [(residuals(best + 1e-6 * axis, n) - residuals(best - 1e-6 * axis, n)) / 2e-6 for axis in np.eye(3)]
+            slopes = [
+                (residuals(best + 1e-6 * axis, n) - residuals(best - 1e-6 * axis, n)) / 2e-6 for axis in np.eye(3)
+            ]
             best = best - np.linalg.lstsq(np.stack(slopes, 1), residuals(best, n), rcond=None)[0]
         least, reached = (float((residuals(point, n) ** 2).sum()) for point in (best, got[n]))
         assert reached < 1.05 * least + 0.01
