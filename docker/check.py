@@ -86,7 +86,7 @@ class Service:
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the process)
         self.port = free_port()
         self.process = subprocess.Popen(
             COMMAND,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -62,13 +62,8 @@ def installed() -> dict[str, str]:
     """Versions of torch and NumPy in the base image; empty where there is no torch."""
     if find_spec("torch") is None:
         return {}
-    found = {}
-    for name in _BASE:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # copied, not installed
-            continue
-    return found or {"torch": "unknown"}
+    found = {d.name: d.version for d in distributions() if d.name in _BASE}
+    return {"torch": "unknown", **found}  # torch may have been copied there
 
 
 def main() -> None:

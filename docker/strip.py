@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sysconfig
+from collections.abc import Container
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -62,17 +63,27 @@ def required() -> set[str]:
     return needed
 
 
+def strip(site: Path, needed: Container[str]) -> None:
+    """Remove what is unused, and report what that was worth.
+
+    Args:
+        site: site-packages.
+        needed: packages that stay, also those that install others.
+    """
+    patterns = [*UNUSED, *(p for name, its in INSTALLERS.items() if name not in needed for p in its)]
+    groups = {pattern: sorted(site.glob(pattern)) for pattern in patterns}
+    unused = [path for path in sorted(site.glob("torch/bin/*")) if path.name != KEPT_OF_TORCH_BIN]
+    for name, paths in {**groups, f"torch/bin but {KEPT_OF_TORCH_BIN}": unused}.items():
+        # what lay in a folder went with it
+        removed = sum(remove(path) for path in paths if path.exists() or path.is_symlink())
+        if removed >= 1 << 20:
+            print(f"{removed / 1e6:7.1f} MB  {name}")
+
+
 def main() -> None:
     site = Path(sysconfig.get_path("purelib"))
-    needed = required()
-    patterns = [*UNUSED, *(p for name, its in INSTALLERS.items() if name not in needed for p in its)]
-    for pattern in patterns:
-        found = [path for path in sorted(site.glob(pattern)) if path.exists() or path.is_symlink()]
-        removed = sum(remove(path) for path in found if path.exists() or path.is_symlink())
-        if removed >= 1 << 20:
-            print(f"{removed / 1e6:7.1f} MB  {pattern}")
-    removed = sum(remove(path) for path in site.glob("torch/bin/*") if path.name != KEPT_OF_TORCH_BIN)
-    print(f"{removed / 1e6:7.1f} MB  torch/bin, but {KEPT_OF_TORCH_BIN}\n{size_of(site) / 1e6:7.1f} MB  left")
+    strip(site, required())
+    print(f"{size_of(site) / 1e6:7.1f} MB  left")
     for script in Path(sysconfig.get_path("scripts")).glob("pip*"):
         script.unlink()
 
