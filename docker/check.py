@@ -243,7 +243,7 @@ def main() -> None:
     measured = sizes(samples)
     total = sum(measured.values()) / 1e6
     for name, size in sorted(measured.items(), key=lambda item: -item[1])[:15]:
-        print(f"{size / 1e6:8.1f} MB  /{name}")
+        print(f"{size / 1e6:8.1f} MB  {name}")
     limit = float(sys.argv[2]) if len(sys.argv) > 2 else float("inf")
     check("files of the image", total < limit, f"{total:.0f} MB")
 
