@@ -15,9 +15,11 @@ const settings = {
   ratio: slider("ratio", range(0.5, 1, 0.01), 1, again, (value) => (value === 1 ? "off" : value.toFixed(2))),
   error: slider("error-limit", [...range(0.5, 4.5, 0.5), ...range(5, 20, 1)], 3, again, (value) => `${value} px`),
 };
-const pictures = [null, null];
+const originals = [null, null]; // as they were given
+const pictures = [null, null]; // as they are sent
 const links = [];
 let running = null;
+let placing = null;
 let result = null;
 
 /** The query of the request, as the settings are now. */
@@ -193,9 +195,13 @@ async function put(given) {
   tellNothing();
   running?.abort();
   given.forEach((picture, index) => {
-    if (picture) pictures[index] = picture;
+    if (picture) originals[index] = picture;
   });
-  if (pictures[0] && pictures[1]) pictures.splice(0, 2, ...(await fittedPair(pictures)));
+  const mine = (placing = {});
+  const both = originals[0] && originals[1];
+  const made = both ? await fittedPair(originals) : [...originals];
+  if (mine !== placing) return; // others have been given meanwhile
+  pictures.splice(0, 2, ...made);
   result = null;
   showResult(0);
   pictures.forEach((picture, index) => picture && view.setImage(index, picture.bitmap));

@@ -65,6 +65,7 @@ export class PairView {
     const shape = (pane) => (pane.size ? pane.size[1] / pane.size[0] : 0);
     const side = (width - GAP) / 2;
     const [first, second] = this.panes;
+    this.small = !wide;
     let height;
     if (wide) {
       height = Math.max(200, Math.min(side * Math.max(shape(first), shape(second), 0.4), innerHeight * 0.72));
@@ -145,7 +146,7 @@ export class PairView {
         context.fillStyle = "#2a333b";
         context.fillRect(x, y, pane.size[0] * scale, pane.size[1] * scale);
       }
-      if (this.result && this.show.points) this.dots(this.single[side].map((p) => this.place(pane, p)), "#ffffffb0", 1.4);
+      if (this.result && this.show.points) this.dots(this.single[side].map((p) => this.place(pane, p)), "#ffffffb0", this.small ? 1 : 1.4);
       context.restore();
     });
     if (this.result) this.paintMatches();
@@ -155,13 +156,14 @@ export class PairView {
     const { context, result } = this;
     const known = result.status === "ok";
     const lines = result.matches.map((_, index) => this.ends(index));
-    const chosen = this.picked >= 0 ? this.picked : this.hovered;
+    let chosen = this.picked >= 0 ? this.picked : this.hovered;
     this.drawn = lines.map((ends, index) => (this.visible(index, ends) ? index : -1)).filter((index) => index >= 0);
+    if (!this.drawn.includes(chosen)) chosen = -1; // out of view: nothing to stand out from the others
     for (const inlier of [false, true]) {
       const rows = this.drawn.filter((index) => (known ? result.inliers[index] : true) === inlier);
       const colour = inlier ? IN : OUT;
-      const many = rows.length > 120;
-      context.globalAlpha = chosen >= 0 ? 0.12 : many ? 0.5 : 0.8;
+      const alpha = rows.length > 250 ? 0.4 : rows.length > 100 ? 0.55 : 0.8;
+      context.globalAlpha = chosen >= 0 ? 0.12 : alpha;
       if (this.show.lines) {
         context.beginPath();
         for (const index of rows) {
@@ -175,7 +177,7 @@ export class PairView {
         context.setLineDash([]);
       }
       context.globalAlpha = chosen >= 0 ? 0.4 : 1;
-      this.dots(rows.flatMap((index) => lines[index]), colour, 2.2);
+      this.dots(rows.flatMap((index) => lines[index]), colour, this.small ? 1.6 : 2.2);
     }
     context.globalAlpha = 1;
     if (chosen >= 0) this.paintChosen(lines[chosen]);
@@ -187,15 +189,12 @@ export class PairView {
       context.lineWidth = width;
       context.strokeStyle = colour;
       context.beginPath();
-      if (ends.every((end, side) => this.inside(this.panes[side], end))) {
-        context.moveTo(...ends[0]);
-        context.lineTo(...ends[1]);
-      }
-      ends.forEach((end, side) => {
-        if (!this.inside(this.panes[side], end)) return;
+      context.moveTo(...ends[0]);
+      context.lineTo(...ends[1]);
+      for (const end of ends) {
         context.moveTo(end[0] + 7, end[1]);
         context.arc(...end, 7, 0, 7);
-      });
+      }
       context.stroke();
     }
   }

@@ -26,6 +26,7 @@ export class Trails {
   reset() {
     this.tracks = new Map(); // id -> {points, age, seen}
     this.history = [];
+    this.dropped = 0; // since the last frame that was tracked
     this.frame = this.image = null;
     this.size = [3, 2];
     this.arrange();
@@ -49,19 +50,15 @@ export class Trails {
     for (const id of document.lost) this.tracks.delete(id);
     for (const [id, track] of this.tracks) if (document.index - track.seen > FORGET) this.tracks.delete(id);
     const fresh = document.new.filter(Boolean).length;
-    this.remember({ tracks: document.ages.length, fresh, keyframe: document.keyframe });
+    this.history.push({ tracks: document.ages.length, fresh, keyframe: document.keyframe, dropped: this.dropped });
+    if (this.history.length > HISTORY) this.history.shift();
+    this.dropped = 0;
     this.draw();
   }
 
   /** Remember that a frame was dropped. */
   drop() {
-    this.remember({ dropped: true });
-    this.draw();
-  }
-
-  remember(entry) {
-    this.history.push(entry);
-    if (this.history.length > HISTORY) this.history.shift();
+    this.dropped += 1;
   }
 
   arrange() {
@@ -128,7 +125,7 @@ export class Trails {
     const [width, height] = [timeline.width / ratio, timeline.height / ratio];
     context.clearRect(0, 0, width, height);
     const step = width / HISTORY;
-    const most = Math.max(...this.history.map((entry) => entry.tracks ?? 0), 1);
+    const most = Math.max(...this.history.map((entry) => entry.tracks), 1);
     const tall = (count) => (count / most) * (height - 14);
     this.history.forEach((entry, index) => {
       const x = width - (this.history.length - index) * step;
@@ -136,9 +133,9 @@ export class Trails {
         context.fillStyle = colour;
         context.fillRect(x, height - to, Math.max(step - 0.5, 0.5), to - from);
       };
-      if (entry.dropped) return bar("#ff5a3c", 0, height);
       bar("#19a99d", 0, tall(entry.tracks - entry.fresh));
       bar("#ffc53d", tall(entry.tracks - entry.fresh), tall(entry.tracks));
+      if (entry.dropped) bar("#ff3b1f", 0, Math.min(3 + entry.dropped, 12));
       if (!entry.keyframe) return;
       context.fillStyle = "#e8a500";
       context.beginPath();
