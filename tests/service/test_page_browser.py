@@ -26,6 +26,7 @@ SIZES = ((640, 427), (600, 400))
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
 GAP = 12
+NONE = "\N{EN DASH}"
 KEYPOINTS = 384  # fewer than by default: the machine may be slow
 
 
@@ -230,7 +231,7 @@ def test_sliders_and_geometry_ask_again(page: Any, server: Live) -> None:
         settled(page)
         found = page.locator("#matrices table").evaluate_all("all => all.map(one => one.dataset.matrix)")
         assert found == {"E": ["E", "R", "t"], "": []}.get(name, [name])
-    assert text(page, "n-inliers") == "–"
+    assert text(page, "n-inliers") == NONE
     assert page.locator("#error").is_hidden()
 
 
@@ -285,7 +286,7 @@ def test_a_file_that_is_no_image_has_its_line(browser: Any, server: Live, tmp_pa
         page.set_input_files("#file1", SECOND)
         page.locator("#error").wait_for(state="visible")
         assert text(page, "error") == detail
-        assert text(page, "n-matches") == "–"
+        assert text(page, "n-matches") == NONE
         start_with_samples(page)
         assert page.locator("#error").is_hidden()
 
@@ -350,7 +351,8 @@ def test_text_stands_out_in_light_and_dark(browser: Any, server: Live, scheme: s
         colours = page.evaluate(
             """() => {
               const made = getComputedStyle(document.body), hint = getComputedStyle(document.querySelector(".hint"));
-              return [made.backgroundColor, made.color, hint.color].map((c) => c.match(/[\\d.]+/g).slice(0, 3).map(Number));
+              const colours = [made.backgroundColor, made.color, hint.color];
+              return colours.map((colour) => colour.match(/[\\d.]+/g).slice(0, 3).map(Number));
             }"""
         )
     back, ink, soft = (luminance(np.array(colour) / 255) for colour in colours)
@@ -369,7 +371,9 @@ def test_paths_are_not_followed(server: Live) -> None:
     for path in ("/static/../app.py", "/samples/../__init__.py", "/static/x/../../app.py", "//etc/passwd"):
         connection = server.connect()
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n".encode())
-        received = b"".join(iter(lambda: connection.recv(65536), b""))
+        received = b""
+        while part := connection.recv(65536):
+            received += part
         assert received.startswith(b"HTTP/1.1 404 "), path
         assert b"import" not in received
         connection.close()
