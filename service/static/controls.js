@@ -41,11 +41,13 @@ export function slider(id, values, initial, onchange, format = String) {
   };
 }
 
-/** A function that runs the given one once its calls have paused. */
+/** A function that runs the given one once its calls have paused; its `cancel` forgets them. */
 export function debounced(run, ms) {
   let timer = 0;
-  return () => {
+  const later = () => {
     clearTimeout(timer);
     timer = setTimeout(run, ms);
   };
+  later.cancel = () => clearTimeout(timer);
+  return later;
 }

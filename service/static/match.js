@@ -42,6 +42,7 @@ function query() {
 
 /** Match the two images; an answer that is overtaken by the next question is not waited for. */
 async function run() {
+  again.cancel();
   if (!pictures[0] || !pictures[1]) return;
   running?.abort();
   const mine = (running = new AbortController());

@@ -4,10 +4,11 @@ import { apiKey, ask, Refusal, urlOf } from "./api.js";
 
 const STREAM_PENDING = 6; // frames on their way; the service drops the oldest that wait before it comes to this
 const OPENING_MS = 5000;
+const GONE = 4404;
 const CLOSED = {
   1009: "a frame is larger than the service takes",
   1012: "the service is shutting down",
-  4404: "the service has forgotten the sequence",
+  [GONE]: "the service has forgotten the sequence",
   4409: "another stream has taken over the sequence",
 };
 
@@ -32,7 +33,7 @@ export function closeSequence(id) {
 }
 
 /** Frames over a WebSocket; rejects where none can be opened. `onanswer(document)` for each frame, in their order. */
-export function openStream(id, onanswer, onend) {
+export async function openStream(id, onanswer, onend) {
   const url = urlOf(`v1/sequences/${id}/stream`, { format: "json", descriptors: "none" });
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
   // a browser sets no headers on a WebSocket: the key goes as a subprotocol
@@ -66,7 +67,8 @@ export function openStream(id, onanswer, onend) {
     socket.onclose = ({ code, reason }) => {
       clearTimeout(timer);
       failed(new Refusal("the stream could not be opened"));
-      if (!closing) onend(new Refusal(`the stream has ended: ${CLOSED[code] ?? (reason || `code ${code}`)}`));
+      const why = CLOSED[code] ?? (reason || `code ${code}`);
+      if (!closing) onend(new Refusal(`the stream has ended: ${why}`, code === GONE ? 404 : 0));
     };
   });
 }

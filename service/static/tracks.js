@@ -127,6 +127,7 @@ class Run {
 
   fail(error) {
     if (this.ended) return;
+    if (error.status === 404) this.id = null; // it is gone already
     tell(error, () => start(this.make));
     if (this === current) stop("Stopped.");
     else this.end();
@@ -155,6 +156,7 @@ function stop(text = "Stopped.") {
 
 async function start(make) {
   stop();
+  restart.cancel();
   tellNothing();
   trails.reset();
   const run = (current = new Run(make));
