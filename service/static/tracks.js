@@ -93,7 +93,8 @@ class Run {
     if (document.dropped) return this.drop();
     if (document.problem) {
       const where = frame?.name ? `${frame.name}: ` : "";
-      return tell(new Refusal(where + document.problem.detail));
+      const refusal = new Refusal(where + document.problem.detail, document.problem.status);
+      return refusal.status === 404 ? this.fail(refusal) : tell(refusal); // without its sequence, no frame is tracked
     }
     const now = performance.now();
     this.frames += 1;

@@ -335,7 +335,9 @@ def test_a_phone_has_no_sideways_scroll(browser: Any, server: Live) -> None:
         assert page.evaluate(wide) == [360, 360]
         box = page.locator("#pair").bounding_box()
         assert box["height"] > 400  # one above the other
-        page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 4)
+        pinch(page, box["x"] + box["width"] / 2, box["y"] + box["height"] / 4)
+        assert "zoomed" in page.locator("#pair").get_attribute("class")
+        assert page.evaluate("() => visualViewport.scale") == 1  # the images grew, not the page
         page.tap("#tab-sequence")
         assert page.evaluate(wide) == [360, 360]
         assert page.locator("#seq-demo").is_visible()
@@ -343,6 +345,20 @@ def test_a_phone_has_no_sideways_scroll(browser: Any, server: Live) -> None:
             "all => all.filter(one => one.getBoundingClientRect().height < 36).map(one => one.id)"
         )
         assert small == []
+
+
+def pinch(page: Any, x: float, y: float) -> None:
+    """Two fingers that part."""
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *apart: int) -> None:
+        points = [{"x": x + sign * half, "y": y, "id": at} for half in apart for at, sign in enumerate((-1, 1))]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", 20)
+    for half in range(30, 90, 10):
+        touch("touchMove", half)
+    touch("touchEnd")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
