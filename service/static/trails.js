@@ -95,7 +95,7 @@ export class Trails {
     context.fillStyle = "#2a333b";
     context.fillRect(0, 0, width, height);
     if (this.image) context.drawImage(this.image, 0, 0, width, height);
-    const unit = this.ratio / scale; // a pixel of the page
+    const unit = (this.ratio / scale) * (this.canvas.clientWidth < 600 ? 0.65 : 1); // a pixel of the page
     const shades = PALETTE.map(() => []);
     for (const id of this.frame.track_ids) {
       const track = this.tracks.get(id);
