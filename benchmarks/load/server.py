@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +34,7 @@ class Server:
         self._given = url
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the server)
         self.url = url or ""
         self.start_s = 0.0
 
@@ -61,16 +60,19 @@ class Server:
 
     def _wait(self) -> None:
         limit = time.monotonic() + 300
-        while True:
-            try:
-                self.get("/readyz")
-                return
-            except (urllib.error.URLError, OSError):
-                if self._process is not None and self._process.poll() is not None:
-                    raise SystemExit(f"the service has ended:\n{self.log()}") from None
-                if time.monotonic() > limit:
-                    raise SystemExit("the service does not become ready") from None
-                time.sleep(0.05)
+        while not self._ready():
+            if not self.alive():
+                raise SystemExit(f"the service has ended:\n{self.log()}")
+            if time.monotonic() > limit:
+                raise SystemExit("the service does not become ready")
+            time.sleep(0.05)
+
+    def _ready(self) -> bool:
+        try:
+            self.get("/readyz")
+        except OSError:
+            return False
+        return True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
