@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"SUPERPOINT_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}") from None
-    # OpenCV reads it when it is loaded, below: the limit then holds inside its decoders as well, whatever a header claims
+    # OpenCV reads it when it is loaded, below: its decoders then keep the limit as well, whatever a header claims
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(int(settings.max_pixels_mp * 1e6)))
     for name in (settings.model, *settings.models):
         resolve(name)  # weights that are missing or wrong show before a port is opened
