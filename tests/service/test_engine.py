@@ -153,7 +153,7 @@ def test_a_batch_of_large_images_has_fewer(log: Log) -> None:
 def test_who_would_wait_too_long_is_not_let_in(log: Log) -> None:
     engine, stub = Engine(EngineConfig(max_batch=2, max_queue=100, max_delay_s=0.0, max_wait_s=0.5), log), Stub()
     engine.start()
-    assert len(slots := engine.reserve(10)) == 10  # nothing is known of its pace yet
+    slots = engine.reserve(10)  # nothing is known of its pace yet
     for slot in slots:
         slot.release()
     stub.gate.clear()
