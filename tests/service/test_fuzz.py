@@ -1,5 +1,5 @@
-"""Requests made from the service's own OpenAPI document, what it allows and what it does not: each gets an answer that the
-document tells of, and never a failure of the server.
+"""Requests made from the service's own OpenAPI document, what it allows and what it does not: each gets an answer that
+the document tells of, and never a failure of the server.
 
 A longer run: ``SUPERPOINT_FUZZ_EXAMPLES=500 pytest tests/service/test_fuzz.py``, for each operation so many requests.
 """
