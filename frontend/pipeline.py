@@ -119,7 +119,7 @@ class MatchPipeline:
             matcher=config.matcher,
             ratio=config.ratio,
             min_similarity=config.min_similarity,
-            device=self.extractor.device,
+            device=str(self.extractor.device),
         )
         times.add("matching", time.perf_counter() - began)
         began = time.perf_counter()
