@@ -30,7 +30,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from frontend.homography import corner_error, solve_corners, warp_points
-from frontend.ransac import BatchedHomography, RansacConfig, batched_ransac
+from frontend.ransac import BatchedHomography, batched_ransac
+from frontend.ransac_config import RansacConfig
 
 SIZE = (640, 480)
 CONFIG = RansacConfig()

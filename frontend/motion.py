@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike
 
 from frontend.geometry import epipolar_distances, estimate_fundamental
 from frontend.homography import warp_points
-from frontend.ransac import as_matches, estimate_homography
+from frontend.homography_estimation import estimate_homography
+from frontend.ransac_config import as_matches
 from frontend.types import BoolArray, Float64Array, Fundamental, Homography
 
 # limits of squared errors at 95 % for noise of 1 px, of two and of one degree of freedom (Mur-Artal et al. 2015)
