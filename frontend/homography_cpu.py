@@ -17,17 +17,23 @@ MIN_DEPTH = 1e-6
 RIDGE = 1e-12
 _TINY = 1e-300
 _GAUGE = RIDGE * np.eye(9)
+# the nine 2x2 minors of an adjugate as a b - c d, by the places of their factors among the nine entries
+_MINORS = np.array(
+    [
+        [4, 2, 1, 5, 0, 2, 3, 1, 0],
+        [8, 7, 5, 6, 8, 3, 7, 6, 4],
+        [5, 1, 2, 3, 2, 0, 4, 0, 1],
+        [7, 8, 4, 8, 6, 5, 6, 7, 3],
+    ]
+)
 
 
 def adjugate(h: np.ndarray) -> np.ndarray:
     """Adjugates of (..., 3, 3) matrices: ``det(M) * M^-1``, same type."""
-    a, b, c, d, e, f, g, i, j = np.moveaxis(h.reshape(*h.shape[:-2], 9), -1, 0)
-    entries = (
-        *(e * j - f * i, c * i - b * j, b * f - c * e),
-        *(f * g - d * j, a * j - c * g, c * d - a * f),
-        *(d * i - e * g, b * g - a * i, a * e - b * d),
-    )
-    return np.stack(entries, -1).reshape(h.shape)
+    flat = h.reshape(*h.shape[:-2], 9)
+    a, b, c, d = _MINORS
+    result: np.ndarray = (flat[..., a] * flat[..., b] - flat[..., c] * flat[..., d]).reshape(h.shape)
+    return result
 
 
 def unit_norm(h: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ def estimate_homography(
     if method not in ("ransac", "opencv"):
         raise ConfigError(f"homography method is '{method}'; expected 'ransac' or 'opencv'")
     x0, x1 = as_matches(points0, points1)
-    finite: BoolArray = np.isfinite(np.hstack((x0, x1))).all(axis=1)
+    finite: BoolArray = np.asarray(np.isfinite(np.hstack((x0, x1))).all(axis=1))
     inliers = np.zeros(len(x0), dtype=np.bool_)
     if finite.sum() < SAMPLE_SIZE:
         return Homography(None, inliers, Status.TOO_FEW_MATCHES)

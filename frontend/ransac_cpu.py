@@ -27,10 +27,10 @@ from frontend.verification_cpu import verify
 
 # (draws, of which scored at most): what most real pairs need, then more
 BLOCKS = ((384, 48), (1024, 128), (3072, 384))
-REFINED = 3  # hypotheses of a block that are locally optimised
+REFINED = 2  # hypotheses of a block that are locally optimised
 WIDENING = (3.0, 2.0, 1.5, 1.0)  # inlier thresholds of the local optimisation, relative to the final one
 POLISH_STEPS = 8
-POLISHED = 1e-9  # change of the unit-norm matrix below which polishing ends
+POLISHED = 1e-8  # change of the unit-norm matrix below which polishing ends
 TUKEY = 6.0  # zero weight from this many times the median residual of the inliers: about 7 sigma of Gaussian noise
 POLISH_WIDEST = 3.0  # the same, at most this many thresholds
 POLISH_NARROWEST = 0.05  # and at least: noise-free matches have no scale
@@ -147,9 +147,12 @@ def _search(matches: _Matches, solver: GaussNewton, config: RansacConfig) -> tup
     return None if best is None else best.h, iterations
 
 
-def _polish(h: Float64Array, solver: GaussNewton, threshold: float) -> Float64Array:
+def _polish(h: Float64Array, matches: _Matches, solver: GaussNewton, threshold: float) -> Float64Array:
     """Iteratively reweighted least squares with Tukey's biweight at the scale of the inliers' residuals."""
     limit = 2 * threshold**2
+    # what is twice as far off as the widest weights reach stays without one
+    near = solver.linearise(h[None]).error[0] <= limit * (2 * POLISH_WIDEST) ** 2
+    solver = GaussNewton(matches.points0[near], matches.points1[near], matches.unit0, matches.unit1)
     state = solver.linearise(h[None])
     for _ in range(POLISH_STEPS):
         inside = state.error[state.error <= limit]
@@ -199,7 +202,7 @@ def ransac(
     h, iterations = _search(matches, solver, config)
     if h is None:
         return None, np.zeros(len(points0), np.bool_), iterations
-    return *_finish(_polish(h, solver, config.threshold), matches, t0, t1, config), iterations
+    return *_finish(_polish(h, matches, solver, config.threshold), matches, t0, t1, config), iterations
 
 
 def opencv(
