@@ -12,6 +12,11 @@ from frontend.model import MODEL_PRESETS, SuperPointNet
 @cache
 def network(preset: str) -> SuperPointNet:
     """A network of a preset, folded; its refiner moves keypoints and adds to descriptors."""
+    return unfolded(preset).fold()
+
+
+def unfolded(preset: str) -> SuperPointNet:
+    """The same as it is stored in weight files."""
     torch.manual_seed(0)
     made = SuperPointNet(MODEL_PRESETS[preset])
     for module in made.modules():
@@ -23,4 +28,4 @@ def network(preset: str) -> SuperPointNet:
         with torch.no_grad():
             made.refiner.position_out.weight *= 0.1  # type: ignore[union-attr, operator]
             made.refiner.local.weight *= 0.05  # type: ignore[union-attr, operator]
-    return made.fold()
+    return made.eval()

@@ -15,7 +15,7 @@ import numpy as np
 
 from frontend.errors import ConfigError
 from frontend.runtime import parity, store
-from frontend.runtime.base import Maps, Runtime
+from frontend.runtime.base import Maps, Runtime, check_names
 from frontend.runtime.threads import thread_count
 from frontend.weights import load_network, resolve, sha256_of
 
@@ -49,6 +49,7 @@ def precisions_of(runtime: str) -> tuple[str, ...]:
 
 
 def _check(runtime: str, precision: str) -> None:
+    check_names(runtime, precision)
     if runtime not in available_runtimes():
         raise ConfigError(f"runtime is '{runtime}', which is not installed: pip install {_INSTALLED[runtime]}")
     known = precisions_of(runtime)
@@ -162,8 +163,7 @@ def _choose(source: _Network, runtime: str, precision: str) -> Runtime:
     if runtime != "auto" and (precision != "auto" or set(precisions_of(runtime)) <= {"float32", "int8"}):
         return source.build(runtime, "float32" if precision == "auto" else precision)
     note = _note_name(installed, precision)
-    known = store.load_note(source.digest, note) if source.digest else None
-    for name, kind in (known or {}).get("order", []):
+    for name, kind in _remembered(source.digest, note):
         # what was right once may be broken by now
         with suppress(ConfigError):
             return source.build(name, kind)
@@ -171,6 +171,13 @@ def _choose(source: _Network, runtime: str, precision: str) -> Runtime:
     if source.digest:
         store.save_note(source.digest, note, {"order": [pair for pair, _ in order], "ms": [ms for _, ms in order]})
     return source.build(*order[0][0])
+
+
+def _remembered(digest: str, note: str) -> list[tuple[str, str]]:
+    """Runtimes and precisions that have been timed before, the fastest first."""
+    order = (store.load_note(digest, note) or {}).get("order") if digest else None
+    pairs = order if isinstance(order, list) else []
+    return [(pair[0], pair[1]) for pair in pairs if isinstance(pair, list) and len(pair) == 2]
 
 
 def _note_name(runtimes: tuple[str, ...], precision: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from runtime_networks import network
+from runtime_networks import network, unfolded
 
 from frontend.errors import ConfigError
 from frontend.extractor import ExtractorConfig, StageTimes, SuperPoint
@@ -130,7 +130,7 @@ def test_a_graph_that_computes_something_else_is_refused(tmp_path, monkeypatch: 
         return maps._replace(heat=np.roll(maps.heat, 1, axis=2))
 
     monkeypatch.setattr(onnx_runtime.OnnxRuntime, "dense", wrong)
-    save_network(tmp_path / "net.safetensors", network("edge"))
+    save_network(tmp_path / "net.safetensors", unfolded("edge"))
     with pytest.raises(ConfigError, match="runtime 'onnxruntime' in float32 does not compute this network: heat"):
         load_runtime(tmp_path / "net.safetensors", "onnxruntime")
     assert load_runtime(tmp_path / "net.safetensors").name in ("torch", "openvino")
