@@ -68,7 +68,7 @@ class Refined(NamedTuple):
 
 
 class Runtime(Protocol):
-    """Runs a network on the CPU. Used by one thread at a time.
+    """Runs a network on the CPU; threads may share it.
 
     Attributes:
         name: "torch", "onnxruntime" or "openvino".
@@ -88,7 +88,7 @@ class Runtime(Protocol):
             raster: (B, M, H, W) float32 for networks that take a map; torch only.
 
         Returns:
-            The maps; they may be the runtime's own memory, which its next call overwrites.
+            The maps; they may be the runtime's own memory, which the same thread's next call overwrites.
         """
 
     def refine(self, patches: Float32Array, scores: Float32Array) -> Refined:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -44,25 +45,34 @@ class OpenVinoRuntime:
         self.precision = precision
         threads = settle_threads()
 
-        def request(part: str, hint: str) -> Any:
+        def compiled(part: str, hint: str) -> Any:
             settings = {
                 "INFERENCE_PRECISION_HINT": hint,
                 "PERFORMANCE_HINT": "LATENCY",
                 "INFERENCE_NUM_THREADS": threads,
             }
-            return _core().compile_model(_core().read_model(parts[part]), "CPU", settings).create_infer_request()
+            return _core().compile_model(_core().read_model(parts[part]), "CPU", settings)
 
-        self._dense = request("dense-int8" if precision == "int8" else "dense", _HINTS[precision])
+        self._mine = threading.local()  # a request serves one thread at a time
+        self._dense = compiled("dense-int8" if precision == "int8" else "dense", _HINTS[precision])
         # positions in half precision would be hundredths of a pixel off
-        self._refine = request("refine", "f32") if info.patch else None
+        self._refine = compiled("refine", "f32") if info.patch else None
 
     def dense(self, images: Float32Array, raster: Float32Array | None = None) -> Maps:
-        found = self._dense.infer({"image": images}, share_inputs=True, share_outputs=True)
+        found = self._request("dense", self._dense).infer({"image": images}, share_inputs=True, share_outputs=True)
         return Maps(found["heat"], found["descriptors"])
 
     def refine(self, patches: Float32Array, scores: Float32Array) -> Refined:
         if self._refine is None:
             raise TypeError("this network has no refiner")
         inputs = {"patches": patches, "scores": scores}
-        found = self._refine.infer(inputs, share_inputs=True, share_outputs=True)
+        found = self._request("refine", self._refine).infer(inputs, share_inputs=True, share_outputs=True)
         return Refined(found["position"], found["local"])
+
+    def _request(self, name: str, model: Any) -> Any:
+        """This thread's own request of a compiled model."""
+        made = getattr(self._mine, name, None)
+        if made is None:
+            made = model.create_infer_request()
+            setattr(self._mine, name, made)
+        return made
