@@ -53,17 +53,21 @@ def survivors(heat: Float32Array, radius: int, iterations: int = 2) -> NDArray[n
     if radius == 0:
         return np.full(heat.shape, _ON, np.uint8)
     kernel = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
-    highest = cv2.dilate(heat, kernel, borderType=cv2.BORDER_REPLICATE)
-    keep = cv2.compare(heat, highest, cv2.CMP_EQ)
+    # fresh pages for every step would cost as much as the steps
+    highest, rest = np.empty_like(heat), np.empty_like(heat)
+    keep, free, found = (np.empty(heat.shape, np.uint8) for _ in range(3))
+    cv2.dilate(heat, kernel, dst=highest, borderType=cv2.BORDER_REPLICATE)
+    cv2.compare(heat, highest, cv2.CMP_EQ, dst=keep)
     for _ in range(iterations):
-        # borders of 0 are below every mask and no higher than any score: the same as repeating the edge
-        free = cv2.bitwise_not(cv2.dilate(keep, kernel, borderType=cv2.BORDER_REPLICATE))
-        rest = cv2.copyTo(heat, free)
+        cv2.dilate(keep, kernel, dst=free, borderType=cv2.BORDER_REPLICATE)
+        cv2.bitwise_not(free, dst=free)
+        rest.fill(0)
+        cv2.copyTo(heat, free, dst=rest)
         cv2.dilate(rest, kernel, dst=highest, borderType=cv2.BORDER_REPLICATE)
-        found = cv2.compare(rest, highest, cv2.CMP_EQ)
+        cv2.compare(rest, highest, cv2.CMP_EQ, dst=found)
         cv2.bitwise_and(found, free, dst=found)
         cv2.bitwise_or(keep, found, dst=keep)
-    return np.asarray(keep, np.uint8)
+    return keep
 
 
 def find_peaks(
@@ -81,20 +85,24 @@ def find_peaks(
     """
     keep = survivors(heat, radius)
     width, height = size
-    rows, columns = slice(border, max(height - border, border)), slice(border, max(width - border, border))
-    inner = heat[rows, columns]
-    if inner.size == 0:
+    found = None
+    if min(width, height) > 2 * border:
+        found = cv2.findNonZero(keep[border : height - border, border : width - border])
+    if found is None:
         nothing = np.zeros(0, np.int64)
         return Peaks(nothing, nothing, np.zeros(0, np.float32))
-    flat = np.flatnonzero((keep[rows, columns] > 0) & (inner > threshold))
-    y, x = np.divmod(flat, inner.shape[1])
-    scores = inner[y, x]
+    at = found[:, 0].astype(np.int64) + border
+    flat = at[:, 1] * heat.shape[1] + at[:, 0]
+    scores = heat.ravel()[flat]
+    above = scores > threshold
+    flat, scores = flat[above], scores[above]
     if len(scores) > count:
         best = np.argpartition(-scores, count - 1)[:count]
         best.sort()  # equal scores in the order of rows
-        y, x, scores = y[best], x[best], scores[best]
+        flat, scores = flat[best], scores[best]
     order = np.argsort(-scores, kind="stable")
-    return Peaks(x[order] + border, y[order] + border, scores[order])
+    y, x = np.divmod(flat[order], heat.shape[1])
+    return Peaks(x, y, scores[order])
 
 
 def centre_of_mass(heat: Float32Array, peaks: Peaks) -> Float32Array:
@@ -155,13 +163,16 @@ def sample_rows(cells: Float32Array, points: Float32Array, size: tuple[int, int]
     index = low[:, 1] * width + low[:, 0]
     across, down = (1 if width > 1 else 0), (width if height > 1 else 0)
     rows = cells.reshape(-1, dim)
-    out = rows[index] * ((1 - right) * (1 - below))[:, None]
+    out = rows.take(index, axis=0)
+    out *= ((1 - right) * (1 - below))[:, None]
+    corner = np.empty_like(out)
     for step, weight in (
         (across, right * (1 - below)),
         (down, (1 - right) * below),
         (across + down, right * below),
     ):
-        corner = rows[index + step]
+        # the index is inside: "clip" only spares a copy
+        rows.take(index + step, axis=0, out=corner, mode="clip")
         corner *= weight[:, None]
         out += corner
     return unit_rows(out)
