@@ -6,7 +6,8 @@ touched: after suppression nothing is done for a pixel that is no keypoint.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import threading
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -34,6 +35,24 @@ class Peaks(NamedTuple):
     scores: Float32Array
 
 
+_local = threading.local()
+
+
+def _workspace(shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Two float32 and three uint8 arrays of a shape, this thread's own; those of its last shape are kept.
+
+    Fresh memory for every image would cost as much as the work that is done in it.
+    """
+    if getattr(_local, "shape", None) != shape:
+        _local.arrays = (
+            *(np.empty(shape, np.float32) for _ in range(2)),
+            *(np.empty(shape, np.uint8) for _ in range(3)),
+        )
+        _local.shape = shape
+    arrays: tuple[Any, ...] = _local.arrays
+    return arrays
+
+
 def survivors(heat: Float32Array, radius: int, iterations: int = 2) -> NDArray[np.uint8]:
     """Local maxima by :func:`frontend.keypoints.non_maximum_suppression`, with OpenCV's filters.
 
@@ -43,7 +62,7 @@ def survivors(heat: Float32Array, radius: int, iterations: int = 2) -> NDArray[n
         iterations: rounds after the first.
 
     Returns:
-        (H, W) uint8, 255 where a pixel survives and 0 elsewhere.
+        (H, W) uint8, 255 where a pixel survives and 0 elsewhere; this thread's next call overwrites it.
 
     Raises:
         ConfigError: the radius is negative.
@@ -53,9 +72,7 @@ def survivors(heat: Float32Array, radius: int, iterations: int = 2) -> NDArray[n
     if radius == 0:
         return np.full(heat.shape, _ON, np.uint8)
     kernel = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
-    # fresh pages for every step would cost as much as the steps
-    highest, rest = np.empty_like(heat), np.empty_like(heat)
-    keep, free, found = (np.empty(heat.shape, np.uint8) for _ in range(3))
+    highest, rest, keep, free, found = _workspace(heat.shape)
     cv2.dilate(heat, kernel, dst=highest, borderType=cv2.BORDER_REPLICATE)
     cv2.compare(heat, highest, cv2.CMP_EQ, dst=keep)
     for _ in range(iterations):
@@ -91,7 +108,7 @@ def find_peaks(
     if found is None:
         nothing = np.zeros(0, np.int64)
         return Peaks(nothing, nothing, np.zeros(0, np.float32))
-    at = found[:, 0].astype(np.int64) + border
+    at = found.reshape(-1, 2).astype(np.int64) + border  # OpenCV 4 has another dimension
     flat = at[:, 1] * heat.shape[1] + at[:, 0]
     scores = heat.ravel()[flat]
     above = scores > threshold

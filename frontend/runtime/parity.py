@@ -12,8 +12,8 @@ from frontend.postprocess import find_peaks
 from frontend.runtime.base import Maps, Refined, Runtime
 from frontend.types import Float32Array
 
-# Largest difference of heat, and smallest cosine of descriptors, with float32 in PyTorch. The probe is no image like those
-# that int8 was calibrated on: there the check only tells a broken graph from a whole one.
+# Largest difference of heat, and smallest cosine of descriptors, with float32 in PyTorch. The probe is no image like
+# those that int8 was calibrated on: there the check only tells a broken graph from a whole one.
 _LIMITS = {"float32": (2e-3, 0.9999), "bf16": (0.1, 0.99), "fp16": (0.02, 0.999), "int8": (0.6, 0.9)}
 _SHARE = 0.99  # of the keypoints that "auto" insists on
 _HEIGHT, _WIDTH = 72, 104
