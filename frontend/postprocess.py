@@ -84,7 +84,8 @@ def survivors(heat: Float32Array, radius: int, iterations: int = 2) -> NDArray[n
         cv2.compare(rest, highest, cv2.CMP_EQ, dst=found)
         cv2.bitwise_and(found, free, dst=found)
         cv2.bitwise_or(keep, found, dst=keep)
-    return keep
+    kept: NDArray[np.uint8] = keep
+    return kept
 
 
 def find_peaks(

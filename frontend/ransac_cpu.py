@@ -26,15 +26,15 @@ from frontend.types import BoolArray, Float32Array, Float64Array
 from frontend.verification_cpu import verify
 
 # (draws, of which scored at most): what most real pairs need, then more
-BLOCKS = ((384, 48), (1024, 128), (3072, 384))
+BLOCKS = ((256, 32), (1024, 128), (3072, 384))
 REFINED = 2  # hypotheses of a block that are locally optimised
 WIDENING = (3.0, 2.0, 1.5, 1.0)  # inlier thresholds of the local optimisation, relative to the final one
 POLISH_STEPS = 8
-POLISHED = 1e-8  # change of the unit-norm matrix below which polishing ends
+POLISHED = 1e-7  # change of the unit-norm matrix below which polishing ends
 TUKEY = 6.0  # zero weight from this many times the median residual of the inliers: about 7 sigma of Gaussian noise
 POLISH_WIDEST = 3.0  # the same, at most this many thresholds
 POLISH_NARROWEST = 0.05  # and at least: noise-free matches have no scale
-SCORED_AT_ONCE = 1 << 15  # hypotheses x matches: what stays in a core's cache
+SCORED_AT_ONCE = 1 << 14  # hypotheses x matches: what stays in a core's cache
 
 
 class _Matches(NamedTuple):

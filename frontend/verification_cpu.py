@@ -16,9 +16,8 @@ MAX_UNCERTAINTY = 3.0
 
 def _spread(points: Float64Array) -> float:
     """Standard deviation of points across their main axis, in their unit."""
-    centred = points - points.mean(axis=0)
-    xx, yy = np.square(centred).mean(axis=0).tolist()
-    xy = float((centred[:, 0] * centred[:, 1]).mean())
+    centred = points - points.sum(axis=0) / len(points)
+    (xx, xy), (_, yy) = (centred.T @ centred / len(points)).tolist()
     # the smaller eigenvalue of the 2x2 covariance, without cancellation
     larger = (xx + yy) / 2 + math.sqrt(((xx - yy) / 2) ** 2 + xy * xy)
     return math.sqrt(max(xx * yy - xy * xy, 0.0) / max(larger, 1e-300))
@@ -26,14 +25,16 @@ def _spread(points: Float64Array) -> float:
 
 def _derivative(h: Float64Array, points: Float64Array) -> Float64Array:
     """Derivative (2 N, 9) of mapped points in the nine entries of h (3, 3); points (N, 2)."""
-    y = np.column_stack([points, np.ones(len(points))])
+    y = np.ones((len(points), 3))
+    y[:, :2] = points
     mapped = y @ h.T
     depth = np.where(np.abs(mapped[:, 2]) < 1e-9, 1e-9, mapped[:, 2])[:, None]
-    zero = np.zeros_like(y)
-    u, v = mapped[:, :1] / depth, mapped[:, 1:2] / depth
-    rows = np.stack([np.hstack([y, zero, -u * y]), np.hstack([zero, y, -v * y])], axis=1)
-    slopes: Float64Array = (rows / depth[:, :, None]).reshape(-1, 9)
-    return slopes
+    y /= depth
+    slopes = np.zeros((len(points), 2, 9))
+    slopes[:, 0, :3] = slopes[:, 1, 3:6] = y
+    slopes[:, 0, 6:] = -mapped[:, :1] / depth * y
+    slopes[:, 1, 6:] = -mapped[:, 1:2] / depth * y
+    return slopes.reshape(-1, 9)
 
 
 def verify(
@@ -61,7 +62,8 @@ def verify(
     count = int(inliers.sum())
     if count < max(min_inliers, 1):
         return inliers, False
-    areas = [float(np.prod(np.ptp(p, axis=0))) / unit**2 for p, unit in zip(points, units, strict=True)]
+    sides = [(p.max(axis=0) - p.min(axis=0)).tolist() for p in points]
+    areas = [width * height / unit**2 for (width, height), unit in zip(sides, units, strict=True)]
     # an error within the limit needs the forward error to be, in image 1, and the backward one, in image 0
     chance = min(2 * math.pi * threshold**2 / max(*areas, 1e-9), 1.0)
     if not log10_false_alarms(len(inliers), count, chance, sample=4) < MAX_LOG10_NFA:
@@ -70,18 +72,22 @@ def verify(
     # singular values of the local affine map A: s1^2 + s2^2 = |A|^2, s1 s2 = det(A) = det(H) / w^3
     zoom = units[0] / units[1]
     depth, u, v = (values[0][inliers] for values in state.forward[:3])
-    top = h[:2, :2] - np.stack([u, v], axis=1)[..., None] * h[2, :2]  # (K, 2, 2)
-    squares = np.square(top * (depth * zoom)[:, None, None]).sum(axis=(1, 2))
+    squares = np.zeros_like(u)
+    for row, mapped in ((0, u), (1, v)):
+        for column in (0, 1):
+            squares += np.square(h[row, column] - mapped * h[2, column])
+    squares *= np.square(depth * zoom)
     det = float(np.linalg.det(h)) * depth**3 * zoom**2
     largest = np.sqrt(squares / 2 + np.sqrt(np.maximum(squares**2 / 4 - det**2, 0.0)))
     if not ((largest <= MAX_SCALE) & (det >= largest / MAX_SCALE)).all():  # the latter also means det > 0
         return inliers, False
 
-    if any(_spread(p[inliers]) <= threshold / 2 * unit for p, unit in zip(points, units, strict=True)):
+    inside = [p[inliers] for p in points]
+    if any(_spread(p) <= threshold / 2 * unit for p, unit in zip(inside, units, strict=True)):
         return inliers, False
     normal, _ = solver.normal_equations(state, inliers[None].astype(np.float64))
     matrix, scale = gauge_fixed(normal, h[None])
-    (x0, y0), (x1, y1) = points[0][inliers].min(axis=0), points[0][inliers].max(axis=0)
+    (x0, y0), (x1, y1) = inside[0].min(axis=0).tolist(), inside[0].max(axis=0).tolist()
     slopes = _derivative(h, np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])) / units[1]  # (8, 9) px
     try:
         whitened = np.linalg.solve(np.linalg.cholesky(matrix[0]), slopes.T)
