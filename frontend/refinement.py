@@ -105,7 +105,26 @@ class PatchRefiner(nn.Module):
             scores: (B, K) float32 in [0, 1], of the detector.
         """
         batch, count, _ = keypoints.shape
-        patches = gather_patches(images, keypoints, self.SIZE)
+        offsets, log_sigmas, logits, local = self.refine_patches(
+            gather_patches(images, keypoints, self.SIZE), scores.reshape(-1)
+        )
+        return Refinement(
+            offsets.reshape(batch, count, 2),
+            log_sigmas.reshape(batch, count),
+            logits.reshape(batch, count),
+            local.reshape(batch, count, -1),
+        )
+
+    def refine_patches(self, patches: Tensor, scores: Tensor) -> Refinement:
+        """The same for patches at hand.
+
+        Args:
+            patches: (N, 1, SIZE, SIZE) float in [0, 1].
+            scores: (N,) float32 in [0, 1], of the detector.
+
+        Returns:
+            Without the batch dimension: offsets (N, 2), log_sigmas (N,), logits (N,) and descriptors (N, D).
+        """
         centred = patches - patches.mean(dim=(2, 3), keepdim=True)
         # the floor of about five grey levels keeps flat patches from being blown up to noise
         spread = centred.square().mean(dim=(2, 3), keepdim=True).sqrt()
@@ -114,13 +133,8 @@ class PatchRefiner(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             position = self.position_out(self.position(features.float()))
         offsets = self.reach * torch.tanh(position[:, :2] / self.reach)
-        logits = self.score_gain * torch.logit(scores, 1e-4) + position[:, 3].reshape(batch, count)
-        return Refinement(
-            offsets.reshape(batch, count, 2),
-            position[:, 2].clamp(-3.0, 3.0).reshape(batch, count),
-            logits,
-            self.local(features).float().reshape(batch, count, -1),
-        )
+        logits = self.score_gain * torch.logit(scores, 1e-4) + position[:, 3]
+        return Refinement(offsets, position[:, 2].clamp(-3.0, 3.0), logits, self.local(features).float())
 
 
 REFINERS: Registry[type[nn.Module]] = Registry("refiner", "superpoint.refiners")

@@ -163,8 +163,8 @@ def evaluate_pair(pair: ImagePair, features0: Features, features1: Features, con
         features1: of image 1.
         config: of the estimator.
     """
+    from frontend.homography_estimation import estimate_homography
     from frontend.matching import match_features
-    from frontend.ransac import estimate_homography
 
     size0 = (pair.image0.shape[1], pair.image0.shape[0])
     size1 = (pair.image1.shape[1], pair.image1.shape[0])
