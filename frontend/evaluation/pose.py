@@ -182,7 +182,7 @@ def _parse(file: Path, number: int, line: str) -> PosePair:
     if not t.any():
         raise DataError(f"{file}, line {number}: T_0to1 has no translation, so that its direction is unknown")
     folder = file.parent
-    return PosePair(folder / words[0], folder / words[1], turns0 % 4, turns1 % 4, *cameras, Pose(R, t))
+    return PosePair(folder / words[0], folder / words[1], turns0 % 4, turns1 % 4, cameras[0], cameras[1], Pose(R, t))
 
 
 def estimate_pair(

@@ -1,0 +1,324 @@
+"""What the latency benchmark times of this project, and the usual SuperPoint that it is measured against."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from frontend.errors import ConfigError, ImageError
+from frontend.evaluation.latency import Case, Outcome
+from frontend.extractor import ExtractorConfig, StageTimes, SuperPoint
+from frontend.image import is_image_name, read_image
+from frontend.model import MODEL_PRESETS, DenseMaps, SuperPointNet
+from frontend.types import Features, Float32Array
+from frontend.weights import list_models, load_network, save_network
+
+UInt8Image = NDArray[np.uint8]
+SAMPLE = Path(__file__).resolve().parent.parent / "samples" / "rocket_0.jpg"
+USUAL = "usual SuperPoint"
+"""Name of the baseline: a network in eager PyTorch with the usual post-processing."""
+
+_VIEWS = 4
+
+
+class ImageSource:
+    """Images of any size, a few different ones of each.
+
+    Args:
+        paths: image files; the bundled sample where empty.
+    """
+
+    def __init__(self, paths: Sequence[Path] = ()) -> None:
+        self._images = [np.asarray(read_image(path), np.uint8) for path in paths or [SAMPLE]]
+        self._made: dict[tuple[int, int], list[UInt8Image]] = {}
+
+    @classmethod
+    def of(cls, path: Path | None) -> ImageSource:
+        """Of a file, of the images in a folder, or of the bundled sample.
+
+        Raises:
+            ImageError: there is no such file, or no image in the folder.
+        """
+        if path is None or not path.is_dir():
+            return cls([] if path is None else [path])
+        paths = sorted(entry for entry in path.iterdir() if entry.is_file() and is_image_name(entry))[:16]
+        if not paths:
+            raise ImageError(f"{path}: has no images")
+        return cls(paths)
+
+    def of_size(self, size: tuple[int, int]) -> list[UInt8Image]:
+        """(H, W, 3) uint8 BGR images of (width, height), with texture everywhere, so that there are keypoints."""
+        if size not in self._made:
+            sources = [self._images[i % len(self._images)] for i in range(max(_VIEWS, len(self._images)))]
+            self._made[size] = [_textured(image, size, seed) for seed, image in enumerate(sources)]
+        return self._made[size]
+
+
+def _textured(image: UInt8Image, size: tuple[int, int], seed: int) -> UInt8Image:
+    """The image at another size, blended with polygons and noise."""
+    rng = np.random.default_rng(seed)
+    if image.ndim == 2:
+        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), np.uint8)
+    resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if size[0] < image.shape[1] else cv2.INTER_LINEAR)
+    shapes = np.full_like(resized, 128)
+    for _ in range(size[0] * size[1] // 600):
+        corners = rng.uniform((0, 0), size) + rng.uniform(-24, 24, (int(rng.integers(3, 6)), 2))
+        cv2.fillPoly(shapes, [np.rint(corners).astype(np.int32)], rng.integers(0, 256, 3).tolist())
+    mixed = 0.5 * resized + 0.5 * shapes + rng.normal(0, 4, resized.shape)
+    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class ModelUnderTest:
+    """A model, by a name that loads.
+
+    Attributes:
+        label: for the tables.
+        source: released name, or weight file.
+        trained: False for random weights.
+    """
+
+    label: str
+    source: str
+    trained: bool = True
+
+
+def find_model(name: str, folder: Path) -> ModelUnderTest:
+    """A released model, a weight file, or a preset with random weights (seed 0), whose times are those of any weights.
+
+    Args:
+        name: of any of these.
+        folder: where random weights are written to.
+
+    Raises:
+        WeightsError: there are no such weights.
+    """
+    if name in list_models() or name not in MODEL_PRESETS:
+        load_network(name)
+        return ModelUnderTest(Path(name).stem if Path(name).suffix else name, name)
+    path = folder / f"{name}-random.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = SuperPointNet(MODEL_PRESETS[name])
+    save_network(path, network.eval())
+    return ModelUnderTest(f"{name}, random weights", str(path), trained=False)
+
+
+def default_models() -> list[str]:
+    """The released models; and the paper's network with random weights where none of them is that."""
+    released = list(list_models())
+    return released if "superpoint-vgg" in released else [*released, "vgg"]
+
+
+def runtimes_for(device: str, runtimes: Sequence[str] = (), precisions: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Pairs of runtime and precision that this machine computes at speed, of those wanted (all where empty).
+
+    Raises:
+        ConfigError: none is left.
+    """
+    if device != "cpu":
+        pairs = [("torch", "float32"), ("torch", "bf16"), ("torch", "fp16")]
+    else:
+        pairs = [("torch", "float32")]
+    found = [
+        (runtime, precision)
+        for runtime, precision in pairs
+        if (not runtimes or runtime in runtimes) and (not precisions or precision in precisions)
+    ]
+    if not found:
+        known = ", ".join(" ".join(pair) for pair in pairs)
+        raise ConfigError(f"no runtime of {list(runtimes)} in {list(precisions)} is to be had; expected of: {known}")
+    return found
+
+
+def open_extractor(
+    model: ModelUnderTest, runtime: str, precision: str, device: str, config: ExtractorConfig | None = None
+) -> SuperPoint:
+    """Load a model into a runtime.
+
+    Raises:
+        ConfigError: the runtime or the precision is not to be had, or does not compute the network.
+    """
+    options: dict[str, Any] = {}
+    return SuperPoint.from_pretrained(model.source, device=device, config=config, **options)
+
+
+def extraction_case(
+    extractor: SuperPoint,
+    label: str,
+    pair: tuple[str, str],
+    images: Sequence[UInt8Image],
+    *,
+    keypoints: int = 1024,
+    batch: int = 1,
+) -> Case:
+    """A case that extracts a batch of images, other ones each time, and times its stages.
+
+    Args:
+        extractor: of any settings; the number of keypoints is changed.
+        label: name of the method.
+        pair: runtime and precision.
+        images: of one size.
+        keypoints: asked for in each.
+        batch: images of a call.
+    """
+    configured = extractor.configured(replace(extractor.config, max_keypoints=keypoints))
+    source: Iterator[UInt8Image] = cycle(images)
+
+    def call() -> Outcome:
+        times = StageTimes()
+        features = configured.extract_batch([next(source) for _ in range(batch)], times)
+        return Outcome(dict(times.ms), round(sum(map(len, features)) / batch))
+
+    height, width = images[0].shape[:2]
+    return Case(label, call, *pair, size=(width, height), batch=batch, keypoints=keypoints)
+
+
+class UsualSuperPoint:
+    """A network as it is commonly run: eager float32, max-pool NMS, boolean indexing, normalised dense descriptors.
+
+    Detection as in the paper (section 3.2); suppression by repeated max-pooling, five passes of 9 x 9; keypoints by
+    boolean indexing; descriptors sampled from the dense map after it was normalised as a whole (section 3.3).
+
+    Args:
+        network: without a refiner.
+        keypoints: at most.
+        threshold: probability that a keypoint exceeds.
+        device: of the network.
+    """
+
+    RADIUS = 4
+    BORDER = 4
+
+    def __init__(self, network: SuperPointNet, keypoints: int, threshold: float, device: str = "cpu") -> None:
+        if network.refiner is not None:
+            raise ConfigError("the usual SuperPoint has no refiner; expected a network without one")
+        self.network = network.eval().to(device)
+        self.keypoints, self.threshold, self.device = keypoints, threshold, device
+
+    @torch.inference_mode()
+    def extract(self, image: UInt8Image, times: StageTimes | None = None) -> Features:
+        """Features of an (H, W, 3) uint8 BGR image with sides that are multiples of 8."""
+        times = times or StageTimes()
+        began = time.perf_counter()
+        gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY).astype(np.float32) / 255.0
+        tensor = torch.from_numpy(gray)[None, None].to(self.device)
+        began = self._lap(times, "preprocess", began)
+        maps: DenseMaps = self.network(tensor)
+        began = self._lap(times, "network", began)
+        xy, scores, descriptors = self._postprocess(maps)
+        features = Features(xy.cpu().numpy(), scores.cpu().numpy(), descriptors.cpu().numpy(), gray.shape[::-1])
+        self._lap(times, "keypoints", began)
+        return features
+
+    def _lap(self, times: StageTimes, stage: str, began: float) -> float:
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        times.add(stage, now - began)
+        return now
+
+    def _postprocess(self, maps: DenseMaps) -> tuple[Tensor, Tensor, Tensor]:
+        heat = functional.pixel_shuffle(maps.logits.softmax(1)[:, :-1], 8)
+        heat = self._suppress(heat)[0, 0]
+        height, width = heat.shape
+        rows, columns = torch.nonzero(heat > self.threshold, as_tuple=True)
+        scores = heat[rows, columns]
+        inside = (rows >= self.BORDER) & (rows < height - self.BORDER)
+        inside &= (columns >= self.BORDER) & (columns < width - self.BORDER)
+        rows, columns, scores = rows[inside], columns[inside], scores[inside]
+        scores, best = scores.topk(min(self.keypoints, len(scores)))
+        xy = torch.stack([columns[best], rows[best]], dim=1).float()
+        dense = functional.normalize(maps.descriptors, dim=1)
+        grid = (xy + 0.5) / xy.new_tensor([width, height]) * 2 - 1
+        sampled = functional.grid_sample(dense, grid[None, None], mode="bilinear", align_corners=False)
+        return xy, scores, functional.normalize(sampled[0, :, 0].T, dim=1)
+
+    def _suppress(self, heat: Tensor) -> Tensor:
+        """Keep local maxima, then twice those among what no kept one covers."""
+
+        def spread(values: Tensor) -> Tensor:
+            return functional.max_pool2d(values, 2 * self.RADIUS + 1, stride=1, padding=self.RADIUS)
+
+        nothing = torch.zeros_like(heat)
+        kept = heat == spread(heat)
+        for _ in range(2):
+            covered = spread(kept.float()) > 0
+            rest = torch.where(covered, nothing, heat)
+            kept = kept | ((rest == spread(rest)) & ~covered)
+        return torch.where(kept, heat, nothing)
+
+
+def usual_case(model: ModelUnderTest, images: Sequence[UInt8Image], keypoints: int, device: str) -> Case:
+    """The baseline: the same network in eager float32 PyTorch.
+
+    Raises:
+        ConfigError: the network has a refiner, which no usual SuperPoint has.
+    """
+    usual = UsualSuperPoint(load_network(model.source)[1], keypoints, ExtractorConfig().detection_threshold, device)
+    source = cycle(images)
+
+    def call() -> Outcome:
+        times = StageTimes()
+        features = usual.extract(next(source), times)
+        return Outcome(dict(times.ms), len(features))
+
+    height, width = images[0].shape[:2]
+    label = f"{USUAL} ({model.label})"
+    return Case(label, call, "torch-eager", size=(width, height), keypoints=keypoints, ours=False)
+
+
+def random_features(count: int, dim: int, size: tuple[int, int], seed: int) -> Features:
+    """Features without an image: points anywhere, unit descriptors in random directions."""
+    rng = np.random.default_rng(seed)
+    descriptors = rng.normal(size=(count, dim)).astype(np.float32)
+    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
+    points = rng.uniform((0, 0), np.array(size) - 1.0, (count, 2)).astype(np.float32)
+    return Features(points, np.linspace(1, 0.1, count, dtype=np.float32), descriptors, size)
+
+
+def planar_matches(count: int, outliers: float, seed: int) -> tuple[Float32Array, Float32Array]:
+    """(N, 2) points of 640 x 480 and where a homography takes them, with noise of 1 px; a part of them anywhere."""
+    rng = np.random.default_rng(seed)
+    H = np.array([[0.9, -0.15, 60.0], [0.12, 1.05, -20.0], [1e-4, -5e-5, 1.0]])
+    points0 = rng.uniform((0, 0), (640, 480), (count, 2))
+    mapped = np.column_stack([points0, np.ones(count)]) @ H.T
+    points1 = mapped[:, :2] / mapped[:, 2:] + rng.normal(0, 1.0, (count, 2))
+    wrong = round(outliers * count)
+    points1[:wrong] = rng.uniform((0, 0), (640, 480), (wrong, 2))
+    return points0.astype(np.float32), points1.astype(np.float32)
+
+
+def matching_cases(keypoints: int, dim: int, device: str) -> list[Case]:
+    """Matching of ``keypoints`` x ``keypoints`` descriptors; homographies of as many matches, half of them wrong."""
+    from frontend.matching import match_features
+    from frontend.pipeline import PipelineConfig
+    from frontend.ransac import estimate_homography
+
+    features = [random_features(keypoints, dim, (640, 480), seed) for seed in (0, 1)]
+    points = cycle([planar_matches(keypoints, 0.5, seed) for seed in range(8)])
+    default = PipelineConfig().ransac_method
+
+    def match() -> None:
+        match_features(*features, matcher="mnn", device=device)
+
+    def fit(method: Any) -> None:
+        estimate_homography(*next(points), method=method, device=device)
+
+    facts: Mapping[str, Any] = {"size": None, "keypoints": keypoints}
+    cases = [Case(f"mutual nearest neighbours, {dim}-d", match, "frontend", stage="matching", **facts)]
+    for method in (default, *(name for name in ("ransac", "opencv") if name != default)):
+        name = "homography, default" if method == default else f"homography, {method}"
+        cases.append(Case(name, lambda method=method: fit(method), "frontend", stage="homography", **facts))
+    return cases
