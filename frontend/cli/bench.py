@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-QUICK_SECONDS = 50.0
+QUICK_SECONDS = 45.0
 
 
 def add_parser(subparsers: Any) -> None:

@@ -108,6 +108,11 @@ class Budget:
         """Seconds that are left; infinite without limit, never negative."""
         return max(0.0, self._end - self._clock())
 
+    def part(self, seconds: float) -> Budget:
+        """A budget of so many seconds, or of what is left where that is less."""
+        left = min(seconds, self.left)
+        return Budget(None if math.isinf(left) else max(left, 1e-9), self._clock)
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -154,7 +159,8 @@ def interleave(
     for case in cases:
         began = clock()
         case.call()
-        if clock() - began < 0.5:
+        # a second time where that is cheap: some runtimes settle on the second call
+        if clock() - began < min(0.5, budget.left):
             case.call()
     for turn in range(effort.rounds):
         if turn and not budget.left:
@@ -162,13 +168,14 @@ def interleave(
         for times, found, case in zip(samples, outcomes, cases, strict=True):
             if turn >= effort.least and sum(times) > effort.seconds:
                 continue
-            if times and times[0] > budget.left:
+            if times and min(times) > budget.left:
                 continue
             began = clock()
             outcome = case.call()
             times.append(clock() - began)
             found.append(outcome or Outcome())
-    return [row for case, *data in zip(cases, samples, outcomes, strict=True) for row in _rows(case, *data)]
+    measured = zip(cases, samples, outcomes, strict=True)
+    return [row for case, times, found in measured for row in _rows(case, times, found)]
 
 
 def _rows(case: Case, seconds: list[float], outcomes: list[Outcome]) -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -313,12 +313,15 @@ def matching_cases(keypoints: int, dim: int, device: str) -> list[Case]:
     def match() -> None:
         match_features(*features, matcher="mnn", device=device)
 
-    def fit(method: Any) -> None:
-        estimate_homography(*next(points), method=method, device=device)
+    def fit(method: Any) -> Callable[[], None]:
+        def call() -> None:
+            estimate_homography(*next(points), method=method, device=device)
+
+        return call
 
     facts: Mapping[str, Any] = {"size": None, "keypoints": keypoints}
     cases = [Case(f"mutual nearest neighbours, {dim}-d", match, "frontend", stage="matching", **facts)]
     for method in (default, *(name for name in ("ransac", "opencv") if name != default)):
         name = "homography, default" if method == default else f"homography, {method}"
-        cases.append(Case(name, lambda method=method: fit(method), "frontend", stage="homography", **facts))
+        cases.append(Case(name, fit(method), "frontend", stage="homography", **facts))
     return cases

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +29,19 @@ from frontend.types import Features
 VGA = (640, 480)
 SIZES = ((320, 240), VGA, (1280, 720), (1920, 1080))
 KEYPOINTS = (256, 512, 1024, 2048, 4096)
-SECTIONS = ("extraction", "matching", "process", "sizes", "keypoints", "batches", "parity", "memory")
-"""In the order in which they run: where time ends early, the first are there."""
+SHARES = {
+    "extraction": 0.45,
+    "matching": 0.1,
+    "process": 0.15,
+    "sizes": 0.1,
+    "keypoints": 0.1,
+    "batches": 0.1,
+    "parity": 0.05,
+    "memory": 0.2,
+}
+"""Sections in their order, and the most of a limited time that each may take; what one leaves, the next may use."""
+
+SECTIONS = tuple(SHARES)
 
 NEAR_PX = 0.5
 """Distance within which two runtimes found the same keypoint."""
@@ -140,6 +152,9 @@ class Suite:
     memories: list[Memory] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     _extractors: dict[tuple[str, str, str], SuperPoint] = field(default_factory=dict)
+    _budget: Budget = field(default_factory=lambda: Budget(None))
+    _section: Budget = field(default_factory=lambda: Budget(None))
+    _models: list[ModelUnderTest] = field(default_factory=list)
 
     def run(self) -> None:
         """Run all sections, with a line on stderr for each.
@@ -147,7 +162,8 @@ class Suite:
         Raises:
             WeightsError: a model's weights are not there.
         """
-        self._budget = Budget(self.config.seconds)
+        limit = self.config.seconds
+        self._budget = Budget(limit)
         self._models = [find_model(name, self.folder) for name in self.config.models]
         sections: dict[str, Callable[[], None]] = {
             "extraction": self._extraction,
@@ -164,6 +180,7 @@ class Suite:
                 self.skipped.append((name, "no time left"))
                 continue
             print(f"bench: {name}", file=sys.stderr, flush=True)
+            self._section = self._budget.part(math.inf if limit is None else SHARES[name] * limit)
             sections[name]()
 
     def extractor(self, model: ModelUnderTest, pair: tuple[str, str]) -> SuperPoint | None:
@@ -189,7 +206,7 @@ class Suite:
         return best.runtime, best.precision
 
     def _time(self, cases: Sequence[Case]) -> list[Row]:
-        rows = interleave(cases, self.config.effort, self._budget)
+        rows = interleave(cases, self.config.effort, self._section)
         self.rows += rows
         return rows
 
@@ -225,8 +242,7 @@ class Suite:
 
     def _process(self) -> None:
         images = self.images.of_size(VGA)[:2]
-        cases = cold_start_cases(images, self.folder, self._models[0].source)
-        self._time(cases)
+        self._time(cold_start_cases(images, self.folder, self._models[0].source))
 
     def _vary(self, cases: Sequence[Case], against: str, values: Sequence[float], stages: Sequence[str]) -> None:
         rows = self._time(cases)
