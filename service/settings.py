@@ -41,6 +41,13 @@ class Settings(BaseSettings):
     store_max_mb: float = Field(default=512.0, gt=0, description="memory of stored features")
     store_max_entries: int = Field(default=10_000, ge=1, description="images whose features are stored")
 
+    sequence_ttl_s: float = Field(default=300.0, gt=0, description="seconds without a frame until a sequence expires")
+    sequence_max: int = Field(default=256, ge=1, description="sequences that are open at a time")
+    sequence_max_mb: float = Field(default=1024.0, gt=0, description="memory that open sequences may come to")
+    stream_waiting: int = Field(
+        default=2, ge=1, description="frames of a stream that wait before the oldest is dropped"
+    )
+
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(), description="keys of X-API-Key; without any, clients of this machine alone are served"
     )

@@ -16,7 +16,7 @@ import uvicorn
 
 from service.app import create_app
 from service.core import Core
-from service.server import ImpatientProtocol
+from service.server import GracefulServer, ImpatientProtocol, stream_limits
 from service.settings import Settings
 
 
@@ -70,8 +70,9 @@ def live(**settings: Any) -> Iterator[Live]:
     given = Settings(**{"device": "cpu", "warmup": ("64x64",), "max_body_mb": 1.0, "max_batch": 4, **settings})
     app = create_app(given)
     protocol = partial(ImpatientProtocol, limit_s=given.deadline_s)
-    config = uvicorn.Config(app, port=0, http=protocol, log_config=None, access_log=False)  # type: ignore[arg-type]
-    server = uvicorn.Server(config)
+    limits = stream_limits(given)
+    config = uvicorn.Config(app, port=0, http=protocol, log_config=None, access_log=False, **limits)  # type: ignore
+    server = GracefulServer(config, app.state.core)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
