@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from frontend.device import pick_device
     from frontend.evaluation import latency_peers
     from frontend.evaluation.latency import Effort
-    from frontend.evaluation.latency_cases import ImageSource, default_models, runtimes_for
+    from frontend.evaluation.latency_models import ImageSource, default_models, runtimes_for
     from frontend.evaluation.latency_process import commit, machine, scratch
     from frontend.evaluation.latency_report import format_report, to_json
     from frontend.evaluation.latency_suite import SECTIONS, Suite, SuiteConfig

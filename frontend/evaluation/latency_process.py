@@ -242,7 +242,7 @@ def measure_memory(
 
 def main(arguments: Sequence[str]) -> int:
     """Extract, and print resident memory as a line of JSON."""
-    from frontend.evaluation.latency_cases import ImageSource, ModelUnderTest, open_extractor
+    from frontend.evaluation.latency_models import ImageSource, ModelUnderTest, open_extractor
 
     source, runtime, precision, device, width, height, count = arguments
     images = ImageSource().of_size((int(width), int(height)))

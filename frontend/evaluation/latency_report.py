@@ -188,9 +188,12 @@ def format_report(suite: Suite, machine: dict[str, Any], commit: str | None) -> 
                 for r in whole
             ],
         )
-    others = [row for row in suite.rows if row.stage in ("matching", "homography", "process")]
+    others = [row for row in suite.rows if row.stage in ("matching", "homography", "pair", "process")]
     if others:
-        lines += ["", f"Matching and homographies of {keypoints} points; superpoint-match as a process, ms:"]
+        lines += [
+            "",
+            f"Matching and homographies of {keypoints} points; a VGA pair, warm and as a process of its own, ms:",
+        ]
         lines += _table(
             ("stage", "method", "median", "p95"),
             [(row.stage, row.method, _ms(row.ms_median), _ms(row.ms_p95)) for row in others],

@@ -13,15 +13,8 @@ import numpy as np
 from frontend.errors import ConfigError, FrontendError
 from frontend.evaluation import latency_peers
 from frontend.evaluation.latency import END_TO_END, Budget, Case, Effort, Row, interleave, scaling_exponent
-from frontend.evaluation.latency_cases import (
-    ImageSource,
-    ModelUnderTest,
-    extraction_case,
-    find_model,
-    matching_cases,
-    open_extractor,
-    usual_case,
-)
+from frontend.evaluation.latency_cases import extraction_case, matching_cases, pair_case, usual_case
+from frontend.evaluation.latency_models import ImageSource, ModelUnderTest, find_model, open_extractor
 from frontend.evaluation.latency_process import Memory, cold_start_cases, measure_memory
 from frontend.extractor import SuperPoint
 from frontend.types import Features
@@ -241,8 +234,12 @@ class Suite:
         self._time(cases)
 
     def _process(self) -> None:
-        images = self.images.of_size(VGA)[:2]
-        self._time(cold_start_cases(images, self.folder, self._models[0].source))
+        """A pair of images: in a warm process, and as a process of its own."""
+        model, images = self._models[0], self.images.of_size(VGA)[:2]
+        pair = self.best_pair(model)
+        extractor = self.extractor(model, pair)
+        cases = [] if extractor is None else [pair_case(extractor, model.label, pair, images)]
+        self._time([*cases, *cold_start_cases(images, self.folder, model.source)])
 
     def _vary(self, cases: Sequence[Case], against: str, values: Sequence[float], stages: Sequence[str]) -> None:
         rows = self._time(cases)

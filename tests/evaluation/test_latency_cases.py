@@ -13,15 +13,14 @@ from frontend.errors import ConfigError, ImageError
 from frontend.evaluation import latency_peers
 from frontend.evaluation.latency import Case
 from frontend.evaluation.latency_cases import (
-    ImageSource,
     UsualSuperPoint,
     extraction_case,
-    find_model,
     matching_cases,
-    open_extractor,
+    pair_case,
     planar_matches,
     usual_case,
 )
+from frontend.evaluation.latency_models import ImageSource, find_model, open_extractor
 from frontend.evaluation.latency_process import cold_start_cases, commit, machine, measure_memory
 from frontend.model import DenseMaps, ModelConfig, SuperPointNet
 from frontend.weights import save_network
@@ -119,6 +118,9 @@ def test_cases_of_a_model(tiny: Path, tmp_path: Path) -> None:
     assert outcome.keypoints == 50
     assert {"preprocess", "network", "keypoints"} <= set(outcome.stages)
     assert (case.size, case.batch, case.keypoints, case.ours) == ((160, 120), 3, 50, True)
+    both = pair_case(extractor, model.label, ("torch", "float32"), images)
+    assert both.call() is None
+    assert (both.stage, both.batch, both.keypoints) == ("pair", 2, 1024)
     usual = usual_case(model, images, 50, "cpu")
     outcome = usual.call()
     assert outcome is not None

@@ -10,7 +10,7 @@ import torch
 
 from frontend.cli.main import main
 from frontend.evaluation.latency import Row
-from frontend.evaluation.latency_cases import ImageSource
+from frontend.evaluation.latency_models import ImageSource
 from frontend.evaluation.latency_peers import SIFT, XFEAT
 from frontend.evaluation.latency_process import Memory
 from frontend.evaluation.latency_report import checks, format_report, ratios, to_json
