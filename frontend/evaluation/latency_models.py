@@ -109,7 +109,7 @@ def find_model(name: str, folder: Path) -> ModelUnderTest:
 
 
 def default_models() -> list[str]:
-    """The released models, the default one first; the paper's network with random weights where none of them is that."""
+    """The released models, the default one first; and vgg with random weights where none is the paper's network."""
     released = list(dict.fromkeys([DEFAULT_MODEL, *list_models()]))
     return released if "superpoint-vgg" in released else [*released, "vgg"]
 
