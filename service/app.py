@@ -17,6 +17,7 @@ from service.core import Core
 from service.errors import BadRequestError, ServiceError
 from service.gate import Gate, problem
 from service.routes import features, homography, match, sequences, system
+from service.routes.page import page_router
 from service.schemas import document_components
 from service.settings import Settings
 
@@ -49,6 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.core = core
     for module in (features, match, sequences, homography, system):
         app.include_router(module.router)
+    app.include_router(page_router(settings))
     document_components(app)
     app.add_exception_handler(ServiceError, _refused)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from websockets.sync.client import ClientConnection, connect
 
 from service.app import create_app
 from service.core import Core
@@ -88,3 +89,8 @@ def live(**settings: Any) -> Iterator[Live]:
         server.should_exit = True
         thread.join(40)
         assert not thread.is_alive()
+
+
+def raw_stream(server: Live, sequence_id: str, query: str = "", **settings: Any) -> ClientConnection:
+    """A stream without the client, so that a test can send anything."""
+    return connect(f"ws://127.0.0.1:{server.port}/v1/sequences/{sequence_id}/stream{query}", **settings)
