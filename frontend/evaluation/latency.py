@@ -42,6 +42,7 @@ class Case:
         batch: images of one call.
         keypoints: asked for in each image; 0 where there are none.
         ours: False for what this project is compared with.
+        warm: whether it has been called already.
     """
 
     method: str
@@ -53,6 +54,7 @@ class Case:
     batch: int = 1
     keypoints: int = 1024
     ours: bool = True
+    warm: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def interleave(
 ) -> list[Row]:
     """Time cases in turns: A B C A B C ...
 
-    Every case is called once before, or twice if it is fast, without being counted. When the budget ends, what has
+    Every case that is not warm is called before, once, or twice if it is fast, without being counted. When the budget ends, what has
     been measured by then is what is returned; every case is measured once at least.
 
     Args:
@@ -157,6 +159,8 @@ def interleave(
     samples: list[list[float]] = [[] for _ in cases]
     outcomes: list[list[Outcome]] = [[] for _ in cases]
     for case in cases:
+        if case.warm:
+            continue
         began = clock()
         case.call()
         # a second time where that is cheap: some runtimes settle on the second call

@@ -8,6 +8,7 @@ have.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import cycle
 from typing import Any
@@ -248,4 +249,4 @@ def _tried(make: Callable[[], Case]) -> Case | str:
         case.call()
     except Exception as error:
         return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:120]}"
-    return case
+    return replace(case, warm=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,13 @@ def test_cases_take_turns_after_warming_up() -> None:
     assert rows[1].ms_median == pytest.approx(700.0)
     assert rows[0].keypoints_found == 7
     assert rows[0].size == "640x480"
+
+
+def test_warm_cases_are_not_warmed_up() -> None:
+    machine = Machine()
+    cases = [machine.case("a", 1.0), replace(machine.case("b", 1.0), warm=True)]
+    interleave(cases, Effort(2, 100.0, 2), clock=machine.clock)
+    assert machine.log == ["a", *"abab"]
 
 
 def test_drift_cancels_in_ratios() -> None:
