@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,11 @@ def runtimes_for(device: str, runtimes: Sequence[str] = (), precisions: Sequence
     """
     if device != "cpu":
         pairs = [("torch", "float32"), ("torch", "bf16"), ("torch", "fp16")]
+    elif find_spec("frontend.runtime") is not None:
+        runtime_package = import_module("frontend.runtime")
+        # PyTorch first: it is the reference, and loads without an export
+        names = sorted(runtime_package.available_runtimes(), key=lambda name: name != "torch")
+        pairs = [(name, precision) for name in names for precision in runtime_package.precisions_of(name)]
     else:
         pairs = [("torch", "float32")]
     found = [
@@ -144,4 +151,6 @@ def open_extractor(
         ConfigError: the runtime or the precision is not to be had, or does not compute the network.
     """
     options: dict[str, Any] = {}
+    if find_spec("frontend.runtime") is not None:
+        options = {"runtime": runtime, "precision": precision}
     return SuperPoint.from_pretrained(model.source, device=device, config=config, **options)
