@@ -20,7 +20,7 @@ from frontend.evaluation.latency_cases import (
     planar_matches,
     usual_case,
 )
-from frontend.evaluation.latency_models import ImageSource, find_model, open_extractor
+from frontend.evaluation.latency_models import ImageSource, default_models, find_model, open_extractor, runtimes_for
 from frontend.evaluation.latency_process import cold_start_cases, commit, machine, measure_memory
 from frontend.model import DenseMaps, ModelConfig, SuperPointNet
 from frontend.weights import save_network
@@ -138,6 +138,18 @@ def test_presets_get_the_same_random_weights(tmp_path: Path) -> None:
     assert Path(find_model("edge-coarse", tmp_path).source).read_bytes() == weights
     assert first.label == "edge-coarse, random weights"
     assert not first.trained
+
+
+def test_what_is_measured_by_default() -> None:
+    assert default_models()[0] == "superpoint-edge"
+    assert {"superpoint-vgg", "vgg"} & set(default_models())
+    pairs = runtimes_for("cpu")
+    assert pairs[0] == ("torch", "float32")
+    assert len(set(pairs)) == len(pairs)
+    assert runtimes_for("cpu", ["torch"], ["float32"]) == [("torch", "float32")]
+    assert ("torch", "bf16") in runtimes_for("cuda")
+    with pytest.raises(ConfigError, match=r"no runtime of \['torch'\] in \['fp64'\]"):
+        runtimes_for("cpu", ["torch"], ["fp64"])
 
 
 def test_planar_matches_are_of_one_homography() -> None:
