@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import sys
+import types
 from pathlib import Path
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -200,6 +204,51 @@ def test_matchers(monkeypatch: pytest.MonkeyPatch) -> None:
         case_ = latency_peers.matcher_case(name, 64, 32, "cpu")
         assert isinstance(case_, Case)
         assert (case_.stage, case_.size, case_.ours) == ("matching", None, False)
+
+
+class Recorder(torch.nn.Module):
+    """Stands in for another project's matcher: keeps what it was made with and called with."""
+
+    made: ClassVar[list[dict[str, object]]] = []
+    called: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        super().__init__()
+        self.made.append({"arguments": arguments, **options})
+
+    def forward(self, data: dict[str, Any]) -> dict[str, torch.Tensor]:
+        self.called.append(data)
+        return {"matches0": torch.zeros(1, 64, dtype=torch.long)}
+
+
+def test_matchers_of_projects_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, attribute in (
+        ("lightglue", "LightGlue"),
+        ("hloc", ""),
+        ("hloc.matchers.nearest_neighbor", "NearestNeighbor"),
+    ):
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        if attribute:
+            setattr(module, attribute, Recorder)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(Recorder, "made", [])
+    monkeypatch.setattr(Recorder, "called", [])
+    assert isinstance(latency_peers.matcher_case("lightglue", 64, 32, "cpu"), Case)
+    assert isinstance(latency_peers.matcher_case("hloc", 64, 32, "cpu"), Case)
+    # no weights are asked for, and no layer is left out
+    assert Recorder.made[0] == {
+        "arguments": (),
+        "features": None,
+        "input_dim": 32,
+        "depth_confidence": -1,
+        "width_confidence": -1,
+    }
+    view = Recorder.called[0]["image1"]
+    assert view["keypoints"].shape == (1, 64, 2)
+    assert view["descriptors"].shape == (1, 64, 32)
+    assert view["image_size"].tolist() == [[640, 480]]
+    assert Recorder.called[1]["descriptors0"].shape == (1, 32, 64)
 
 
 def test_whole_processes(tiny: Path, tmp_path: Path) -> None:
