@@ -7,6 +7,7 @@ Keypt2Subpx, Kim et al. 2024, which refines matches; here a keypoint is refined 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from frontend.encoders import ConvBlock, Norm
+from frontend.errors import ConfigError
 from frontend.registry import Registry
 
 
@@ -53,40 +55,49 @@ def gather_patches(images: Tensor, keypoints: Tensor, size: int) -> Tensor:
 
 
 class PatchRefiner(nn.Module):
-    """Four unpadded convolutions over a patch of the image, contrast-normalised, and two heads.
+    """A few unpadded convolutions over a patch of the image, contrast-normalised, and two heads.
 
     Args:
         dim: D, of the descriptor that the local part is added to.
-        channels: of the four convolutions; the second has stride 2.
+        size: side of the patch, pixels, odd.
+        channels: of the convolutions.
+        kernels: sides of their kernels.
+        strides: their strides.
         hidden: units before the position.
         reach: largest offset along an axis, pixels.
         norm: see :class:`ConvBlock`.
-    """
 
-    SIZE = 17
-    """Side of the patch, pixels."""
+    Raises:
+        ConfigError: the layers' settings do not go together.
+    """
 
     def __init__(
         self,
         dim: int,
-        channels: tuple[int, int, int, int] = (16, 24, 32, 32),
+        size: int = 17,
+        channels: Sequence[int] = (16, 24, 32, 32),
+        kernels: Sequence[int] = (3, 3, 3, 3),
+        strides: Sequence[int] = (1, 2, 1, 1),
         hidden: int = 64,
         reach: float = 3.0,
         norm: Norm = "bn",
     ) -> None:
         super().__init__()
-        if len(channels) != 4:
-            raise TypeError(f"channels are {channels}; expected four")
-        self.reach = reach
-        inputs = (1, *channels[:3])
-        self.layers = nn.Sequential(
-            *(
-                ConvBlock(a, b, stride=2 if i == 1 else 1, padding=0, norm=norm)
-                for i, (a, b) in enumerate(zip(inputs, channels, strict=True))
+        if not len(channels) == len(kernels) == len(strides) or size % 2 == 0:
+            raise ConfigError(
+                f"refiner has channels {channels}, kernels {kernels}, strides {strides} and size {size}; "
+                "expected as many of each, and an odd size"
             )
-        )
-        # 17 -> 15 -> 7 -> 5 -> 3
-        flat = channels[-1] * 9
+        self.size = size
+        self.reach = reach
+        self.layers = nn.Sequential()
+        inputs, side = 1, size
+        for outputs, kernel, stride in zip(channels, kernels, strides, strict=True):
+            self.layers.append(ConvBlock(inputs, outputs, kernel, stride=stride, padding=0, norm=norm))
+            inputs, side = outputs, (side - kernel) // stride + 1
+        if side < 1:
+            raise ConfigError(f"refiner's layers need a larger patch than {size} pixels")
+        flat = inputs * side**2
         self.position = nn.Sequential(nn.Linear(flat, hidden), nn.ReLU(inplace=True))
         self.position_out = nn.Linear(hidden, 4)
         self.score_gain = nn.Parameter(torch.ones(()))
@@ -106,7 +117,7 @@ class PatchRefiner(nn.Module):
         """
         batch, count, _ = keypoints.shape
         offsets, log_sigmas, logits, local = self.refine_patches(
-            gather_patches(images, keypoints, self.SIZE), scores.reshape(-1)
+            gather_patches(images, keypoints, self.size), scores.reshape(-1)
         )
         return Refinement(
             offsets.reshape(batch, count, 2),
@@ -119,7 +130,7 @@ class PatchRefiner(nn.Module):
         """The same for patches at hand.
 
         Args:
-            patches: (N, 1, SIZE, SIZE) float in [0, 1].
+            patches: (N, 1, size, size) float in [0, 1].
             scores: (N,) float32 in [0, 1], of the detector.
 
         Returns:

@@ -89,4 +89,11 @@ async def _http(request: Request, error: HTTPException) -> Response:
     refusal = ServiceError(str(error.detail))
     refusal.status = HTTPStatus(error.status_code)
     refusal.code = refusal.status.name.lower()
-    return problem(request.scope, refusal)
+    response = problem(request.scope, refusal)
+    response.headers.update(error.headers or {})
+    if refusal.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        # a path may have several routes, and each knows of its own methods alone
+        path = getattr(request.scope.get("route"), "path", "")
+        if methods := request.app.openapi()["paths"].get(path):
+            response.headers["Allow"] = ", ".join(method.upper() for method in methods)
+    return response

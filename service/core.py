@@ -44,8 +44,17 @@ class Core:
         self.settings = settings
         self.metrics = Metrics()
         self._sizes = [parse_size(size) for size in settings.warmup]
-        delay = settings.max_delay_ms / 1e3
-        self.engine = Engine(EngineConfig(settings.max_batch, delay, settings.max_queue), self.metrics)
+        self.engine = Engine(
+            EngineConfig(
+                max_batch=settings.max_batch,
+                max_batch_pixels=int(settings.max_batch_mp * 1e6),
+                max_delay_s=settings.max_delay_ms / 1e3,
+                max_queue=settings.max_queue,
+                # the device may slow down by half and those who wait are still served in time
+                max_wait_s=settings.deadline_s / 2,
+            ),
+            self.metrics,
+        )
         bounds = StoreConfig(settings.store_ttl_s, settings.store_max_entries, int(settings.store_max_mb * 1e6))
         self.store = FeatureStore(bounds, self.metrics)
         limits = SessionConfig(settings.sequence_ttl_s, settings.sequence_max, int(settings.sequence_max_mb * 1e6))

@@ -23,7 +23,10 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="port that superpoint serve listens at")
 
     max_batch: int = Field(default=16, ge=1, description="images of a batch")
-    max_delay_ms: float = Field(default=2.0, ge=0, description="how long a batch that is not full is waited for")
+    max_batch_mp: float = Field(default=16.0, gt=0, description="megapixels of a batch of more than one image")
+    max_delay_ms: float = Field(
+        default=2.0, ge=0, description="how long a batch that is not full is waited for while more images are coming"
+    )
     max_queue: int = Field(default=256, ge=1, description="images admitted and not yet finished")
     deadline_s: float = Field(default=30.0, gt=0, description="longest time of a request, from its admission")
     decode_threads: int = Field(default=4, ge=1, description="threads that decode images")

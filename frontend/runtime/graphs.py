@@ -64,7 +64,7 @@ def info_of(network: SuperPointNet) -> NetworkInfo:
     if refiner is not None and not hasattr(refiner, "refine_patches"):
         raise ConfigError(f"refiner '{network.config.refiner}' has no refine_patches; it runs on the torch backend")
     return NetworkInfo(
-        network.config.encoder, network.config.descriptor_dim, 0 if refiner is None else int(refiner.SIZE)
+        network.config.encoder, network.config.descriptor_dim, 0 if refiner is None else int(refiner.size)
     )
 
 

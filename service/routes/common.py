@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -101,7 +102,10 @@ def answer(request: Request, result: dict[str, Any], status: int = 200) -> Respo
         BadRequestError: it accepts none of ours.
     """
     kind = format_of(request)
-    return Response(encode(result, kind), status, media_type=kind)
+    began = time.perf_counter()
+    body = encode(result, kind)
+    core_of(request).metrics.stage.labels("encode").observe(time.perf_counter() - began)
+    return Response(body, status, media_type=kind)
 
 
 def encoded_descriptors(features: Features, descriptors: Encoding) -> np.ndarray | None:
