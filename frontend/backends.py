@@ -38,7 +38,9 @@ def backend_of_network(
     return _on_torch(network, str(where), runtime, precision)
 
 
-def load_backend(name_or_path: str | Path, device: str, runtime: str, precision: str) -> tuple[str, Backend]:
+def load_backend(
+    name_or_path: str | Path, device: str, runtime: str, precision: str, brief: bool = False
+) -> tuple[str, Backend]:
     """The backend of a released model or a weight file, and the model's name.
 
     Args:
@@ -46,6 +48,7 @@ def load_backend(name_or_path: str | Path, device: str, runtime: str, precision:
         device: as for :func:`backend_of_network`.
         runtime: the same.
         precision: the same.
+        brief: see :func:`frontend.runtime.load_runtime`.
 
     Raises:
         WeightsError: there are no such weights, or they cannot be used.
@@ -60,7 +63,7 @@ def load_backend(name_or_path: str | Path, device: str, runtime: str, precision:
         from frontend.cpu_backend import CpuBackend
 
         name, _ = resolve(name_or_path)
-        return name, CpuBackend(load_runtime(name_or_path, runtime, precision))
+        return name, CpuBackend(load_runtime(name_or_path, runtime, precision, brief=brief))
     name, network = load_network(name_or_path)
     return name, backend_of_network(network, str(where), runtime, precision)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -109,6 +110,8 @@ def export_network(network: SuperPointNet, path: Path, config: ExportConfig, nam
         raise ConfigError(f"{path}: expected a name that ends in {ending} for the format {config.format}")
     if network.map_layers:
         raise ConfigError("a network that takes a map cannot be exported")
+    # not the caller's own: a backend may have brought its weights to another memory layout, or to a GPU
+    network = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     written: list[Path] = []
     for suffix, graph in _graphs(network, config).items():
         target = path.with_name(f"{path.stem}{suffix}{ending}")

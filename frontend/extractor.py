@@ -91,6 +91,7 @@ class SuperPoint:
         device: str = "auto",
         runtime: str = "auto",
         precision: str = "auto",
+        brief: bool = False,
     ) -> SuperPoint:
         """Load weights.
 
@@ -100,6 +101,7 @@ class SuperPoint:
             device: "auto", "cpu", "cuda" or "cuda:N".
             runtime: as for the constructor.
             precision: the same.
+            brief: whether a pair of images is all that is to come, so that "auto" looks at the time to load too.
 
         Raises:
             WeightsError: there are no such weights, or they cannot be used.
@@ -107,7 +109,7 @@ class SuperPoint:
         """
         from frontend.backends import load_backend
 
-        name, backend = load_backend(name_or_path, device, runtime, precision)
+        name, backend = load_backend(name_or_path, device, runtime, precision, brief)
         return cls.of(backend, name=name, config=config)
 
     def configured(self, config: ExtractorConfig) -> SuperPoint:

@@ -74,7 +74,7 @@ class FakePipeline:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "_load", lambda args: FakePipeline(args.geometry))
+    monkeypatch.setattr(command, "_load", lambda args, brief: FakePipeline(args.geometry))
 
 
 def image_file(path: Path, level: int, size: tuple[int, int] = (40, 30)) -> Path:
@@ -324,7 +324,7 @@ def bad_images(folder: Path) -> dict[str, tuple[Path, str]]:
 def test_bad_images_as_either_image(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(_: object) -> None:
+    def load(_: object, brief: bool) -> None:
         raise AssertionError("a model was loaded for a bad image")
 
     monkeypatch.setattr(command, "_load", load)

@@ -220,7 +220,7 @@ def _read(path: str) -> Any:
         return read_image(path)
 
 
-def _load(args: argparse.Namespace) -> MatchPipeline:
+def _load(args: argparse.Namespace, brief: bool) -> MatchPipeline:
     """Load the model; torch too, unless an exported graph and a runtime for it are there.
 
     Raises:
@@ -241,6 +241,7 @@ def _load(args: argparse.Namespace) -> MatchPipeline:
         device=args.device,
         runtime=args.runtime,
         precision=args.precision,
+        brief=brief,
         config=ExtractorConfig(
             max_keypoints=args.max_keypoints,
             detection_threshold=args.detection_threshold,
@@ -261,7 +262,7 @@ def _run_pair(args: argparse.Namespace, path1: str, watch: _Stopwatch) -> int:
     load_ms = watch.lap()  # libraries so far, torch and the weights below
     image0, image1 = _read(args.image0), _read(path1)
     read_ms = watch.lap()
-    pipeline = _load(args)
+    pipeline = _load(args, brief=True)
     timings = {"load": load_ms + watch.lap(), "read": read_ms}
     result = pipeline.match(image0, image1)
     report = Report(args.image0, path1, result, pipeline.extractor.name, {**timings, **result.timings_ms})
@@ -281,7 +282,7 @@ def _run_many(args: argparse.Namespace, paths: list[str]) -> int:
     from frontend.progress import Progress
 
     image0 = _read(args.image0)
-    pipeline = _load(args)
+    pipeline = _load(args, brief=False)
     features0 = pipeline.extractor.extract(image0)
     names = _picture_names(paths)
     rows: list[tuple[Row, Any]] = []

@@ -7,9 +7,14 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from frontend.runtime.base import Maps, NetworkInfo, Refined
 from frontend.runtime.threads import settle_threads
 from frontend.types import Float32Array
+
+_KEPT = 128  # kernels kept for shapes seen before; the default of thousands grows by megabytes with each new shape
+_MANY = 64  # patches are filled up to a multiple of this, so that their number takes few values
 
 _HINTS = {"float32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
 
@@ -50,6 +55,7 @@ class OpenVinoRuntime:
                 "INFERENCE_PRECISION_HINT": hint,
                 "PERFORMANCE_HINT": "LATENCY",
                 "INFERENCE_NUM_THREADS": threads,
+                "CPU_RUNTIME_CACHE_CAPACITY": _KEPT,
             }
             return _core().compile_model(_core().read_model(parts[part]), "CPU", settings)
 
@@ -65,9 +71,13 @@ class OpenVinoRuntime:
     def refine(self, patches: Float32Array, scores: Float32Array) -> Refined:
         if self._refine is None:
             raise TypeError("this network has no refiner")
+        count = len(patches)
+        if missing := -count % _MANY:
+            patches = np.concatenate([patches, np.zeros((missing, *patches.shape[1:]), np.float32)])
+            scores = np.concatenate([scores, np.zeros(missing, np.float32)])
         inputs = {"patches": patches, "scores": scores}
         found = self._request("refine", self._refine).infer(inputs, share_inputs=True, share_outputs=True)
-        return Refined(found["position"], found["local"])
+        return Refined(found["position"][:count], found["local"][:count])
 
     def _request(self, name: str, model: Any) -> Any:
         """This thread's own request of a compiled model."""

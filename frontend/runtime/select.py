@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _INSTALLED = {"openvino": "openvino", "onnxruntime": "onnxruntime", "torch": "torch"}
 _TRIAL = (240, 320)  # size that candidates are timed at
 _TRIALS = 3
+_BRIEF = 8  # images of the trial's size that a pair of 640 x 480 is worth
+_TORCH_IMPORT_MS = 2000.0  # torch is loaded where it exports, so that its import cannot be timed there
 
 
 def available_runtimes() -> tuple[str, ...]:
@@ -133,7 +135,9 @@ class _Network:
         return TorchRuntime(self.network, precision)
 
 
-def load_runtime(name_or_path: str | Path, runtime: str = "auto", precision: str = "auto") -> Runtime:
+def load_runtime(
+    name_or_path: str | Path, runtime: str = "auto", precision: str = "auto", *, brief: bool = False
+) -> Runtime:
     """The runtime of a released model or a weight file.
 
     With exported graphs in the cache, torch is not loaded unless it is asked for.
@@ -142,13 +146,14 @@ def load_runtime(name_or_path: str | Path, runtime: str = "auto", precision: str
         name_or_path: see :func:`frontend.weights.load_network`.
         runtime: a name of ``RUNTIMES``; "auto" is the fastest of those installed that compute the network right.
         precision: a name of ``PRECISIONS``; "auto" is what is fast on this CPU and finds the same keypoints.
+        brief: whether a pair of images is all that is to come, so that the time to load counts too.
 
     Raises:
         WeightsError: there are no such weights, or they cannot be used.
         ConfigError: the runtime or the precision is not to be had here, or does not compute the network.
     """
     _, path = resolve(name_or_path)
-    return _choose(_Network(None, name_or_path, sha256_of(path)), runtime, precision)
+    return _choose(_Network(None, name_or_path, sha256_of(path)), runtime, precision, brief)
 
 
 def runtime_for(network: SuperPointNet, runtime: str = "auto", precision: str = "auto") -> Runtime:
@@ -156,26 +161,28 @@ def runtime_for(network: SuperPointNet, runtime: str = "auto", precision: str = 
     return _choose(_Network(network), runtime, precision)
 
 
-def _choose(source: _Network, runtime: str, precision: str) -> Runtime:
+def _choose(source: _Network, runtime: str, precision: str, brief: bool = False) -> Runtime:
     installed = available_runtimes() if runtime == "auto" else (runtime,)
     if installed == ("torch",) and precision in ("auto", "float32"):
         return source.build("torch", "float32")
     if runtime != "auto" and (precision != "auto" or set(precisions_of(runtime)) <= {"float32", "int8"}):
         return source.build(runtime, "float32" if precision == "auto" else precision)
     note = _note_name(installed, precision)
-    for name, kind in _remembered(source.digest, note):
+    for name, kind in _remembered(source.digest, note, "brief" if brief else "order"):
         # what was right once may be broken by now
         with suppress(ConfigError):
             return source.build(name, kind)
-    order = _timed(source, installed, precision)
+    timed = _timed(source, installed, precision)
+    order = [t[:2] for t in sorted(timed, key=lambda t: t.ms)]
+    sooner = [t[:2] for t in sorted(timed, key=lambda t: t.load_ms + _BRIEF * t.ms)]
     if source.digest:
-        store.save_note(source.digest, note, {"order": [pair for pair, _ in order], "ms": [ms for _, ms in order]})
-    return source.build(*order[0][0])
+        store.save_note(source.digest, note, {"order": order, "brief": sooner, "timed": timed})
+    return source.build(*(sooner if brief else order)[0])
 
 
-def _remembered(digest: str, note: str) -> list[tuple[str, str]]:
+def _remembered(digest: str, note: str, key: str = "order") -> list[tuple[str, str]]:
     """Runtimes and precisions that have been timed before, the fastest first."""
-    order = (store.load_note(digest, note) or {}).get("order") if digest else None
+    order = (store.load_note(digest, note) or {}).get(key) if digest else None
     pairs = order if isinstance(order, list) else []
     return [(pair[0], pair[1]) for pair in pairs if isinstance(pair, list) and len(pair) == 2]
 
@@ -205,34 +212,47 @@ def _cpu() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
 
 
-def _timed(source: _Network, runtimes: tuple[str, ...], precision: str) -> list[tuple[tuple[str, str], float]]:
-    """Candidates that compute the network right, the fastest first, with their milliseconds.
+class _Timed(NamedTuple):
+    """A candidate with the milliseconds of an image of the trial's size, and of its load."""
+
+    runtime: str
+    precision: str
+    ms: float
+    load_ms: float
+
+
+def _timed(source: _Network, runtimes: tuple[str, ...], precision: str) -> list[_Timed]:
+    """Candidates that compute the network right, with their times.
 
     Raises:
         ConfigError: there is none; that of the last one.
     """
     image = parity.scene(*_TRIAL)[None, None]
     reference: Maps | None = None
-    timed: list[tuple[tuple[str, str], float]] = []
+    timed: list[_Timed] = []
+    with suppress(ConfigError):  # each candidate says so itself
+        _ = source.graphs if runtimes != ("torch",) else None  # made before the clock runs
     failure: ConfigError | None = None
     for name in runtimes:
         kinds = [kind for kind in precisions_of(name) if kind != "int8"] if precision == "auto" else [precision]
         for kind in kinds:
+            began = time.perf_counter()
             try:
                 made = source.build(name, kind)
             except ConfigError as error:
                 failure = error
                 continue
+            load_ms = _TORCH_IMPORT_MS if name == "torch" else round((time.perf_counter() - began) * 1e3, 3)
             got = Maps(*(np.array(value) for value in made.dense(image)))
             if kind == "float32" and reference is None:
                 reference = got
             if precision == "auto" and reference is not None and not parity.same_keypoints(reference, got):
                 failure = ConfigError(f"{name} in {kind} finds other keypoints than float32")
                 continue
-            timed.append(((name, kind), min(_milliseconds(made, image) for _ in range(_TRIALS))))
+            timed.append(_Timed(name, kind, min(_milliseconds(made, image) for _ in range(_TRIALS)), load_ms))
     if not timed:
         raise failure or ConfigError("no runtime is installed: pip install torch")
-    return sorted(timed, key=lambda item: item[1])
+    return timed
 
 
 def _milliseconds(runtime: Runtime, image: np.ndarray) -> float:

@@ -9,7 +9,7 @@ from runtime_networks import network, unfolded
 
 from frontend.errors import ConfigError
 from frontend.extractor import ExtractorConfig, StageTimes, SuperPoint
-from frontend.model import heatmap
+from frontend.model import ModelConfig, SuperPointNet, heatmap
 from frontend.runtime import available_runtimes, load_runtime, precisions_of, runtime_for
 from frontend.runtime.parity import scene
 from frontend.runtime.threads import VARIABLE, thread_count
@@ -86,6 +86,15 @@ def test_auto_takes_one_that_is_installed() -> None:
     runtime = runtime_for(network("edge"))
     assert runtime.name in NAMES
     assert runtime.precision in precisions_of(runtime.name)
+
+
+def test_a_network_that_cannot_be_exported_runs_in_torch() -> None:
+    torch.manual_seed(0)
+    takes_a_map = SuperPointNet(ModelConfig(encoder="compact+map_fusion")).fold()
+    assert takes_a_map.map_layers > 0
+    assert runtime_for(takes_a_map).name == "torch"
+    with pytest.raises(ConfigError, match="a network that takes a map runs in torch alone"):
+        runtime_for(takes_a_map, "onnxruntime")
 
 
 def test_emulated_precisions_are_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,73 @@
+"""int8: what is quantised, that it still computes the network, and that a loss of accuracy is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from runtime_networks import network, unfolded
+
+from frontend.cli.main import main
+from frontend.errors import ConfigError
+from frontend.evaluation import quantisation
+from frontend.runtime import load_runtime, runtime_for, select
+from frontend.runtime.parity import scene
+from frontend.weights import save_network
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    for seed in range(8):
+        cv2.imwrite(str(folder / f"{seed}.png"), (scene(120, 160, seed) * 255).astype(np.uint8))
+    return folder
+
+
+def test_convolutions_in_the_middle_are_quantised_and_nearly_exact() -> None:
+    graphs = select.export(network("vgg"))
+    images = [scene(64, 96, seed)[None, None] for seed in range(4)]
+    int8 = quantisation.quantise_dense(graphs.files["dense"], images)
+    assert len(int8) < 0.5 * len(graphs.files["dense"])
+    model = onnx.load_from_string(int8)
+    initial = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    # the first one and the two before the outputs keep their float32 weights
+    assert sum(initial.get(node.input[1]) == onnx.TensorProto.FLOAT for node in convolutions) == 3
+    assert len(convolutions) == 12
+    given = scene(80, 104, 9)[None, None]
+    expected = runtime_for(network("vgg"), "torch", "float32").dense(given).descriptors
+    for name in ("onnxruntime", "openvino"):
+        quantised = replace(graphs, files={**graphs.files, "dense-int8": int8})
+        got = select.build(quantised, name, "int8").dense(given).descriptors
+        cosine = (expected * got).sum(-1) / np.linalg.norm(expected, axis=-1) / np.linalg.norm(got, axis=-1)
+        assert 0.98 < np.median(cosine) < 0.999999
+
+
+def test_a_model_is_quantised_measured_and_used(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(quantisation, "_PAIRS", 8)
+    weights = tmp_path / "net.safetensors"
+    save_network(weights, unfolded("edge"))
+    command = ["export", "--model", str(weights), "--precision", "int8", "--calibration", str(photographs)]
+    monkeypatch.setattr(quantisation, "_LARGEST_DROP", -2.0)
+    assert main(command) == 2
+    assert "int8 is refused: homography accuracy drops by" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="has no such graph"):
+        load_runtime(weights, "onnxruntime", "int8")
+    monkeypatch.setattr(quantisation, "_LARGEST_DROP", 1.0)
+    assert main(command) == 0
+    assert "net in int8: 8 pairs" in capsys.readouterr().out
+    assert load_runtime(weights, "onnxruntime", "int8").precision == "int8"
+
+
+def test_too_few_photographs_are_refused(photographs: Path, tmp_path: Path) -> None:
+    save_network(tmp_path / "net.safetensors", unfolded("edge"))
+    for missing, message in ((tmp_path, "has 0 photographs; expected 8"), (tmp_path / "no", "is no folder")):
+        with pytest.raises(ConfigError, match=message):
+            quantisation.quantise_model(tmp_path / "net.safetensors", missing)
