@@ -15,7 +15,8 @@ from torch import Tensor
 
 from frontend.cli.main import main
 from frontend.errors import ConfigError
-from frontend.model import DUSTBIN, SuperPointNet, heatmap
+from frontend.heads import DUSTBIN
+from frontend.model import SuperPointNet, heatmap
 from frontend.training.augmentation import AugmentationConfig, repeated_weights
 from frontend.training.datasets import Sample, SyntheticShapes
 from frontend.training.detector_losses import (

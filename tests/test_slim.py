@@ -9,7 +9,8 @@ from torch import nn
 
 from frontend.encoders.slim import SeparableBlock, Slim
 from frontend.errors import ConfigError
-from frontend.model import MODEL_PRESETS, LightDescriptorHead, LightDetectorHead, SuperPointNet
+from frontend.heads import LightDescriptorHead, LightDetectorHead
+from frontend.model import MODEL_PRESETS, SuperPointNet
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -12,7 +12,7 @@ class Compact(Encoder):
     """Strided 3 x 3 convolutions, so that nothing runs at full resolution.
 
     The detail that the strided stem loses comes back to the detector through the pixel-unshuffle branch of
-    :class:`frontend.model.DetailDetectorHead`.
+    :class:`frontend.heads.DetailDetectorHead`.
 
     Args:
         width: multiplies the channels 16, 32, 64 and 96.

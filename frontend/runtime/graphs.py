@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from frontend.errors import ConfigError
-from frontend.model import CELL, DUSTBIN, SuperPointNet
+from frontend.heads import CELL, DUSTBIN
+from frontend.model import SuperPointNet
 from frontend.refinement import PatchRefiner
 from frontend.runtime.base import NetworkInfo
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from frontend.errors import DataError
+from frontend.heads import CELL
 from frontend.homography import (
     HomographyConfig,
     sample_homography,
@@ -24,7 +25,6 @@ from frontend.homography import (
     warp_image,
     warp_points,
 )
-from frontend.model import CELL
 from frontend.training.augmentation import AugmentationConfig, augmented, repeated_weights
 from frontend.training.labels import LabelledPhoto, decode_heatmap, load_labelled_photos
 from frontend.training.mixtoken import rectangle

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from frontend.errors import ConfigError
-from frontend.model import DUSTBIN
+from frontend.heads import DUSTBIN
 from frontend.training.losses import detector_loss, masked_mean
 
 # logits (B, 65, h, w) float, labels (B, h, w) int64 in [0, 64], mask (B, h, w) bool; a scalar

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from frontend.heads import CELL
 from frontend.homography import warp_points
 from frontend.keypoints import refine_subpixel
-from frontend.model import CELL
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from frontend.heads import CELL
 from frontend.homography import warp_points
-from frontend.model import CELL
 from frontend.types import BoolArray
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from frontend.heads import CELL, DUSTBIN
 from frontend.homography import warp_points
-from frontend.model import CELL, DUSTBIN
 from frontend.types import Float32Array, Float64Array
 
 # pixels at a time: temporary arrays that stay in the cache are several times faster

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from frontend.heads import CELL, DUSTBIN
 from frontend.keypoints import non_maximum_suppression
-from frontend.model import CELL, DUSTBIN
 from frontend.types import BoolArray, Float64Array
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from frontend.encoders import Context, Encoder, TokenEncoder
 from frontend.errors import ConfigError, DataError
-from frontend.model import DUSTBIN, DenseMaps, SuperPointNet
+from frontend.heads import DUSTBIN
+from frontend.model import DenseMaps, SuperPointNet
 from frontend.training.losses import masked_mean
 from frontend.training.mixtoken import paste, pasting
 
