@@ -140,7 +140,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.contiguous().flatten() for p in used])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for parameter, gradient in zip(used, flat.split([p.numel() for p in used]), strict=True):
+    for parameter, gradient in zip(used, torch.split(flat, [p.numel() for p in used]), strict=True):
         values = gradient.view(parameter.shape)
         if parameter.grad is None:
             parameter.grad = torch.empty_like(parameter)
@@ -157,7 +157,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or not _active() or self.running_mean is None or self.running_var is None:
             return super().forward(input)
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         # about a common value near the mean, so that the difference of squares keeps its digits
         pivot = self.running_mean[:, None, None]
         moved = x - pivot
@@ -172,7 +172,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
             mean = first + self.running_mean
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * count / max(count - 1, 1), momentum)
-        out = (moved - first[:, None, None]) * (variance + self.eps).rsqrt()[:, None, None]
+        out: Tensor = (moved - first[:, None, None]) * (variance + self.eps).rsqrt()[:, None, None]
         if self.affine:
             out = out * self.weight[:, None, None] + self.bias[:, None, None]
         return out.to(input.dtype)

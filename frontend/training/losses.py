@@ -19,7 +19,8 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     mean over all values.
     """
     weight = mask.to(values.dtype)
-    return (values * weight).sum() / mean_over_ranks(weight.sum()).clamp_min(1 / world_size())
+    count: Tensor = mean_over_ranks(weight.sum()).clamp_min(1 / world_size())
+    return (values * weight).sum() / count
 
 
 def detector_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:

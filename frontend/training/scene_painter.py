@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from frontend.types import Float32Array, Float64Array
 
 _NEAR = 0.15
 _SHIFT = 4
+_AHEAD = np.array([0.0, 0.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class View:
     def looking(cls, centre: Float64Array, at: Float64Array, roll: float, focal: float, size: tuple[int, int]) -> View:
         """A camera at ``centre`` looking at a point, turned about its axis by ``roll`` radians; focal in widths."""
         ahead = (at - centre) / np.linalg.norm(at - centre)
-        right = np.cross(ahead, [0.0, 0.0, 1.0])
+        right = _cross(ahead, np.array([0.0, 0.0, 1.0]))
         right /= max(float(np.linalg.norm(right)), 1e-9)
-        down = np.cross(ahead, right)
+        down = _cross(ahead, right)
         c, s = np.cos(roll), np.sin(roll)
         R = np.stack([c * right + s * down, c * down - s * right, ahead])
         f = focal * size[0]
@@ -92,7 +94,7 @@ class Texture:
     @classmethod
     def of(cls, reflectance: Float32Array) -> Texture:
         """From (n, n) in [0, 1]."""
-        levels = [np.rint(reflectance * 255).astype(np.uint8)]
+        levels: list[np.ndarray] = [np.rint(reflectance * 255).astype(np.uint8)]
         while len(levels[-1]) > 16:
             levels.append(cv2.resize(levels[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
         return cls(levels)
@@ -134,11 +136,16 @@ class Sphere:
     texture: int
 
 
+def _cross(a: Float64Array, b: Float64Array) -> Float64Array:
+    """The cross product of two vectors; NumPy's own is slow for single ones."""
+    return np.array([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
+
+
 def rectangle(
     origin: Float64Array, across: Float64Array, down: Float64Array, texture: int, tile: float, grid: int = 8
 ) -> Face:
     """A rectangular face, seen from the side that ``across`` x ``down`` points away from."""
-    normal = np.cross(down, across)
+    normal = _cross(down, across)
     corners = np.stack([origin, origin + across, origin + across + down, origin + down])
     return Face(corners, origin, across, down, normal / np.linalg.norm(normal), texture, tile, np.zeros(2), grid)
 
@@ -159,13 +166,13 @@ def prism_faces(
     top = base + up
     for start, end in zip(top, np.roll(top, -1, axis=0), strict=True):
         across = end - start
-        normal = np.cross(across, up)
+        normal = _cross(across, up)
         corners = np.stack([start, end, end - up, start - up])
         unit = normal / max(float(np.linalg.norm(normal)), 1e-9)
         faces.append(Face(corners, start, across, -up, unit, textures[0], tile, shift))
     e1 = (base[1] - base[0]) / np.linalg.norm(base[1] - base[0])
     unit = up / np.linalg.norm(up)
-    e2 = np.cross(e1, unit)
+    e2 = _cross(e1, unit)
     for corners, normal in ((top, unit), (base, -unit)):
         along, aside = corners @ e1, corners @ e2
         height = float(corners[0] @ unit)
@@ -196,6 +203,8 @@ class Painter:
     ) -> None:
         self.view, self.light, self.textures, self.occluders = view, light, textures, occluders
         self.canvas = backdrop
+        x, y = (1.05 * side / (2 * view.K[0, 0]) for side in view.size)
+        self._sides = [np.array(plane) for plane in ((1.0, 0, x), (-1.0, 0, x), (0, 1.0, y), (0, -1.0, y))]
         self._points = np.concatenate(occluders) if occluders else np.zeros((1, 3))
         self._starts = np.cumsum([0, *map(len, occluders[:-1])])
 
@@ -207,6 +216,11 @@ class Painter:
         """Paint a face, whatever is there already."""
         view = self.view
         corners = (face.corners - view.centre) @ view.R.T
+        # to what is seen and a little more: numbers stay small
+        for plane in self._sides:
+            corners = _clip(corners, plane)
+        if len(corners) < 3:
+            return
         farthest = float(corners[:, 2].max())
         if farthest <= _NEAR or not self.faces(face):
             return
@@ -229,7 +243,7 @@ class Painter:
         fog: Float32Array | None,
     ) -> None:
         view = self.view
-        polygon = _clip(_clip(corners, depths[0], 1), depths[1], -1)
+        polygon = _clip(_clip(corners, _AHEAD, depths[0]), -_AHEAD, -depths[1])
         if len(polygon) < 3:
             return
         pixels = polygon @ view.K.T
@@ -240,9 +254,7 @@ class Painter:
             return
         size = (int(high[0] - low[0]), int(high[1] - low[1]))
         mask = np.zeros((size[1], size[0]), np.uint8)
-        # the bound keeps fixed-point numbers in their range; what lies so far outside is not seen
-        outline = np.clip(pixels - low, -20000, 20000) * (1 << _SHIFT)
-        cv2.fillConvexPoly(mask, np.rint(outline).astype(np.int32), 255, cv2.LINE_8, _SHIFT)
+        cv2.fillConvexPoly(mask, np.rint((pixels - low) * (1 << _SHIFT)).astype(np.int32), 255, cv2.LINE_8, _SHIFT)
         texture = self.textures[face.texture]
         texel = face.tile / len(texture.levels[0])
         middle = polygon.mean(0)
@@ -254,9 +266,11 @@ class Painter:
         start = face.origin - face.tile * (face.shift[0] * unit_x + face.shift[1] * unit_y)
         H = move @ self._plane(start, texel * unit_x, texel * unit_y) @ scaling(2**level, 2**level)
         patch = cv2.warpPerspective(texture.levels[level], H, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-        for values, change in ((gain, cv2.multiply), (fog, cv2.add)):
-            if values is not None:
-                change(patch, self._over(values, face, move, size), patch, dtype=cv2.CV_8U)
+        lit: Any = self._over(gain, face, move, size)
+        patch = cv2.multiply(patch, lit, dtype=cv2.CV_8U)
+        if fog is not None:
+            veil: Any = self._over(fog, face, move, size)
+            patch = cv2.add(patch, veil, dtype=cv2.CV_8U)
         cv2.copyTo(patch, mask, self.canvas[low[1] : high[1], low[0] : high[0]])
 
     def _over(
@@ -365,13 +379,17 @@ class Painter:
         part[hit] = np.clip(lit[hit], 0, 255).astype(np.uint8)
 
 
-def _clip(polygon: Float64Array, depth: float, side: int) -> Float64Array:
-    """The part of a convex (k, 3) polygon with side * z >= side * depth (Sutherland & Hodgman 1974)."""
+def _clip(polygon: Float64Array, plane: Float64Array, offset: float = 0.0) -> Float64Array:
+    """The part of a convex (k, 3) polygon with plane . p >= offset (Sutherland & Hodgman 1974)."""
+    values = polygon @ plane - offset
+    inside = values >= 0
+    if inside.all():
+        return polygon
     kept = []
-    for a, b in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
-        inside_a, inside_b = side * (a[2] - depth) >= 0, side * (b[2] - depth) >= 0
-        if inside_a:
-            kept.append(a)
-        if inside_a != inside_b:
-            kept.append(a + (b - a) * (depth - a[2]) / (b[2] - a[2]))
+    for n in range(len(polygon)):
+        m = (n + 1) % len(polygon)
+        if inside[n]:
+            kept.append(polygon[n])
+        if inside[n] != inside[m]:
+            kept.append(polygon[n] + (polygon[m] - polygon[n]) * (values[n] / (values[n] - values[m])))
     return np.array(kept).reshape(-1, 3)

@@ -6,6 +6,7 @@ the right, y ahead, z up.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -282,7 +283,7 @@ def _sky(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 def _exposed(rng: np.random.Generator, canvas: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """What lens, sensor and exposure make of it: (H, W) uint8 of the image's size."""
     width, height = size
-    image = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    image: np.ndarray = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     if rng.random() < 0.5:
         image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.3, 1.0)))
     # exposed so that the mean comes out as in photographs, then a gamma
@@ -297,7 +298,8 @@ def _exposed(rng: np.random.Generator, canvas: np.ndarray, size: tuple[int, int]
         y = (np.arange(height, dtype=np.float32) / height - 0.5) ** 2
         image *= 1 - np.float32(rng.uniform(0.2, 0.9)) * (x[None] + y[:, None])
     image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(0.3, 4.0))
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    result: np.ndarray = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return result
 
 
 def scene(seed: int, number: int, size: tuple[int, int] = (640, 480), layout: str | None = None) -> np.ndarray:
@@ -375,7 +377,8 @@ def make_scenes(
                 made += write(number)
                 progress.update()
         else:
-            with ProcessPoolExecutor(workers) as pool:
+            # not forked: a process with OpenCV's threads in it may hang in the child
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
                 for new in pool.map(write, range(count), chunksize=8):
                     made += new
                     progress.update()

@@ -150,7 +150,7 @@ def import_state(file: Path, run: Path) -> dict[str, Any]:
     for key, tensor in parts.pop("average-difference", {}).items():
         parts.setdefault("average", {})[key] = parts["network"][key] + tensor.float()
     groups = [{**group, "betas": tuple(group["betas"])} for group in facts["groups"]]
-    state = {
+    state: dict[str, Any] = {
         **parts,
         **{key: facts[key] for key in ("step", "seconds", "described", "content", "settings") if key in facts},
         "optimiser": {"state": moments, "param_groups": groups},

@@ -203,7 +203,9 @@ class Trainer:
         held = read_checkpoint(self.out) if leads and path.is_file() else None
         state = distributed.share(held)
         if state is None:
-            distributed.share_tensors(self.network.state_dict().values())
+            modules = [self.network, self.auxiliary, self.average and self.average.network]
+            for module in filter(None, modules):
+                distributed.share_tensors(module.state_dict().values())
             return
         before = state["described"]
         for key in sorted((set(before) | set(self.described)) - FREE_TO_CHANGE):
