@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -40,6 +41,15 @@ TINY = ModelConfig(
     detector_options={"hidden": 16},
     descriptor_options={"hidden": 16},
 )
+
+
+@pytest.fixture(autouse=True)
+def _single_threaded() -> Iterator[None]:
+    """As the processes beside: how a sum is cut in pieces decides its last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Shapes(Dataset[Sample]):
@@ -185,25 +195,15 @@ def pairs_command(data: Path, out: Path, *more: str) -> list[str]:
 
 
 PAIRS = [
-    "--model",
-    "edge",
-    "--steps",
-    "8",
-    "--batch-size",
-    "4",
-    "--width",
-    "64",
-    "--height",
-    "64",
-    "--photo-side",
-    "96",
+    *["--model", "vgg", "--encoder", "vgg(channels=[8,8,8,16])", "--steps", "8", "--batch-size", "4"],
+    *["--width", "64", "--height", "64", "--photo-side", "96"],
 ]
 
 
 def test_a_run_is_carried_to_another_folder_with_the_data_elsewhere(
     photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = [*PAIRS, *EXACT, "--ema", "0.9", "--refined-points", "16"]
+    settings = [*PAIRS, *EXACT, "--ema", "0.9"]
     assert main(pairs_command(photographs, tmp_path / "whole", *settings)) == 0
     first = pairs_command(photographs, tmp_path / "here", *settings, "--checkpoint-seconds", "0")
     kill_when(start_python("-m", "frontend.cli.main", *first), lambda: step_of(tmp_path / "here") >= 3)
@@ -291,7 +291,7 @@ def torchrun(*arguments: str) -> subprocess.Popen[str]:
 
 def test_two_processes_train_as_one_and_go_on_after_kill_9(photographs: Path, tmp_path: Path) -> None:
     """The weights of one process, to what rounding does to them in Adam's first steps; a kill changes nothing."""
-    settings = [*PAIRS, *EXACT, "--refined-points", "16", "--learning-rate", "1e-4"]
+    settings = [*PAIRS, *EXACT, "--learning-rate", "1e-4"]
     assert main(pairs_command(photographs, tmp_path / "one", *settings)) == 0
     process = torchrun(*pairs_command(photographs, tmp_path / "two", *settings, "--checkpoint-seconds", "0"))
     limit = time.monotonic() + LONGEST_S
@@ -312,8 +312,8 @@ def test_two_processes_train_as_one_and_go_on_after_kill_9(photographs: Path, tm
     one, two = (load_file(tmp_path / name / "superpoint.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, tensor in one.items():
-        # each of 8 steps moves a weight by 1e-4 at most, and a gradient of zero has a random sign
-        np.testing.assert_allclose(two[name].numpy(), tensor.numpy(), rtol=2e-2, atol=8e-4, err_msg=name)
+        # each of 8 steps moves a weight by 1e-4 at most either way, and a gradient of zero has a random sign
+        np.testing.assert_allclose(two[name].numpy(), tensor.numpy(), rtol=2e-2, atol=2e-3, err_msg=name)
 
 
 def test_ranks_hold_the_same_and_compute_what_one_process_computes(tmp_path: Path) -> None:

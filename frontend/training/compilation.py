@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -28,9 +29,12 @@ def compile_parts(network: nn.Module, parts: tuple[str, ...], trial: Callable[[]
     chosen = [part for part in (getattr(network, name, None) for name in parts) if isinstance(part, nn.Module)]
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     try:
-        for part in chosen:
-            part.compile(backend=BACKEND)
-        trial().backward()  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            # of the compiler, about itself
+            warnings.simplefilter("ignore")
+            for part in chosen:
+                part.compile(backend=BACKEND)
+            trial().backward()  # type: ignore[no-untyped-call]
     # whatever a compiler may raise: a missing C++ compiler, an operator without a rule, a bug
     except Exception as error:
         for part in chosen:
