@@ -189,7 +189,7 @@ class Trainer:
         content = getattr(task.data, "content", None)
         self.content: str | None = content() if content is not None else None
         # not stated where it is off: runs begun by earlier versions go on
-        values = {name: value for name, value in asdict(config).items() if name != "ema" or value}
+        values = {name: value for name, value in asdict(config).items() if name not in ("ema", "compile") or value}
         self.described = {**described, "task": task.name, **values, "model": network.config.to_dict()}
 
     @property
