@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := frontend service tests $(wildcard benchmarks)
+SOURCES := frontend service tests docker $(wildcard benchmarks)
 SAMPLES := frontend/samples
 
 .DEFAULT_GOAL := help

@@ -127,8 +127,9 @@ def quiet_decoders() -> Iterator[None]:
     For command lines, whose user should see one line for a bad file. It acts on the whole process (the C
     libraries write to file descriptor 2 directly), so a server with threads must not use it.
     """
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    logging = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4, and 5
+    level = logging.getLogLevel()
+    logging.setLogLevel(0)  # silent
     try:
         saved = os.dup(2)
     except OSError:  # started with stderr closed: nothing to keep quiet
@@ -142,7 +143,7 @@ def quiet_decoders() -> Iterator[None]:
         if saved >= 0:
             os.dup2(saved, 2)
             os.close(saved)
-        cv2.utils.logging.setLogLevel(level)
+        logging.setLogLevel(level)
 
 
 def _full_scale(peak: float) -> float:

@@ -19,8 +19,10 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # not a stuffed 0xFF, n
 _JPEG_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PNM_FIELD = re.compile(rb"(?:\s+|#[^\n]*\n)*(\d+)")
 _PAM_SIZE = re.compile(rb"^(WIDTH|HEIGHT)\s+(\d+)\s*$", re.MULTILINE)
-_HDR_SIZE = re.compile(rb"\n([-+][XY]) (\d+) ([-+][XY]) (\d+)\n")
+_HDR_SIZE = re.compile(rb"\n\n([-+][XY]) (\d+) ([-+][XY]) (\d+)\n")  # before the empty line are comments
+_JP2_SIZE = re.compile(b"ihdr")
 _AVIF_SIZE = re.compile(b"ispe")
+_MAX_SCANS = 50  # of a JPEG; encoders write ten or so, and each costs a pass over all pixels
 _TIFF_TYPES = {1: "B", 3: "H", 4: "L", 16: "Q"}
 
 
@@ -115,8 +117,11 @@ def _jpeg_size(data: bytes) -> Size:
 
 
 def _jpeg_check(data: bytes) -> None:
-    for _ in _jpeg_segments(data):
-        pass
+    scans = 0
+    for marker, _ in _jpeg_segments(data):
+        scans += marker == 0xDA
+        if scans > _MAX_SCANS:
+            raise HeaderError(f"is a JPEG of more than {_MAX_SCANS} scans")
 
 
 def _tiff_values(data: bytes) -> dict[int, tuple[int, ...]]:
@@ -139,7 +144,9 @@ def _tiff_values(data: bytes) -> dict[int, tuple[int, ...]]:
             (where,) = struct.unpack_from(end + offset_code, data, where)
         if where + count * struct.calcsize(end + code) > len(data):
             raise HeaderError("is truncated (a TIFF tag points past the end of the file)")
-        tags[tag] = struct.unpack_from(f"{end}{count}{code}", data, where)
+        values = struct.unpack_from(f"{end}{count}{code}", data, where)
+        # of a tag that is there twice readers take the one or the other: the larger size has to pass
+        tags[tag] = max(values, tags[tag]) if tag in tags else values
     return tags
 
 
@@ -212,12 +219,24 @@ def _sun_size(data: bytes) -> Size:
 
 
 def _jp2_size(data: bytes) -> Size:
-    height, width = struct.unpack_from(">II", data, data[:4096].index(b"ihdr") + 4)
-    return width, height
+    """The larger of the header box's size and the codestream's: decoders go by the latter, whatever the former says."""
+    sizes = [struct.unpack_from(">II", data, at.end())[::-1] for at in _JP2_SIZE.finditer(data[:4096])]
+    at = 0
+    while at + 16 <= len(data):
+        length, kind, long = struct.unpack_from(">I4sQ", data, at)
+        head, length = (16, long) if length == 1 else (8, length)
+        if kind == b"jp2c":
+            sizes.append(_j2k_size(data, at + head))
+        if length < head:  # 0: up to the end of the file
+            break
+        at += length
+    if not sizes:
+        raise HeaderError("is a JPEG 2000 file without a size")
+    return _largest(sizes)
 
 
-def _j2k_size(data: bytes) -> Size:
-    x1, y1, x0, y0 = struct.unpack_from(">IIII", data, 8)
+def _j2k_size(data: bytes, start: int = 0) -> Size:
+    x1, y1, x0, y0 = struct.unpack_from(">IIII", data, start + 8)
     return x1 - x0, y1 - y0
 
 
@@ -226,8 +245,11 @@ def _avif_size(data: bytes) -> Size:
     found = [struct.unpack_from(">II", data, at.end() + 4) for at in _AVIF_SIZE.finditer(data[:65536])]
     if not found:
         raise HeaderError("is an AVIF file without a size")
-    width, height = max(found, key=lambda size: size[0] * size[1])
-    return width, height
+    return _largest(found)
+
+
+def _largest(sizes: list[Size]) -> Size:
+    return max(sizes, key=lambda size: size[0] * size[1])
 
 
 _Matcher = Callable[[bytes], bool]

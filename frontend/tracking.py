@@ -14,10 +14,14 @@ import numpy as np
 from frontend.camera import Camera
 from frontend.errors import ConfigError, SequenceError
 from frontend.motion import Motion, estimate_motion
+from frontend.stereo import StereoRig, match_stereo
 from frontend.types import Features, Float32Array, Float64Array, IntArray, TrackedFrame
 
 _LEAST_VERIFIED = 12  # fewer matches than this say nothing of the motion
 _UNKNOWN = Motion("none", None, np.zeros(0, dtype=bool), 0.0)
+# besides its descriptor: id, age, gap, stamp, point and velocity; and of a keyframe's keypoint: id and point
+_TRACK_BYTES, _KEYFRAME_BYTES = 4 * 8 + 2 * 16, 8 + 16
+_BLOCK = 1 << 20  # pairs of a track and a keypoint that are looked at in one go
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,16 @@ class TrackerConfig:
                 f"max_gap is {self.max_gap} and max_tracks {self.max_tracks}; expected at least 0 and at least 1"
             )
 
+    def most_bytes(self, max_keypoints: int, descriptor_dim: int) -> int:
+        """Memory that a tracker's state can come to at most, bytes.
+
+        Args:
+            max_keypoints: of a frame.
+            descriptor_dim: length of a descriptor.
+        """
+        tracks = max(self.max_tracks, max_keypoints)
+        return tracks * (_TRACK_BYTES + 4 * descriptor_dim) + max_keypoints * _KEYFRAME_BYTES
+
 
 @dataclass
 class _Tracks:
@@ -81,12 +95,21 @@ class Tracker:
 
     Args:
         config: settings.
-        camera: gives normalised coordinates where it is known.
+        camera: gives normalised coordinates and poses where it is known.
+        stereo: a calibrated pair, whose left camera this is; frames with a right image get points in space.
+
+    Raises:
+        ConfigError: both are given, and the camera is another than the left one of the pair.
     """
 
-    def __init__(self, config: TrackerConfig | None = None, camera: Camera | None = None) -> None:
+    def __init__(
+        self, config: TrackerConfig | None = None, camera: Camera | None = None, stereo: StereoRig | None = None
+    ) -> None:
         self.config = config or TrackerConfig()
-        self.camera = camera
+        if camera is not None and stereo is not None and not _same(camera, stereo.left):
+            raise ConfigError("camera differs from the left one of the stereo pair; expected the same")
+        self.camera = camera if stereo is None else stereo.left
+        self.stereo = stereo
         self._tracks: _Tracks | None = None
         self._next_id = 0
         self._index = 0
@@ -100,14 +123,21 @@ class Tracker:
         tracks = self._tracks
         if tracks is None:
             return 0
-        return int(sum(getattr(tracks, name).nbytes for name in tracks.__dataclass_fields__))
+        state = sum(getattr(tracks, name).nbytes for name in tracks.__dataclass_fields__)
+        return int(state + self._keyframe_ids.nbytes + self._keyframe_points.nbytes)
 
-    def update(self, features: Features, stamp_ns: int) -> TrackedFrame:
+    @property
+    def num_tracks(self) -> int:
+        """Tracks that there have been."""
+        return self._next_id
+
+    def update(self, features: Features, stamp_ns: int, right: Features | None = None) -> TrackedFrame:
         """Take the next frame.
 
         Args:
             features: of the frame; descriptors of one model throughout a sequence.
             stamp_ns: its time in nanoseconds, later than that of the frame before.
+            right: features of the right image of a stereo pair, whose left one the frame is.
 
         Raises:
             SequenceError: the stamp is not later, or the descriptors have another length.
@@ -115,6 +145,10 @@ class Tracker:
         if self._stamp_ns is not None and stamp_ns <= self._stamp_ns:
             raise SequenceError(f"frame has the stamp {stamp_ns} ns; expected one after {self._stamp_ns} ns")
         points = features.keypoints.astype(np.float64)
+        pair = None
+        if right is not None:
+            limits = {"min_similarity": self.config.min_similarity, "threshold": self.config.threshold}
+            pair = match_stereo(features, right, self.stereo, **limits)
         before = self._tracks
         if before is None:
             before = self._started(features, points, np.zeros(0, np.int64), stamp_ns)
@@ -157,6 +191,8 @@ class Tracker:
             motion=motion.model,
             matrix=motion.matrix,
             inlier_share=share,
+            pose=motion.pose,
+            stereo=pair,
         )
         if frame.keyframe:
             self._keyframe_ids, self._keyframe_points = current.ids, current.points
@@ -186,21 +222,17 @@ class Tracker:
         none = np.zeros(0, np.int64)
         if not len(tracks.ids) or not len(points):
             return none, none, _UNKNOWN, 0.0
-        similarity = tracks.descriptors @ features.descriptors.T
         # a velocity is trusted for the time to the next frame; what has been gone longer is sought where it was last
         ahead = np.where(tracks.gaps == 0, (stamp_ns - tracks.stamps) * 1e-9, 0.0)
         expected = tracks.points + tracks.velocities * ahead[:, None]
         reach = config.search_radius * max(features.image_size)
-        distance = np.linalg.norm(expected[:, None] - points[None], axis=2)
-        similarity = np.where((distance <= reach) & (similarity >= config.min_similarity), similarity, -2.0)
-        best = similarity.argmax(axis=1)
-        own = np.arange(len(best))
-        mutual = (similarity.argmax(axis=0)[best] == own) & (similarity[own, best] > -2)
-        rows, columns = own[mutual], best[mutual]
+        rows, columns = _nearest(tracks.descriptors, expected, features, points, reach, config.min_similarity)
         recent = tracks.gaps[rows] == 0
         if recent.sum() < _LEAST_VERIFIED:
             return rows, columns, _UNKNOWN, 0.0
-        motion = estimate_motion(tracks.points[rows[recent]], points[columns[recent]], threshold=config.threshold)
+        motion = estimate_motion(
+            tracks.points[rows[recent]], points[columns[recent]], threshold=config.threshold, camera=self.camera
+        )
         if motion.matrix is None:
             # many matches and no common motion: another scene
             return none, none, _UNKNOWN, 0.0
@@ -216,3 +248,40 @@ class Tracker:
             return True
         moved = np.linalg.norm(self._keyframe_points[first] - current.points[second], axis=1)
         return bool(len(moved) and np.median(moved) > self.config.keyframe_parallax * longest)
+
+
+def _same(first: Camera, second: Camera) -> bool:
+    return bool((first.K == second.K).all()) and tuple(first.distortion) == tuple(second.distortion)
+
+
+def _nearest(
+    descriptors: Float32Array,
+    expected: Float64Array,
+    features: Features,
+    points: Float64Array,
+    reach: float,
+    min_similarity: float,
+) -> tuple[IntArray, IntArray]:
+    """Rows of tracks and of keypoints that are each other's most similar within reach.
+
+    In blocks of tracks, so that memory for the time being does not grow with their number.
+    """
+    count = len(expected)
+    best, rival = np.zeros(count, np.int64), np.zeros(len(points), np.int64)
+    highest, rival_highest = np.zeros(count, np.float32), np.full(len(points), -2.0, np.float32)
+    step = max(_BLOCK // len(points), 1)
+    for start in range(0, count, step):
+        block = slice(start, start + step)
+        similarity = descriptors[block] @ features.descriptors.T
+        x, y = (expected[block, axis, None] - points[None, :, axis] for axis in (0, 1))
+        near = (np.square(x) + np.square(y) <= reach**2) & (similarity >= min_similarity)
+        similarity = np.where(near, similarity, np.float32(-2.0))
+        best[block] = similarity.argmax(axis=1)
+        highest[block] = similarity.max(axis=1)
+        challenger = similarity.argmax(axis=0)
+        level = similarity.max(axis=0)
+        wins = level > rival_highest
+        rival[wins], rival_highest[wins] = challenger[wins] + start, level[wins]
+    own = np.arange(count)
+    mutual = (rival[best] == own) & (highest > -2)
+    return own[mutual], best[mutual]

@@ -16,7 +16,8 @@ from starlette.middleware.cors import CORSMiddleware
 from service.core import Core
 from service.errors import BadRequestError, ServiceError
 from service.gate import Gate, problem
-from service.routes import features, homography, match, system
+from service.routes import features, homography, match, sequences, system
+from service.routes.page import page_router
 from service.schemas import document_components
 from service.settings import Settings
 
@@ -37,7 +38,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # in a thread: health is answered while the models warm up
         starting = asyncio.create_task(asyncio.to_thread(core.start))
         starting.add_done_callback(_report)
+        watching = asyncio.create_task(core.watch())
         yield
+        watching.cancel()
         await asyncio.wait([starting])
         await asyncio.to_thread(core.stop)
 
@@ -45,13 +48,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="superpoint-frontend", version="1", summary="Features, matches and geometry of images.", lifespan=lifespan
     )
     app.state.core = core
-    for module in (features, match, homography, system):
+    for module in (features, match, sequences, homography, system):
         app.include_router(module.router)
+    app.include_router(page_router(settings))
     document_components(app)
     app.add_exception_handler(ServiceError, _refused)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
-    app.add_middleware(Gate, settings=settings, metrics=core.metrics)
+    app.add_middleware(Gate, settings=settings, metrics=core.metrics, budget=core.bodies)
     if settings.cors_origins:
         # outside the gate: a browser asks for leave without a key
         app.add_middleware(
@@ -85,4 +89,11 @@ async def _http(request: Request, error: HTTPException) -> Response:
     refusal = ServiceError(str(error.detail))
     refusal.status = HTTPStatus(error.status_code)
     refusal.code = refusal.status.name.lower()
-    return problem(request.scope, refusal)
+    response = problem(request.scope, refusal)
+    response.headers.update(error.headers or {})
+    if refusal.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        # a path may have several routes, and each knows of its own methods alone
+        path = getattr(request.scope.get("route"), "path", "")
+        if methods := request.app.openapi()["paths"].get(path):
+            response.headers["Allow"] = ", ".join(method.upper() for method in methods)
+    return response

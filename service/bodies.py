@@ -11,6 +11,21 @@ from starlette.exceptions import HTTPException
 from service.errors import BadRequestError, TooLargeError
 
 
+class Budget:
+    """Bytes that all requests and streams hold together.
+
+    Args:
+        limit: that they may hold.
+
+    Attributes:
+        used: that they hold.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+
 def declared_length(request: Request, limit: int) -> None:
     """Refuse by the Content-Length header, before anything is read.
 
@@ -22,16 +37,19 @@ def declared_length(request: Request, limit: int) -> None:
         raise TooLargeError(f"body has {declared} bytes; expected at most {limit}")
 
 
-async def read_images(request: Request, names: tuple[str, ...], limit: int) -> list[tuple[str, bytes]]:
+async def read_images(
+    request: Request, names: tuple[str, ...], limit: int, optional: tuple[str, ...] = ()
+) -> list[tuple[str, bytes]]:
     """Encoded images of a request.
 
     Args:
         request: multipart/form-data with one file for each name, or, where one image is expected, its bytes as body.
         names: of the fields; none where every image of the request is stored, and no body is expected.
         limit: bytes of the body.
+        optional: names of fields that a form may have besides.
 
     Returns:
-        (name, bytes) for each, in the order of ``names``.
+        (name, bytes) for each, in the order of ``names`` and ``optional``.
 
     Raises:
         BadRequestError: a field is missing, given twice or not expected, or the body is not what is expected.
@@ -44,7 +62,7 @@ async def read_images(request: Request, names: tuple[str, ...], limit: int) -> l
         return []
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _from_form(request, names)
+        return await _from_form(request, names, optional)
     if len(names) == 1 and (not kind or kind.startswith("image/") or kind == "application/octet-stream"):
         body = await request.body()
         if not body:
@@ -54,21 +72,24 @@ async def read_images(request: Request, names: tuple[str, ...], limit: int) -> l
     raise BadRequestError(f"content type is '{kind or 'missing'}'; expected {expected}")
 
 
-async def _from_form(request: Request, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
+async def _from_form(request: Request, names: tuple[str, ...], optional: tuple[str, ...]) -> list[tuple[str, bytes]]:
+    every = (*names, *optional)
     try:
-        form = await request.form(max_files=len(names) + 1, max_fields=16)
+        form = await request.form(max_files=len(every) + 1, max_fields=16)
     except HTTPException as error:
         raise BadRequestError(f"form cannot be read: {error.detail}") from None
     try:
         images = []
-        for name in names:
+        for name in every:
             found: list[Any] = form.getlist(name)
+            if name in optional and not found:
+                continue
             if len(found) != 1 or not isinstance(found[0], UploadFile):
                 raise BadRequestError(f"form has {len(found)} files '{name}'; expected one")
             images.append((name, await found[0].read()))
         for name, value in form.multi_items():
-            if name not in names and isinstance(value, UploadFile):
-                raise BadRequestError(f"form has a file {name[:64]!r}; expected only: {', '.join(names)}")
+            if name not in every and isinstance(value, UploadFile):
+                raise BadRequestError(f"form has a file {name[:64]!r}; expected only: {', '.join(every)}")
         return images
     finally:
         await form.close()

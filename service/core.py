@@ -5,22 +5,32 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from frontend.errors import ConfigError, ImageError, ShapeError
 from frontend.extractor import Prepared, SuperPoint
 from frontend.image import decode_image
 from frontend.types import Features
+from service.bodies import Budget
 from service.engine import Engine, EngineConfig, Slot, configuration
 from service.errors import BadImageError, BadRequestError, DeadlineError, NotFoundError, UnavailableError
 from service.metrics import Metrics
+from service.sessions import SessionConfig, Sessions
 from service.settings import Settings
 from service.store import FeatureStore, StoreConfig
 from service.warmup import parse_size, warm_up
 
 T = TypeVar("T")
+_WATCH_S = 1.0
+
+
+class Stream(Protocol):
+    """A WebSocket that is open."""
+
+    def end(self, code: int, reason: str) -> None:
+        """Read no more, answer what has been read, and close it."""
 
 
 class Core:
@@ -34,10 +44,25 @@ class Core:
         self.settings = settings
         self.metrics = Metrics()
         self._sizes = [parse_size(size) for size in settings.warmup]
-        delay = settings.max_delay_ms / 1e3
-        self.engine = Engine(EngineConfig(settings.max_batch, delay, settings.max_queue), self.metrics)
+        self.engine = Engine(
+            EngineConfig(
+                max_batch=settings.max_batch,
+                max_batch_pixels=int(settings.max_batch_mp * 1e6),
+                max_delay_s=settings.max_delay_ms / 1e3,
+                max_queue=settings.max_queue,
+                # the device may slow down by half and those who wait are still served in time
+                max_wait_s=settings.deadline_s / 2,
+            ),
+            self.metrics,
+        )
         bounds = StoreConfig(settings.store_ttl_s, settings.store_max_entries, int(settings.store_max_mb * 1e6))
         self.store = FeatureStore(bounds, self.metrics)
+        limits = SessionConfig(settings.sequence_ttl_s, settings.sequence_max, int(settings.sequence_max_mb * 1e6))
+        self.sessions = Sessions(limits, self.metrics)
+        self.metrics.sequence_limit.set(limits.max_bytes)
+        self.bodies = Budget(int(settings.max_bodies_mb * 1e6))
+        self.streams: set[Stream] = set()
+        self.stopping = False
         self._turns = asyncio.Lock()
         self._pool = ThreadPoolExecutor(settings.decode_threads, "decode")
         self.models: dict[str, SuperPoint] = {}
@@ -70,6 +95,22 @@ class Core:
         self.ready = False
         self.engine.stop(self.settings.shutdown_s)
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    async def finish_streams(self) -> None:
+        """Open no more streams, answer what those that are open have sent, and close them."""
+        self.stopping = True
+        for stream in self.streams:
+            stream.end(1012, "the service is shutting down")
+        limit = time.monotonic() + self.settings.shutdown_s
+        while self.streams and time.monotonic() < limit:
+            await asyncio.sleep(0.02)
+
+    async def watch(self) -> None:
+        """Forget what expires, also while nobody asks, until cancelled."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            self.store.expire()
+            self.sessions.expire()
 
     def unready_because(self) -> str | None:
         """Why the service cannot serve; None where it can."""
@@ -156,6 +197,23 @@ class Core:
             for task in tasks:
                 task.cancel()
 
+    async def in_thread(
+        self, function: Callable[[], T], deadline: float, done: Callable[[asyncio.Future[T]], object]
+    ) -> T:
+        """Run a function in a thread; once it has begun it is not stopped, whoever waits for it.
+
+        Args:
+            function: called in the thread.
+            deadline: by the engine's clock; nobody waits longer.
+            done: called on the event loop with the future when it has ended, or will not begin.
+
+        Raises:
+            DeadlineError: it was not done in time.
+        """
+        future = asyncio.get_running_loop().run_in_executor(self._pool, function)
+        future.add_done_callback(done)
+        return await self.in_time(asyncio.shield(future), deadline)
+
     async def on_device(self, function: Callable[..., T], *args: Any, deadline: float, **kwargs: Any) -> T:
         """Run a function in the device's thread.
 
@@ -163,7 +221,7 @@ class Core:
             DeadlineError: it was not done in time.
         """
         future = self.engine.call(functools.partial(function, *args, **kwargs), deadline)
-        result: T = await self._in_time(asyncio.wrap_future(future), deadline)
+        result: T = await self.in_time(asyncio.wrap_future(future), deadline)
         return result
 
     async def in_turn(self, function: Callable[..., T], *args: Any, deadline: float, **kwargs: Any) -> T:
@@ -180,9 +238,14 @@ class Core:
             async with self._turns:
                 return await self.on_device(function, *args, deadline=deadline, **kwargs)
 
-        return await self._in_time(asyncio.ensure_future(turn()), deadline)
+        return await self.in_time(turn(), deadline)
 
-    async def _in_time(self, awaited: asyncio.Future[T], deadline: float) -> T:
+    async def in_time(self, awaited: Awaitable[T], deadline: float) -> T:
+        """Wait for something.
+
+        Raises:
+            DeadlineError: it was not done in time.
+        """
         try:
             return await asyncio.wait_for(awaited, max(deadline - time.monotonic(), 0.001))
         except asyncio.TimeoutError:

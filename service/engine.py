@@ -7,6 +7,7 @@ is not full is waited for a moment. Nothing here runs on the event loop.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -48,14 +49,20 @@ class EngineConfig:
 
     Attributes:
         max_batch: images of a batch.
-        max_delay_s: how long a batch that is not full is waited for, seconds, counted from its oldest item.
+        max_batch_pixels: of network input in a batch, so that large images do not fill the memory; one image of any
+            size is a batch.
+        max_delay_s: how long a batch that is not full is waited for, seconds, counted from its oldest item. It is not
+            waited for where every item that was admitted is there.
         max_queue: items admitted and not yet finished, over all buckets.
+        max_wait_s: an item that would have to wait longer, by how fast the last ones were, is not admitted, seconds.
         heartbeat_s: the device's thread says it is alive at least this often while it has nothing to do, seconds.
     """
 
     max_batch: int = 16
+    max_batch_pixels: int = 16_000_000
     max_delay_s: float = 0.002
     max_queue: int = 256
+    max_wait_s: float = math.inf
     heartbeat_s: float = 1.0
 
 
@@ -77,6 +84,7 @@ class _Call:
 @dataclass
 class _Bucket:
     extractor: SuperPoint
+    most: int
     items: deque[_Item] = field(default_factory=deque)
 
 
@@ -91,6 +99,24 @@ class Slot:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine._release()
+
+
+class _Pace:
+    """How long the device works for each place that is given back, lately."""
+
+    _MEMORY = 32  # places after which what was before counts for little
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._busy_s = 0.0
+
+    def worked(self, seconds: float, released: int) -> None:
+        """The device has worked for some who wait, and so many places have been given back since the last time."""
+        self._busy_s += seconds
+        if released:
+            weight = 1 - math.exp(-released / self._MEMORY) if self.seconds else 1.0
+            self.seconds += weight * (self._busy_s / released - self.seconds)
+            self._busy_s = 0.0
 
 
 class Engine:
@@ -112,6 +138,9 @@ class Engine:
         self._buckets: dict[tuple[object, ...], _Bucket] = {}
         self._calls: deque[_Call] = deque()
         self._reserved = 0
+        self._queued = 0
+        self._released = 0
+        self._pace = _Pace()
         self._accepting = True
         self._stopping = False
         self._failure: str | None = None
@@ -157,14 +186,26 @@ class Engine:
                 raise UnavailableError(f"the device has failed: {self._failure}")
             if not self._accepting:
                 raise UnavailableError("the service is shutting down")
-            if self._reserved + count > self.config.max_queue:
-                raise OverloadedError(f"the queue of {self.config.max_queue} images is full", retry_after=1)
+            self._require_room(count)
             self._reserved += count
         return [Slot(self) for _ in range(count)]
+
+    def _require_room(self, count: int) -> None:
+        config, each = self.config, self._pace.seconds
+        # by then as many places as a batch has are free again
+        after = max(config.max_batch * each, 1.0)
+        if self._reserved + count > config.max_queue:
+            raise OverloadedError(f"the queue of {config.max_queue} images is full", retry_after=after)
+        wait = (self._reserved + count) * each
+        # a batch is always let in: an estimate that is too high would else never be mended
+        if wait > config.max_wait_s and self._reserved + count > config.max_batch:
+            reason = f"{self._reserved} images are waiting, which takes {wait:.0f} s"
+            raise OverloadedError(f"{reason}; the limit is {config.max_wait_s:.0f} s", retry_after=after)
 
     def _release(self) -> None:
         with self._condition:
             self._reserved -= 1
+            self._released += 1
 
     def submit(self, extractor: SuperPoint, prepared: Prepared, deadline: float, slot: Slot) -> Future[Features]:
         """Queue a prepared image.
@@ -186,7 +227,9 @@ class Engine:
             if self._failure is not None or self._stopping:
                 future.set_exception(UnavailableError("the device is not available"))
                 return future
-            bucket = self._buckets.setdefault(key, _Bucket(extractor))
+            most = min(max(self.config.max_batch_pixels // prepared.gray.size, 1), self.config.max_batch)
+            bucket = self._buckets.setdefault(key, _Bucket(extractor, most))
+            self._queued += 1
             bucket.items.append(_Item(prepared, future, deadline, self._clock()))
             self._condition.notify()
         return future
@@ -224,13 +267,15 @@ class Engine:
                         return None
                     self._condition.wait(self.config.heartbeat_s)
                     continue
-                full = [b for b in waiting.values() if len(b.items) >= self.config.max_batch]
+                full = [b for b in waiting.values() if len(b.items) >= b.most]
                 oldest = min(full or waiting.values(), key=lambda bucket: bucket.items[0].admitted)
                 left = oldest.items[0].admitted + self.config.max_delay_s - self._clock()
-                if not full and left > 0 and not self._stopping:
+                coming = self._reserved > self._queued
+                if not full and left > 0 and coming and not self._stopping:
                     self._condition.wait(left)
                     continue
-                count = min(len(oldest.items), self.config.max_batch)
+                count = min(len(oldest.items), oldest.most)
+                self._queued -= count
                 return oldest.extractor, [oldest.items.popleft() for _ in range(count)]
 
     def _work(self) -> None:
@@ -238,22 +283,29 @@ class Engine:
             taken = self._take()
             if taken is None:
                 return
+            began, waited_for = self._clock(), self._reserved > 0
             if isinstance(taken, _Call):
                 self._answer(taken)
-                continue
-            extractor, items = taken
-            now = self._clock()
-            wanted = []
-            for item in items:
-                if not item.future.set_running_or_notify_cancel():
-                    self._observer.dropped("cancelled")
-                elif item.deadline <= now:
-                    self._observer.dropped("deadline")
-                    item.future.set_exception(DeadlineError("the deadline passed while the image was waiting"))
-                else:
-                    wanted.append(item)
-            if wanted:
-                self._run(extractor, wanted, now)
+            else:
+                self._serve(*taken)
+            with self._condition:
+                released, self._released = self._released, 0
+                if waited_for:  # not the warm-up
+                    self._pace.worked(self._clock() - began, released)
+
+    def _serve(self, extractor: SuperPoint, items: list[_Item]) -> None:
+        now = self._clock()
+        wanted = []
+        for item in items:
+            if not item.future.set_running_or_notify_cancel():
+                self._observer.dropped("cancelled")
+            elif item.deadline <= now:
+                self._observer.dropped("deadline")
+                item.future.set_exception(DeadlineError("the deadline passed while the image was waiting"))
+            else:
+                wanted.append(item)
+        if wanted:
+            self._run(extractor, wanted, now)
 
     def _answer(self, call: _Call) -> None:
         if not call.future.set_running_or_notify_cancel():
@@ -299,7 +351,7 @@ class Engine:
             with self._condition:
                 self._failure = str(error).partition("\n")[0]
                 waiting = [item for bucket in self._buckets.values() for item in bucket.items]
-                self._buckets = {}
+                self._buckets, self._queued = {}, 0
             for item in waiting:
                 if item.future.set_running_or_notify_cancel():
                     item.future.set_exception(UnavailableError("the device has failed"))

@@ -75,6 +75,30 @@ class FeaturesNotFoundError(NotFoundError):
     code = "features_not_found"
 
 
+class SequenceNotFoundError(NotFoundError):
+    """The sequence is not open, or no longer: it has expired, was deleted, or was lost by a restart."""
+
+    code = "sequence_not_found"
+
+
+class OutOfOrderError(ServiceError):
+    """The stamp of a frame is not later than that of a frame before."""
+
+    status, code = HTTPStatus.CONFLICT, "out_of_order"
+
+
+class ForbiddenError(ServiceError):
+    """A page of this origin may not ask."""
+
+    status, code = HTTPStatus.FORBIDDEN, "forbidden_origin"
+
+
+class UpgradeRequiredError(ServiceError):
+    """A WebSocket is asked for as if it were a document."""
+
+    status, code = HTTPStatus.UPGRADE_REQUIRED, "upgrade_required"
+
+
 class OverloadedError(ServiceError):
     """The queue is full."""
 
@@ -85,6 +109,12 @@ class StoreFullError(ServiceError):
     """The store of features has no room."""
 
     status, code = HTTPStatus.TOO_MANY_REQUESTS, "store_full"
+
+
+class SequencesFullError(ServiceError):
+    """There is no room for another sequence."""
+
+    status, code = HTTPStatus.TOO_MANY_REQUESTS, "sequences_full"
 
 
 class UnavailableError(ServiceError):

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access import check_client, check_key, is_open
+from service.bodies import Budget
 from service.errors import (
     PROBLEM_TYPE,
     BodyTimeoutError,
@@ -42,6 +43,14 @@ def problem(scope: Scope, error: ServiceError) -> Response:
     return Response(json.dumps(document), int(error.status), error.headers, media_type=PROBLEM_TYPE)
 
 
+async def deny(scope: Scope, receive: Receive, send: Send, error: ServiceError) -> None:
+    """Refuse a WebSocket before it is accepted: by an HTTP answer, where the server can give one."""
+    if "websocket.http.response" in scope.get("extensions", {}):
+        await problem(scope, error)(scope, receive, send)
+    else:
+        await send({"type": "websocket.close", "code": 1008, "reason": error.code})
+
+
 class Gate:
     """ASGI middleware, see above.
 
@@ -49,14 +58,15 @@ class Gate:
         app: what is behind it.
         settings: limits and keys.
         metrics: where requests are counted.
+        budget: bytes of bodies, for all requests together; the settings' where None.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, budget: Budget | None = None) -> None:
         self.app = app
         self.settings = settings
         self.metrics = metrics
         self._running = 0
-        self._bytes = _Budget(int(settings.max_bodies_mb * 1e6))
+        self._bytes = budget or Budget(int(settings.max_bodies_mb * 1e6))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -75,10 +85,7 @@ class Gate:
         try:
             check_client(self.settings, scope.get("client"))
         except UnauthorizedError as error:
-            if "websocket.http.response" in scope.get("extensions", {}):
-                await problem(scope, error)(scope, receive, send)
-            else:
-                await send({"type": "websocket.close", "code": 1008, "reason": error.code})
+            await deny(scope, receive, send, error)
             return
         await self.app(scope, receive, send)
 
@@ -126,14 +133,6 @@ class Gate:
             raise TooLargeError(f"body has {declared} bytes; expected at most {limit}")
 
 
-class _Budget:
-    """Bytes that all requests hold together."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-
-
 class _Exchange:
     """One request and its response: the body bounded in bytes and time, the client watched.
 
@@ -141,7 +140,7 @@ class _Exchange:
     heard while the application works, and how a client that sends faster than it is read is held back.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings, budget: _Budget) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings, budget: Budget) -> None:
         self._scope, self._receive, self._send = scope, receive, send
         self._settings, self._budget = settings, budget
         self._deadline = time.monotonic() + settings.deadline_s

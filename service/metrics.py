@@ -38,6 +38,29 @@ class Metrics:
         for reason in ("expired", "deleted"):
             self.store_removed.labels(reason)
 
+        self.sequences = Gauge("superpoint_sequences", "Sequences that are open", registry=self.registry)
+        self.sequence_bytes = Gauge("superpoint_sequence_bytes", "Memory of their tracks", registry=self.registry)
+        self.sequence_reserved = Gauge(
+            "superpoint_sequence_reserved_bytes", "Memory that their tracks may come to", registry=self.registry
+        )
+        self.sequence_limit = Gauge(
+            "superpoint_sequence_limit_bytes", "Memory that open sequences may come to", registry=self.registry
+        )
+        self.sequences_closed = Counter(
+            "superpoint_sequences_closed", "Sequences closed, by reason", ["reason"], registry=self.registry
+        )
+        self.sequences_full = Counter(
+            "superpoint_sequences_full", "Sequences refused for want of room", registry=self.registry
+        )
+        self.streams = Gauge("superpoint_streams", "WebSockets that are open", registry=self.registry)
+        self.stream_frames = Counter(
+            "superpoint_stream_frames", "Frames of streams, by outcome", ["outcome"], registry=self.registry
+        )
+        for reason in ("expired", "deleted"):
+            self.sequences_closed.labels(reason)
+        for outcome in ("tracked", "dropped", "refused"):
+            self.stream_frames.labels(outcome)
+
     def batch(self, size: int, waited_s: float, device_s: float) -> None:
         """See :class:`service.engine.Observer`."""
         self.batch_size.observe(size)
@@ -60,6 +83,20 @@ class Metrics:
     def store_refused(self) -> None:
         """See :class:`service.store.Observer`."""
         self.store_full.inc()
+
+    def sessions(self, count: int, nbytes: int, reserved: int) -> None:
+        """See :class:`service.sessions.Observer`."""
+        self.sequences.set(count)
+        self.sequence_bytes.set(nbytes)
+        self.sequence_reserved.set(reserved)
+
+    def session_closed(self, reason: str) -> None:
+        """See :class:`service.sessions.Observer`."""
+        self.sequences_closed.labels(reason).inc()
+
+    def session_refused(self) -> None:
+        """See :class:`service.sessions.Observer`."""
+        self.sequences_full.inc()
 
     def text(self) -> bytes:
         """In the format of :data:`CONTENT_TYPE`."""

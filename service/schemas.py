@@ -267,15 +267,19 @@ def problems(*errors: type[ServiceError]) -> Responses:
     return responses
 
 
-def images_body(*names: str, raw: bool = False, required: bool = True) -> dict[str, Any]:
+def images_body(
+    *names: str, raw: bool = False, required: bool = True, optional: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """How a route tells of a form with images.
 
     Args:
         names: of the form's files.
         raw: whether the bytes of one image may be the body as well.
         required: whether there has to be a body, and each of the files in it.
+        optional: files that a form may have besides.
     """
-    schema = {"type": "object", "properties": dict.fromkeys(names, _IMAGE), "required": list(names) if required else []}
+    properties = dict.fromkeys((*names, *optional), _IMAGE)
+    schema = {"type": "object", "properties": properties, "required": list(names) if required else []}
     content: dict[str, Any] = {"multipart/form-data": {"schema": schema}}
     if raw:
         content["application/octet-stream"] = {"schema": _IMAGE}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,10 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.app import create_app
+from service.core import Core
 from service.settings import Settings
+
+_FRAMING = 65536  # of a message beside its images, bytes
 
 
 class ImpatientProtocol(H11Protocol):
@@ -68,6 +72,32 @@ class ImpatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
 
+class GracefulServer(uvicorn.Server):
+    """Finishes streams before it closes connections, which uvicorn does to WebSockets at once.
+
+    Args:
+        config: uvicorn's.
+        core: of the application.
+    """
+
+    def __init__(self, config: uvicorn.Config, core: Core) -> None:
+        super().__init__(config)
+        self._core = core
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._core.finish_streams()
+        await super().shutdown(sockets)
+
+
+def stream_limits(settings: Settings) -> dict[str, Any]:
+    """Arguments of ``uvicorn.Config`` for WebSockets: a message is a body, and images do not get smaller."""
+    return {
+        "ws_max_size": int(settings.max_body_mb * 1e6) + _FRAMING,
+        "ws_max_queue": 1,
+        "ws_per_message_deflate": False,
+    }
+
+
 def run(settings: Settings) -> int:
     """Serve until a signal ends it, and finish what was accepted by then.
 
@@ -76,15 +106,18 @@ def run(settings: Settings) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it quotes bodies
-    server = uvicorn.Server(
+    app = create_app(settings)
+    server = GracefulServer(
         uvicorn.Config(
-            create_app(settings),
+            app,
             host=settings.host,
             port=settings.port,
             http=partial(ImpatientProtocol, limit_s=settings.deadline_s),  # type: ignore[arg-type]
             access_log=False,
             timeout_graceful_shutdown=int(settings.shutdown_s),
-        )
+            **stream_limits(settings),
+        ),
+        app.state.core,
     )
     server.run()
     return 0 if server.started else 2

@@ -21,7 +21,10 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="port that superpoint serve listens at")
 
     max_batch: int = Field(default=16, ge=1, description="images of a batch")
-    max_delay_ms: float = Field(default=2.0, ge=0, description="how long a batch that is not full is waited for")
+    max_batch_mp: float = Field(default=16.0, gt=0, description="megapixels of a batch of more than one image")
+    max_delay_ms: float = Field(
+        default=2.0, ge=0, description="how long a batch that is not full is waited for while more images are coming"
+    )
     max_queue: int = Field(default=256, ge=1, description="images admitted and not yet finished")
     deadline_s: float = Field(default=30.0, gt=0, description="longest time of a request, from its admission")
     decode_threads: int = Field(default=4, ge=1, description="threads that decode images")
@@ -40,6 +43,13 @@ class Settings(BaseSettings):
     store_ttl_s: float = Field(default=3600.0, gt=0, description="seconds without use until stored features expire")
     store_max_mb: float = Field(default=512.0, gt=0, description="memory of stored features")
     store_max_entries: int = Field(default=10_000, ge=1, description="images whose features are stored")
+
+    sequence_ttl_s: float = Field(default=300.0, gt=0, description="seconds without a frame until a sequence expires")
+    sequence_max: int = Field(default=256, ge=1, description="sequences that are open at a time")
+    sequence_max_mb: float = Field(default=1024.0, gt=0, description="memory that open sequences may come to")
+    stream_waiting: int = Field(
+        default=2, ge=1, description="frames of a stream that wait before the oldest is dropped"
+    )
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(), description="keys of X-API-Key; without any, clients of this machine alone are served"

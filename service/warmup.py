@@ -9,10 +9,12 @@ from functools import partial
 import cv2
 import numpy as np
 
+from frontend.camera import Camera
 from frontend.errors import ConfigError
 from frontend.extractor import SuperPoint
 from frontend.image import decode_image
 from frontend.pipeline import MatchPipeline, PipelineConfig
+from frontend.tracking import Tracker
 from service.engine import Engine, extract_prepared
 from service.wire import FORMATS, encode
 
@@ -46,7 +48,7 @@ def batch_sizes(extractor: SuperPoint, max_batch: int) -> list[int]:
 
 
 def warm_up(engine: Engine, pool: Executor, extractor: SuperPoint, size: tuple[int, int]) -> None:
-    """Decode, extract in batches, match, fit each geometry, and encode, each where requests do it.
+    """Decode, extract in batches, match, fit each geometry, track, and encode, each where requests do it.
 
     Args:
         engine: that has been started.
@@ -67,5 +69,9 @@ def warm_up(engine: Engine, pool: Executor, extractor: SuperPoint, size: tuple[i
         for geometry in ("homography", "fundamental"):
             pipeline = MatchPipeline(extractor, PipelineConfig(geometry=geometry))
             engine.call(partial(pipeline.match_features, found[0], found[0]), deadline).result()
+        K = np.array([[width, 0.0, width / 2], [0.0, width, height / 2], [0.0, 0.0, 1.0]])
+        tracker = Tracker(camera=Camera(K))
+        for stamp in range(2):
+            pool.submit(partial(tracker.update, found[0], stamp)).result()
         for kind in FORMATS:
             encode({"keypoints": found[0].keypoints, "descriptors": found[0].descriptors}, kind)

@@ -314,3 +314,12 @@ def test_quiet_decoders_keeps_stderr_clean(capfd: pytest.CaptureFixture[str], ma
         decode_image(noisy, "a")
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "after\n"
+
+
+def test_quiet_decoders_with_the_calls_of_opencv_4(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = [3]
+    monkeypatch.setattr(cv2, "getLogLevel", lambda: levels[-1], raising=False)
+    monkeypatch.setattr(cv2, "setLogLevel", levels.append, raising=False)
+    with quiet_decoders():
+        assert levels == [3, 0]
+    assert levels == [3, 0, 3]

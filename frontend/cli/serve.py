@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 _MISSING = "the service needs: pip install 'superpoint-frontend[service]'"
@@ -51,7 +52,6 @@ def _run(args: argparse.Namespace) -> int:
     from pydantic import ValidationError
 
     from service.access import is_local
-    from service.server import run
     from service.settings import Settings
 
     flags = ("host", "port", "model", "device", "no_auth")
@@ -61,8 +61,12 @@ def _run(args: argparse.Namespace) -> int:
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"SUPERPOINT_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}") from None
+    # OpenCV reads it when it is loaded, below: its decoders then keep the limit as well, whatever a header claims
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(int(settings.max_pixels_mp * 1e6)))
     for name in (settings.model, *settings.models):
         resolve(name)  # weights that are missing or wrong show before a port is opened
     if not is_local(settings.host) and not settings.api_keys and not settings.no_auth:
         raise ConfigError(f"{settings.host} is open to others; expected SUPERPOINT_API_KEYS, or --no-auth")
+    from service.server import run
+
     return run(settings)

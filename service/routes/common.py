@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -94,30 +95,35 @@ async def accepted(request: Request) -> None:
     format_of(request)
 
 
-def answer(request: Request, result: dict[str, Any]) -> Response:
+def answer(request: Request, result: dict[str, Any], status: int = 200) -> Response:
     """A result in the format that the request accepts.
 
     Raises:
         BadRequestError: it accepts none of ours.
     """
     kind = format_of(request)
-    return Response(encode(result, kind), media_type=kind)
+    began = time.perf_counter()
+    body = encode(result, kind)
+    core_of(request).metrics.stage.labels("encode").observe(time.perf_counter() - began)
+    return Response(body, status, media_type=kind)
+
+
+def encoded_descriptors(features: Features, descriptors: Encoding) -> np.ndarray | None:
+    """Descriptors in the type that is asked for."""
+    if descriptors == "none":
+        return None
+    if descriptors == "int8":
+        return np.rint(features.descriptors * 127).astype(np.int8)
+    return features.descriptors.astype(descriptors)
 
 
 def features_document(features: Features, descriptors: Encoding) -> dict[str, Any]:
     """What a client gets of features, see :class:`service.schemas.FeaturesDocument`."""
-    found: np.ndarray | None = features.descriptors
-    if descriptors == "none":
-        found = None
-    elif descriptors == "int8":
-        found = np.rint(features.descriptors * 127).astype(np.int8)
-    elif descriptors == "float16":
-        found = features.descriptors.astype(np.float16)
     return {
         "model": features.model,
         "image_size": list(features.image_size),
         "keypoints": features.keypoints,
         "scores": features.scores,
         "sigmas": features.sigmas,
-        "descriptors": found,
+        "descriptors": encoded_descriptors(features, descriptors),
     }

@@ -13,10 +13,11 @@ from typing import Any
 
 import httpx
 import uvicorn
+from websockets.sync.client import ClientConnection, connect
 
 from service.app import create_app
 from service.core import Core
-from service.server import ImpatientProtocol
+from service.server import GracefulServer, ImpatientProtocol, stream_limits
 from service.settings import Settings
 
 
@@ -70,8 +71,9 @@ def live(**settings: Any) -> Iterator[Live]:
     given = Settings(**{"device": "cpu", "warmup": ("64x64",), "max_body_mb": 1.0, "max_batch": 4, **settings})
     app = create_app(given)
     protocol = partial(ImpatientProtocol, limit_s=given.deadline_s)
-    config = uvicorn.Config(app, port=0, http=protocol, log_config=None, access_log=False)  # type: ignore[arg-type]
-    server = uvicorn.Server(config)
+    limits = stream_limits(given)
+    config = uvicorn.Config(app, port=0, http=protocol, log_config=None, access_log=False, **limits)  # type: ignore
+    server = GracefulServer(config, app.state.core)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -87,3 +89,8 @@ def live(**settings: Any) -> Iterator[Live]:
         server.should_exit = True
         thread.join(40)
         assert not thread.is_alive()
+
+
+def raw_stream(server: Live, sequence_id: str, query: str = "", **settings: Any) -> ClientConnection:
+    """A stream without the client, so that a test can send anything."""
+    return connect(f"ws://127.0.0.1:{server.port}/v1/sequences/{sequence_id}/stream{query}", **settings)

@@ -120,10 +120,57 @@ def test_a_batch_has_one_shape_and_one_configuration(engine: Engine) -> None:
     assert sorted(stub.batches + strict.batches) == [2, 2, 2]
 
 
-def test_a_lone_image_waits_no_longer_than_the_delay(engine: Engine, log: Log) -> None:
+def test_an_image_waits_for_others_that_are_coming_no_longer_than_the_delay(engine: Engine, log: Log) -> None:
+    (coming,) = engine.reserve()
     send(engine, Stub(), image(0.5)).result(10)
+    coming.release()
     ((_, waited, _),) = log.batches
     assert 0.015 < waited < 0.5
+
+
+def test_an_image_that_is_alone_does_not_wait(log: Log) -> None:
+    engine = Engine(EngineConfig(max_delay_s=20.0), log)
+    engine.start()
+    send(engine, Stub(), image(0.5)).result(10)
+    assert engine.stop(10)
+
+
+def test_a_batch_of_large_images_has_fewer(log: Log) -> None:
+    engine, stub = Engine(EngineConfig(max_batch=4, max_batch_pixels=600, max_delay_s=0.0), log), Stub()
+    engine.start()
+    stub.gate.clear()
+    first = send(engine, stub, image(0.1))
+    wait_until(first.running)
+    futures = [send(engine, stub, image(0.5, size)) for size in (32, 32, 16, 16, 16, 8, 8, 8, 8)]
+    stub.gate.set()
+    for future in futures:
+        future.result(10)
+    assert engine.stop(10)
+    # 1,024 pixels are over the limit, so one at a time; two of 256 are within it; of 64, four are a full batch
+    assert sorted(stub.batches) == [1, 1, 1, 1, 2, 4]
+
+
+def test_who_would_wait_too_long_is_not_let_in(log: Log) -> None:
+    engine, stub = Engine(EngineConfig(max_batch=2, max_queue=100, max_delay_s=0.0, max_wait_s=0.5), log), Stub()
+    engine.start()
+    slots = engine.reserve(10)  # nothing is known of its pace yet
+    for slot in slots:
+        slot.release()
+    stub.gate.clear()
+    slow = send(engine, stub, image(0.5))
+    wait_until(slow.running)
+    time.sleep(0.2)
+    stub.gate.set()
+    slow.result(10)
+    wait_until(lambda: engine._pace.seconds > 0)
+    each = engine._pace.seconds
+    assert 0.01 < each < 0.4
+    slots = engine.reserve(2)  # a batch is let in whatever the pace
+    with pytest.raises(OverloadedError, match="images are waiting, which takes"):
+        engine.reserve(int(0.5 / each) + 1)
+    for slot in slots:
+        slot.release()
+    assert engine.stop(10)
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(engine: Engine) -> None:

@@ -138,15 +138,15 @@ def test_headers_that_do_not_arrive_end_the_connection(brisk: Live) -> None:
 
 
 def test_a_client_that_does_not_read_is_let_go(brisk: Live) -> None:
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.connect(("127.0.0.1", brisk.port))
     scene = np.random.default_rng(1).integers(0, 256, (480, 640), dtype=np.uint8)
     body = cv2.imencode(".jpg", cv2.GaussianBlur(scene, (0, 0), 1.5))[1].tobytes()
     # until the network has seen this size and is within the deadline
     wait_until(lambda: httpx.post(f"{brisk.base}/v1/features", content=body, timeout=20).status_code == 200)
     served = 'superpoint_requests_total{route="/v1/features",status="200"}'
     before = brisk.metric(served)
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", brisk.port))
     for _ in range(12):  # more than what the kernel takes for the client
         connection.sendall(post_bytes("/v1/features", body))
     wait_until(lambda: brisk.metric(served) > before)

@@ -1,0 +1,108 @@
+"""Messages of a stream as frames; see :func:`service.routes.sequences.stream_frames`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import orjson
+
+from service.errors import BadRequestError
+from service.sequence_work import Given
+
+MAX_STAMP = 2**63 - 1
+_MAX_ID = 256
+_NAMES = frozenset({"stamp_ns", "frame_id", "image", "right"})
+
+
+def _stamp(value: Any) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+        value = int(value)
+    # numbers of JavaScript are written as floats where they are large
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_STAMP:
+        raise BadRequestError("stamp_ns is missing, or no whole number of nanoseconds from 0 to 2^63 - 1")
+    return value
+
+
+def _frame_id(value: Any) -> str | None:
+    if value is not None and not (isinstance(value, str) and len(value) <= _MAX_ID):
+        raise BadRequestError(f"frame_id is a {type(value).__name__} or too long; expected up to {_MAX_ID} characters")
+    return value
+
+
+def _refuse_unknown(document: Mapping[Any, Any], names: frozenset[str]) -> None:
+    for name in document:
+        if name not in names:
+            raise BadRequestError(f"message has a member {str(name)[:64]!r}; expected only: {', '.join(sorted(names))}")
+
+
+@dataclass(frozen=True)
+class Header:
+    """A text message, which the images follow.
+
+    Attributes:
+        stamp_ns: nanoseconds.
+        frame_id: echoed.
+        right: whether the image of the right camera follows, too.
+    """
+
+    stamp_ns: int
+    frame_id: str | None
+    right: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Header:
+        """Read a text message.
+
+        Raises:
+            BadRequestError: it is no header.
+        """
+        try:
+            document = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            raise BadRequestError("text message is not JSON; expected stamp_ns, frame_id and right") from None
+        if not isinstance(document, dict):
+            raise BadRequestError("text message is no object; expected stamp_ns, frame_id and right")
+        _refuse_unknown(document, _NAMES - {"image"})
+        right = document.get("right", False)
+        if not isinstance(right, bool):
+            raise BadRequestError("right is neither true nor false")
+        return cls(_stamp(document.get("stamp_ns")), _frame_id(document.get("frame_id")), right)
+
+
+def frame_of_header(header: Header, images: list[bytes | str]) -> Given:
+    """The frame of a header and its images.
+
+    Raises:
+        BadRequestError: a text message is where an image should be.
+    """
+    found: list[tuple[str, bytes]] = []
+    for name, image in zip(("image", "right"), images, strict=False):
+        if isinstance(image, str):
+            raise BadRequestError(f"text message follows a header; expected {name} as a binary message")
+        found.append((name, image))
+    return Given(header.stamp_ns, header.frame_id, found)
+
+
+def frame_of_message(data: bytes) -> Given:
+    """The frame of a binary message.
+
+    Raises:
+        BadRequestError: it is none.
+    """
+    try:
+        document = msgpack.unpackb(data, raw=False)
+    except Exception:  # whatever the parser raises, the message is at fault
+        document = None
+    if not isinstance(document, dict):
+        raise BadRequestError("message is no map of MessagePack; expected stamp_ns, frame_id, image and right")
+    _refuse_unknown(document, _NAMES)
+    images = [(name, document.get(name)) for name in ("image", "right")]
+    found = [(name, data) for name, data in images if isinstance(data, bytes)]
+    if not found or found[0][0] != "image" or not all(data is None or isinstance(data, bytes) for _, data in images):
+        raise BadRequestError("image is missing, or image or right is no binary data")
+    return Given(_stamp(document.get("stamp_ns")), _frame_id(document.get("frame_id")), found)

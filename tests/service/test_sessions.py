@@ -1,0 +1,145 @@
+"""The table of sequences: turns in the order of the stamps, expiry, and bounds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from frontend.tracking import Tracker, TrackerConfig
+from service.errors import OutOfOrderError, SequenceNotFoundError, SequencesFullError, TooLargeError
+from service.sessions import SessionConfig, Sessions
+
+BYTES = 100 * (4 * 8 + 2 * 16 + 4 * 16) + 10 * 24  # of 100 tracks with 16 values each, and a keyframe of 10
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Heard:
+    """An observer that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.state = (0, 0, 0)
+        self.counts: Counter[str] = Counter()
+
+    def sessions(self, count: int, nbytes: int, reserved: int) -> None:
+        self.state = (count, nbytes, reserved)
+
+    def session_closed(self, reason: str) -> None:
+        self.counts[reason] += 1
+
+    def session_refused(self) -> None:
+        self.counts["refused"] += 1
+
+
+class Rig:
+    def __init__(self, **config: Any) -> None:
+        self.clock, self.heard = Clock(), Heard()
+        self.table = Sessions(SessionConfig(**config), self.heard, self.clock)
+
+    def open(self, max_tracks: int = 100, **settings: Any) -> Any:
+        extractor: Any = SimpleNamespace(config=SimpleNamespace(max_keypoints=10), descriptor_dim=16)
+        return self.table.open(Tracker(TrackerConfig(max_tracks=max_tracks)), extractor, **settings)
+
+
+def test_sequences_are_found_by_ids_that_cannot_be_guessed() -> None:
+    rig = Rig()
+    first, second = rig.open(camera_id="left"), rig.open()
+    assert rig.table.get(first.id) is first
+    assert rig.table.all() == [first, second]
+    assert len(first.id) >= 22
+    assert first.camera_id == "left"
+    assert rig.heard.state == (2, 0, 2 * BYTES)
+    rig.table.close(first.id)
+    assert first.gone.is_set()
+    assert rig.heard.state == (1, 0, BYTES)
+    for call in (rig.table.get, rig.table.close):
+        with pytest.raises(SequenceNotFoundError, match=first.id):
+            call(first.id)
+    assert rig.heard.counts == {"deleted": 1}
+
+
+def test_a_sequence_expires_without_frames_and_asking_does_not_keep_it() -> None:
+    rig = Rig(ttl_s=60.0)
+    brief, lasting, longer = rig.open(ttl_s=10.0), rig.open(), rig.open(ttl_s=1e9)
+    assert (brief.expires_in_s, lasting.expires_in_s, longer.expires_in_s) == (10, 60, 60)
+    rig.clock.now += 9
+    turn = brief.queue(1)
+    assert brief.expires_in_s == 10
+    rig.clock.now += 50
+    rig.table.expire()  # not while its frame is on its way
+    assert rig.table.get(brief.id) is brief
+    turn.release()
+    assert brief.expires_in_s == 10
+    rig.clock.now += 9
+    rig.table.expire()
+    assert rig.table.all() == [brief]
+    assert lasting.gone.is_set()
+    rig.clock.now += 1
+    with pytest.raises(SequenceNotFoundError):
+        rig.table.get(brief.id)
+    assert rig.heard.state == (0, 0, 0)
+    assert rig.heard.counts == {"expired": 3}
+
+
+def test_bounds_hold() -> None:
+    rig = Rig(max_sequences=3, max_bytes=4 * BYTES - 1, ttl_s=50.0)
+    first = rig.open()
+    rig.clock.now += 20
+    rig.open()
+    with pytest.raises(TooLargeError, match="fewer max_tracks"):
+        rig.open(max_tracks=500)
+    with pytest.raises(SequencesFullError, match=f"{2 * BYTES} of {4 * BYTES - 1} bytes") as caught:
+        rig.open(max_tracks=250)
+    assert caught.value.retry_after == 30
+    rig.open()
+    with pytest.raises(SequencesFullError, match="3 of 3 sequences"):
+        rig.open()
+    rig.table.close(first.id)
+    rig.open()
+    assert rig.heard.state == (3, 0, 3 * BYTES)
+    assert rig.heard.counts == {"refused": 2, "deleted": 1}
+
+
+def test_turns_come_in_the_order_of_stamps() -> None:
+    async def use() -> list[int]:
+        session = Rig().open()
+        done: list[int] = []
+
+        async def take(turn: Any) -> None:
+            await turn.come()
+            assert session.last_stamp_ns == turn.stamp_ns
+            await asyncio.sleep(0)
+            done.append(turn.stamp_ns)
+            turn.release()
+
+        turns = [session.queue(stamp) for stamp in (5, 9, 2, 7)]
+        tasks = [asyncio.create_task(take(turn)) for turn in turns if turn.stamp_ns != 7]
+        await asyncio.sleep(0.01)
+        assert done == [2, 5]  # 9 waits for 7
+        for stamp in (5, 7, 9):
+            with pytest.raises(OutOfOrderError, match=f"the stamp {stamp} ns"):
+                session.queue(stamp)
+        late = session.queue(6)  # later than what has been tracked
+        turns[3].release()
+        turns[3].release()
+        await asyncio.sleep(0.01)
+        assert done == [2, 5]
+        await asyncio.gather(*tasks[:1], take(late))
+        await asyncio.gather(*tasks)
+        with pytest.raises(OutOfOrderError):
+            session.queue(8)
+        session.gone.set()
+        with pytest.raises(SequenceNotFoundError):
+            await session.queue(10).come()
+        return done
+
+    assert asyncio.run(use()) == [2, 5, 6, 9]
