@@ -52,8 +52,8 @@ def test_textures_are_reflectances(name: str) -> None:
 def painter(view: View, light: Light, occluders: list[np.ndarray] | None = None) -> Painter:
     squares = np.kron(np.add.outer(np.arange(8), np.arange(8)) % 2, np.ones((64, 64))).astype(np.float32)
     textures = [
-        Texture.of(np.float32(0.2) + np.float32(0.6) * squares),
-        Texture.of(np.full((512, 512), 0.8, np.float32)),
+        Texture(np.float32(0.2) + np.float32(0.6) * squares),
+        Texture(np.full((512, 512), 0.8, np.float32)),
     ]
     return Painter(view, light, textures, occluders or [], np.zeros(view.size[::-1], np.uint8))
 

@@ -7,7 +7,7 @@ coarse grid, and go through the same homography.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -85,19 +85,22 @@ class Light:
         return away / np.maximum(distance, 1e-6)[..., None], 1 / (1 + (distance / self.reach) ** 2)
 
 
-@dataclass
 class Texture:
-    """A texture and its pyramid, (n, n) uint8 each, halved from level to level."""
+    """A texture and its pyramid, (n, n) uint8, halved from level to level down to 16; levels are made when asked for.
 
-    levels: list[np.ndarray] = field(default_factory=list)
+    Args:
+        reflectance: (n, n) in [0, 1].
+    """
 
-    @classmethod
-    def of(cls, reflectance: Float32Array) -> Texture:
-        """From (n, n) in [0, 1]."""
-        levels: list[np.ndarray] = [np.rint(reflectance * 255).astype(np.uint8)]
-        while len(levels[-1]) > 16:
-            levels.append(cv2.resize(levels[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
-        return cls(levels)
+    def __init__(self, reflectance: Float32Array) -> None:
+        self._levels: list[np.ndarray] = [cv2.convertScaleAbs(reflectance, alpha=255)]
+        self.side = len(reflectance)
+
+    def level(self, number: int) -> np.ndarray:
+        """A level of the pyramid, the coarsest for numbers beyond it."""
+        while len(self._levels) <= number and len(self._levels[-1]) > 16:
+            self._levels.append(cv2.resize(self._levels[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
+        return self._levels[min(number, len(self._levels) - 1)]
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,7 @@ class Painter:
         self.view, self.light, self.textures, self.occluders = view, light, textures, occluders
         self.canvas = backdrop
         x, y = (1.05 * side / (2 * view.K[0, 0]) for side in view.size)
-        self._sides = [np.array(plane) for plane in ((1.0, 0, x), (-1.0, 0, x), (0, 1.0, y), (0, -1.0, y))]
+        self._sides = np.array([(1.0, 0, x), (-1.0, 0, x), (0, 1.0, y), (0, -1.0, y)])
         self._points = np.concatenate(occluders) if occluders else np.zeros((1, 3))
         self._starts = np.cumsum([0, *map(len, occluders[:-1])])
 
@@ -215,14 +218,19 @@ class Painter:
     def face(self, face: Face) -> None:
         """Paint a face, whatever is there already."""
         view = self.view
+        if not self.faces(face):
+            return
         corners = (face.corners - view.centre) @ view.R.T
         # to what is seen and a little more: numbers stay small
-        for plane in self._sides:
-            corners = _clip(corners, plane)
+        outside = corners @ self._sides.T < 0
+        if outside.all(axis=0).any():
+            return
+        for number in np.flatnonzero(outside.any(axis=0)):
+            corners = _clip(corners, self._sides[number])
         if len(corners) < 3:
             return
         farthest = float(corners[:, 2].max())
-        if farthest <= _NEAR or not self.faces(face):
+        if farthest <= _NEAR:
             return
         gain, fog = self._lit(face)
         nearest = max(float(corners[:, 2].min()), _NEAR)
@@ -256,16 +264,17 @@ class Painter:
         mask = np.zeros((size[1], size[0]), np.uint8)
         cv2.fillConvexPoly(mask, np.rint((pixels - low) * (1 << _SHIFT)).astype(np.int32), 255, cv2.LINE_8, _SHIFT)
         texture = self.textures[face.texture]
-        texel = face.tile / len(texture.levels[0])
+        texel = face.tile / texture.side
         middle = polygon.mean(0)
         slant = abs(float((view.R @ face.normal) @ middle)) / float(np.linalg.norm(middle))
         pixels_per_texel = view.K[0, 0] * texel / float(middle[2]) * max(slant, 0.1) ** 0.5
-        level = int(np.clip(round(-np.log2(pixels_per_texel) - 0.2), 0, len(texture.levels) - 1))
+        source = texture.level(max(round(-np.log2(pixels_per_texel) - 0.2), 0))
+        coarser = texture.side // len(source)
         move = np.array([[1.0, 0, -low[0]], [0, 1, -low[1]], [0, 0, 1]])
         unit_x, unit_y = (side / max(float(np.linalg.norm(side)), 1e-9) for side in (face.across, face.down))
         start = face.origin - face.tile * (face.shift[0] * unit_x + face.shift[1] * unit_y)
-        H = move @ self._plane(start, texel * unit_x, texel * unit_y) @ scaling(2**level, 2**level)
-        patch = cv2.warpPerspective(texture.levels[level], H, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+        H = move @ self._plane(start, texel * unit_x, texel * unit_y) @ scaling(coarser, coarser)
+        patch = cv2.warpPerspective(source, H, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
         lit: Any = self._over(gain, face, move, size)
         patch = cv2.multiply(patch, lit, dtype=cv2.CV_8U)
         if fog is not None:
@@ -366,7 +375,7 @@ class Painter:
         t = (b - np.sqrt(np.maximum(root, 0))) / a
         normal = (rays * t[..., None] - centre.astype(np.float32)) / np.float32(ball.radius)
         world = normal @ view.R.astype(np.float32)
-        texture = self.textures[ball.texture].levels[0 if reach > 150 else 1 if reach > 60 else 2]
+        texture = self.textures[ball.texture].level(0 if reach > 150 else 1 if reach > 60 else 2)
         n = np.float32(len(texture))
         u = (np.arctan2(world[..., 1], world[..., 0]) / np.float32(np.pi) * n).astype(np.float32)
         v = (np.arcsin(np.clip(world[..., 2], -1, 1)) / np.float32(np.pi) * n).astype(np.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -206,9 +206,8 @@ def _table(stage: _Stage, size: tuple[int, int]) -> tuple[View, Light]:
     rng = stage.rng
     reach = 4.0
     ground = np.array([-reach, reach, 0.0])
-    stage.wall(ground, np.array([2 * reach, 0, 0]), np.array([0, -2 * reach, 0]), rng.uniform(0.5, 2.0))
-    table = stage.behind[-1]
-    for _ in range(int(rng.integers(3, 14))):
+    stage.wall(ground, np.array([2 * reach, 0, 0]), np.array([0, -2 * reach, 0]), rng.uniform(0.35, 1.3))
+    for _ in range(int(rng.integers(5, 16))):
         angle, side = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(np.log(0.12), np.log(0.7), 2))
         across = side[0] * np.array([np.cos(angle), np.sin(angle), 0])
         down = side[1] * np.array([np.sin(angle), -np.cos(angle), 0])
@@ -216,13 +215,13 @@ def _table(stage: _Stage, size: tuple[int, int]) -> tuple[View, Light]:
         texture = stage.texture("print", "collage", "checker")
         stage.behind.append(rectangle(origin, across, down, texture, float(side.max()), 64))
     low = np.array([-1.3, -1.3])
-    stage.clutter(int(rng.integers(5, 22)), low, -low, (0.04, 0.25))
-    assert table is stage.behind[0]
+    stage.clutter(int(rng.integers(8, 24)), low, -low, (0.04, 0.25))
     pitch, distance, azimuth = rng.uniform(0.5, 1.45), rng.uniform(1.1, 2.4), rng.uniform(0, 2 * np.pi)
     away = np.array([np.cos(azimuth) * np.cos(pitch), np.sin(azimuth) * np.cos(pitch), np.sin(pitch)])
     at = np.append(rng.uniform(-0.3, 0.3, 2), 0.0)
     light = _lamp(rng, np.array([-2, -2, 1.2]), np.array([2, 2, 2.5])) if rng.random() < 0.6 else _sun(rng)
-    light = Light(light.ambient, light.direct, light.sun, light.lamp, light.reach, light.softness)
+    # no fog over a table
+    light = replace(light, fog=0.0)
     view = View.looking(at + distance * away, at, float(rng.normal(0, 0.3)), float(rng.uniform(0.6, 1.2)), size)
     return view, light
 
@@ -233,7 +232,7 @@ def _facade(stage: _Stage, size: tuple[int, int]) -> tuple[View, Light]:
     x = np.array([1.0, 0, 0])
     stage.wall(np.array([-12, 5.0, 8]), 24 * x, -8 * _UP, rng.uniform(1.2, 5))
     wall = stage.behind[-1]
-    for _ in range(int(rng.integers(4, 30))):
+    for _ in range(int(rng.integers(12, 40))):
         stage.poster(wall, 0.05, 0.3)
     stage.wall(np.array([-12, 5.0, 0]), 24 * x, np.array([0, -8.0, 0]), rng.uniform(1, 3))
     stage.clutter(int(rng.integers(0, 9)), np.array([-3.5, 2.5]), np.array([3.5, 4.7]), (0.12, 0.5))
@@ -245,8 +244,8 @@ def _facade(stage: _Stage, size: tuple[int, int]) -> tuple[View, Light]:
 def _heap(stage: _Stage, size: tuple[int, int]) -> tuple[View, Light]:
     """Boxes and balls of all sizes, turned at random, before a wall."""
     rng = stage.rng
-    stage.wall(np.array([-9, 8.0, 9]), np.array([18.0, 0, 0]), -18 * _UP, rng.uniform(2, 6))
-    for _ in range(int(rng.integers(20, 60))):
+    stage.wall(np.array([-9, 8.0, 9]), np.array([18.0, 0, 0]), -18 * _UP, rng.uniform(1.5, 4))
+    for _ in range(int(rng.integers(15, 40))):
         depth = rng.uniform(2.2, 7)
         place = np.array([rng.uniform(-0.55, 0.55) * depth, depth, rng.uniform(-0.42, 0.42) * depth])
         radius = float(np.exp(rng.uniform(np.log(0.08), np.log(0.7))))
@@ -318,11 +317,11 @@ def scene(seed: int, number: int, size: tuple[int, int] = (640, 480), layout: st
     shares = np.array([share for _, share in LAYOUTS.values()])
     drawn = str(rng.choice(list(LAYOUTS), p=shares / shares.sum()))
     make = LAYOUTS[layout or drawn][0]
-    names = [str(name) for name in rng.permutation(list(TEXTURES))[: int(rng.integers(5, 8))]]
+    names = [str(name) for name in rng.permutation(list(TEXTURES))[: int(rng.integers(4, 7))]]
     stage = _Stage(rng, names)
     canvas_size = (round(size[0] * _FINER), round(size[1] * _FINER))
     view, light = make(stage, canvas_size)
-    textures = [Texture.of(TEXTURES[name](rng, 512)) for name in names]
+    textures = [Texture(TEXTURES[name](rng, 512)) for name in names]
     painter = Painter(view, light, textures, stage.occluders, _sky(rng, canvas_size))
     for face in stage.behind:
         painter.face(face)
