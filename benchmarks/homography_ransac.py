@@ -30,7 +30,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from frontend.homography import corner_error, solve_corners, warp_points
-from frontend.ransac import BatchedHomography, RansacConfig, batched_ransac
+from frontend.ransac import BatchedHomography, batched_ransac
+from frontend.ransac_config import RansacConfig
+from frontend.ransac_cpu import ransac
 
 SIZE = (640, 480)
 CONFIG = RansacConfig()
@@ -187,6 +189,9 @@ def run_level(
         batched_ms.append(timed(lambda: results.append(batched_ransac(*inputs, CONFIG)), device) / len(some))  # noqa: B023
         ransac_errors += errors_of(results[0], some)
     for case in cases[:timed_trials]:
+        if device == "cpu":  # what one pair gets there; the same models, see tests/test_ransac_cpu.py
+            single_ms.append(timed(lambda: ransac(case.points0, case.points1, CONFIG), device))  # noqa: B023
+            continue
         inputs = stack([case], device)
         single_ms.append(timed(lambda: batched_ransac(*inputs, CONFIG), device))  # noqa: B023
     return Row(

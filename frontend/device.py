@@ -2,9 +2,57 @@
 
 from __future__ import annotations
 
-import torch
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from frontend.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device without torch; ``str()`` gives the name that torch understands.
+
+    Attributes:
+        type: "cpu" or "cuda".
+        index: of the GPU; None for the current one.
+    """
+
+    type: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+
+def _may_have_cuda() -> bool:
+    """False where there can be no CUDA device, which is found out without torch; True means to ask torch."""
+    if sys.platform == "darwin" or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    if not sys.platform.startswith("linux"):
+        return True
+    # discrete GPUs, Jetsons, and the Windows subsystem
+    return any(Path("/dev", name).exists() for name in ("nvidia0", "nvidiactl", "nvhost-ctrl-gpu", "nvmap", "dxg"))
+
+
+def pick_name(name: str = "auto") -> Device:
+    """Turn a device's name into a device; loads torch only where there may be a GPU.
+
+    Args:
+        name: as for :func:`pick_device`.
+
+    Raises:
+        ConfigError: as there.
+    """
+    if name == "cpu" or (name == "auto" and not _may_have_cuda()):
+        return Device("cpu")
+    device = pick_device(name)
+    return Device(device.type, device.index)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -16,6 +64,8 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         ConfigError: the name is none of these, or there is no such device.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
@@ -53,10 +103,14 @@ def autocast(name: str, device: torch.device) -> torch.autocast:
     Raises:
         ConfigError: the name is unknown.
     """
+    import torch
+
     check_precision(name)
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
     return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16" or (name == "auto" and fast))
 
 
 def _cpu_has_bf16() -> bool:
+    import torch
+
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -4,144 +4,60 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from frontend.device import pick_device
+from frontend.device import Device, pick_name
 from frontend.errors import ConfigError, ShapeError
-from frontend.image import pad_to_multiple, rescale_points, resize_to, to_gray
-from frontend.keypoints import (
-    BatchedKeypoints,
-    inside_border,
-    non_maximum_suppression,
-    refine_subpixel,
-    reorder,
-    sample_descriptors,
-    top_k,
+from frontend.extraction import (
+    Backend,
+    Batch,
+    ExtractorConfig,
+    Geometry,
+    HostDescribed,
+    HostKeypoints,
+    Prepared,
+    StageTimes,
 )
-from frontend.model import DenseMaps, SuperPointNet, heatmap
-from frontend.refinement import add_local
+from frontend.image import pad_to_multiple, rescale_points, resize_to, to_gray
 from frontend.types import Features, Float32Array
-from frontend.weights import DEFAULT_MODEL, load_network
+from frontend.weights import DEFAULT_MODEL
 
+if TYPE_CHECKING:
+    from frontend.model import SuperPointNet
 
-@dataclass(frozen=True)
-class ExtractorConfig:
-    """Settings of the extractor.
-
-    Attributes:
-        max_keypoints: K, keypoints of an image.
-        detection_threshold: probability that a keypoint exceeds, in [0, 1).
-        nms_radius: suppression radius, pixels of the network's input.
-        border: pixels along the edge without keypoints, where a keypoint's surroundings are unknown.
-        subpixel: whether keypoints are refined below the pixel: by the network's refiner, or, where it has none, to the
-            heat map's centre of mass. Without it a refiner still scores and describes.
-        resize: longest side that images are brought to, pixels; as given where None.
-    """
-
-    max_keypoints: int = 1024
-    detection_threshold: float = 0.005
-    nms_radius: int = 3
-    border: int = 4
-    subpixel: bool = True
-    resize: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_keypoints < 1:
-            raise ConfigError(f"max_keypoints is {self.max_keypoints}; expected 1 or more")
-        if not 0 <= self.detection_threshold < 1:
-            raise ConfigError(f"detection_threshold is {self.detection_threshold}; expected a value in [0, 1)")
-        for name in ("nms_radius", "border"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
-        if self.resize is not None and self.resize < 8:
-            raise ConfigError(f"resize is {self.resize}; expected 8 pixels or more")
-
-
-class Geometry(NamedTuple):
-    """How an image became network input.
-
-    Attributes:
-        original: (width, height) of the image as given.
-        resized: (width, height) before padding.
-        scale: resized / original, along x and y.
-    """
-
-    original: tuple[int, int]
-    resized: tuple[int, int]
-    scale: tuple[float, float]
-
-
-class Batch(NamedTuple):
-    """Network input for images of one padded size.
-
-    Attributes:
-        images: (B, 1, H, W) float32 in [0, 1], on the device; H and W multiples of 8.
-        geometries: one for each image.
-        raster: (B, M, H, W) float32 map layers in the images' frame, for networks with a context module that takes
-            them (``map_fusion``); None without.
-    """
-
-    images: Tensor
-    geometries: list[Geometry]
-    raster: Tensor | None = None
-
-
-class Prepared(NamedTuple):
-    """One image as network input, on the host.
-
-    Attributes:
-        gray: (H, W) float32 in [0, 1], sides multiples of 8.
-        geometry: how it became that.
-        raster: (M, H, W) float32, or None.
-    """
-
-    gray: Float32Array
-    geometry: Geometry
-    raster: Float32Array | None
-
-
-class Described(NamedTuple):
-    """Keypoints of a batch with what is known of them, on the device.
-
-    Attributes:
-        keypoints: K of each image, in pixels of the network's input, best first.
-        descriptors: (B, K, D) float32 of unit norm.
-        sigmas: (B, K) float32, standard deviation of the position along an axis, pixels of the network's input; None
-            where the network has no refiner.
-    """
-
-    keypoints: BatchedKeypoints
-    descriptors: Tensor
-    sigmas: Tensor | None
-
-
-@dataclass
-class StageTimes:
-    """Milliseconds spent in each stage, added up by the calls that it is given to."""
-
-    ms: dict[str, float] = field(default_factory=dict)
-
-    def add(self, stage: str, seconds: float) -> None:
-        self.ms[stage] = self.ms.get(stage, 0.0) + seconds * 1e3
+__all__ = [
+    "Batch",
+    "ExtractorConfig",
+    "Geometry",
+    "HostDescribed",
+    "HostKeypoints",
+    "Prepared",
+    "StageTimes",
+    "SuperPoint",
+]
 
 
 class SuperPoint:
     """Detects and describes keypoints.
 
-    ``SuperPoint.from_pretrained()`` loads the released weights; the constructor takes a network at hand.
+    ``SuperPoint.from_pretrained()`` loads the released weights; the constructor takes a network at hand, and
+    :meth:`of` anything that computes one.
 
     Args:
         network: in evaluation mode.
         name: of the model, recorded in features.
         config: settings.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        runtime: of the network on a CPU: "torch", "onnxruntime", "openvino" or "auto", see :mod:`frontend.runtime`.
+        precision: of the network: "float32", "bf16", "fp16", "int8", or "auto", which is what is fast there and safe.
     """
+
+    backend: Backend
+    name: str
+    config: ExtractorConfig
 
     def __init__(
         self,
@@ -150,11 +66,21 @@ class SuperPoint:
         name: str = "custom",
         config: ExtractorConfig | None = None,
         device: str = "auto",
+        runtime: str = "torch",
+        precision: str = "float32",
     ) -> None:
-        self.device = pick_device(device)
-        self.network = network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        from frontend.backends import backend_of_network
+
+        self.backend = backend_of_network(network, device, runtime, precision)
         self.name = name
         self.config = config or ExtractorConfig()
+
+    @classmethod
+    def of(cls, backend: Backend, *, name: str = "custom", config: ExtractorConfig | None = None) -> SuperPoint:
+        """An extractor on a backend at hand."""
+        extractor = object.__new__(cls)
+        extractor.backend, extractor.name, extractor.config = backend, name, config or ExtractorConfig()
+        return extractor
 
     @classmethod
     def from_pretrained(
@@ -163,6 +89,8 @@ class SuperPoint:
         *,
         config: ExtractorConfig | None = None,
         device: str = "auto",
+        runtime: str = "auto",
+        precision: str = "auto",
     ) -> SuperPoint:
         """Load weights.
 
@@ -170,27 +98,63 @@ class SuperPoint:
             name_or_path: a released model's name, or a weight file (see :func:`frontend.weights.load_network`).
             config: settings.
             device: "auto", "cpu", "cuda" or "cuda:N".
+            runtime: as for the constructor.
+            precision: the same.
 
         Raises:
             WeightsError: there are no such weights, or they cannot be used.
-            ConfigError: there is no such device.
+            ConfigError: there is no such device or runtime, or it has no such precision.
         """
-        name, network = load_network(name_or_path)
-        return cls(network, name=name, config=config, device=device)
+        from frontend.backends import load_backend
+
+        name, backend = load_backend(name_or_path, device, runtime, precision)
+        return cls.of(backend, name=name, config=config)
 
     def configured(self, config: ExtractorConfig) -> SuperPoint:
         """The same network, not copied, with other settings."""
-        if config == self.config:
-            return self
-        other = object.__new__(type(self))
-        other.device, other.network, other.name, other.config = self.device, self.network, self.name, config
-        return other
+        return self if config == self.config else self.of(self.backend, name=self.name, config=config)
+
+    @property
+    def device(self) -> Device:
+        """Where it computes."""
+        return pick_name(self.backend.device)
+
+    @property
+    def network(self) -> SuperPointNet:
+        """The network in PyTorch.
+
+        Raises:
+            ConfigError: the runtime has another form of it.
+        """
+        network: SuperPointNet | None = getattr(self.backend, "network", None)
+        if network is None:
+            raise ConfigError(f"the network runs in {self.backend.runtime}; expected runtime 'torch' to get at it")
+        return network
+
+    @property
+    def runtime(self) -> str:
+        """What runs the network: "torch", "onnxruntime" or "openvino"."""
+        return self.backend.runtime
+
+    @property
+    def precision(self) -> str:
+        """Of the network: "float32", "bf16", "fp16" or "int8"."""
+        return self.backend.precision
+
+    @property
+    def encoder(self) -> str:
+        """Specification of the network's encoder."""
+        return self.backend.encoder
+
+    @property
+    def refines(self) -> bool:
+        """Whether the network has a refiner, so that its keypoints have sigmas."""
+        return self.backend.refines
 
     @property
     def descriptor_dim(self) -> int:
         """D, the length of a descriptor."""
-        dim: int = self.network.config.descriptor_dim
-        return dim
+        return self.backend.descriptor_dim
 
     def preprocess(self, images: Sequence[np.ndarray], rasters: Sequence[np.ndarray] | None = None) -> Batch:
         """Make network input of images that have one padded size.
@@ -211,10 +175,7 @@ class SuperPoint:
 
     def stack(self, prepared: Sequence[Prepared]) -> Batch:
         """Bring prepared images of one size to the device as a batch."""
-        stacked = torch.from_numpy(np.stack([item.gray for item in prepared]))[:, None]
-        rasters = [item.raster for item in prepared if item.raster is not None]
-        raster = torch.from_numpy(np.stack(rasters)).to(self.device) if rasters else None
-        return Batch(stacked.to(self.device), [item.geometry for item in prepared], raster)
+        return self.backend.stack(prepared)
 
     def _prepare_all(self, images: Sequence[np.ndarray], rasters: Sequence[np.ndarray] | None) -> list[Prepared]:
         if rasters is None:
@@ -248,43 +209,17 @@ class SuperPoint:
         padded = np.stack([pad_to_multiple(layer) for layer in layers]) if raster is not None else None
         return Prepared(pad_to_multiple(gray), geometry, padded)
 
-    @torch.inference_mode()
-    def forward(self, batch: Batch) -> DenseMaps:
-        """Run the network: logits (B, 65, H/8, W/8) and descriptors (B, D, H/8, W/8)."""
-        maps: DenseMaps = self.network(batch.images.contiguous(memory_format=torch.channels_last), batch.raster)
-        return maps
+    def forward(self, batch: Batch) -> Any:
+        """Run the network; gives dense maps in the backend's own form."""
+        return self.backend.forward(batch)
 
-    @torch.inference_mode()
-    def postprocess(self, maps: DenseMaps, batch: Batch) -> Described:
+    def postprocess(self, maps: Any, batch: Batch, times: StageTimes | None = None) -> Any:
         """Pick keypoints, refine them and sample their descriptors, on the device, without waiting for it."""
-        config = self.config
-        heat = heatmap(maps.logits)
-        sizes = torch.tensor([g.resized for g in batch.geometries], device=self.device)
-        candidates = inside_border(non_maximum_suppression(heat, config.nms_radius), config.border, sizes)
-        found = top_k(candidates, config.max_keypoints, config.detection_threshold, config.nms_radius)
-        size = (heat.shape[2], heat.shape[1])
-        refinement = self.network.refine(batch.images, found.keypoints, found.scores)
-        if refinement is None:
-            if config.subpixel:
-                found = found._replace(keypoints=refine_subpixel(heat, found.keypoints))
-            return Described(found, sample_descriptors(maps.descriptors, found.keypoints, size), None)
-        keypoints = found.keypoints + refinement.offsets if config.subpixel else found.keypoints
-        dense = sample_descriptors(maps.descriptors, keypoints, size)
-        found = BatchedKeypoints(keypoints, refinement.logits.sigmoid() * found.valid, found.valid)
-        found, order = reorder(found)
-        descriptors = add_local(dense, refinement.descriptors)
-        return Described(
-            found,
-            descriptors.gather(1, order[..., None].expand_as(descriptors)),
-            refinement.log_sigmas.exp().gather(1, order),
-        )
+        return self.backend.postprocess(maps, batch, self.config, times)
 
-    def collect(self, found: Described, batch: Batch) -> list[Features]:
+    def collect(self, found: Any, batch: Batch) -> list[Features]:
         """Bring a batch's results to the host: unpadded, in pixels of the original images."""
-        valid = found.keypoints.valid.cpu().numpy()
-        keypoints, scores = found.keypoints.keypoints.cpu().numpy(), found.keypoints.scores.cpu().numpy()
-        described = found.descriptors.cpu().numpy()
-        sigmas = None if found.sigmas is None else found.sigmas.cpu().numpy()
+        (keypoints, scores, valid), described, sigmas = self.backend.host(found)
         features = []
         for i, geometry in enumerate(batch.geometries):
             # valid keypoints come first, as scores fall
@@ -335,14 +270,15 @@ class SuperPoint:
             began = self._lap(times, "preprocess", began)
             maps = self.forward(batch)
             began = self._lap(times, "network", began)
-            found = self.postprocess(maps, batch)
+            refined_before = times.ms.get("refinement", 0.0)
+            found = self.postprocess(maps, batch, times)
             results |= dict(zip(members, self.collect(found, batch), strict=True))
             self._lap(times, "keypoints", began)
+            times.ms["keypoints"] -= times.ms.get("refinement", 0.0) - refined_before
         return [results[i] for i in range(len(images))]
 
     def _lap(self, times: StageTimes, stage: str, began: float) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        self.backend.synchronize()
         now = time.perf_counter()
         times.add(stage, now - began)
         return now

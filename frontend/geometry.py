@@ -6,14 +6,13 @@ import math
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
 from frontend.camera import Camera
-from frontend.ransac import RansacConfig, as_matches
+from frontend.ransac_config import RansacConfig, as_matches
 from frontend.relative_pose import decompose_essential, essential_matrix, refine_pose
+from frontend.significance import MAX_LOG10_NFA, log10_false_alarms
 from frontend.types import BoolArray, Essential, Float64Array, Fundamental, Status
-from frontend.verification import MAX_LOG10_NFA, log10_false_alarms
 
 MIN_MATCHES = 8  # what OpenCV's robust estimator needs
 _SEVEN_POINT = (7, 3)  # matches in a sample, and models that it may give: the algorithm solves a cubic
@@ -64,8 +63,7 @@ def _significant(
         extent = np.ptp(points, axis=0)
         area = max(float(extent.prod()), 1e-9)
         chances.append(2 * math.sqrt(2) * threshold * float(np.hypot(*extent)) / area)
-    matches, count, chance = (torch.tensor(float(x)) for x in (len(points0), inliers.sum(), min(1.0, *chances)))
-    alarms = log10_false_alarms(matches, count, chance, *sample)
+    alarms = log10_false_alarms(len(points0), int(inliers.sum()), min(1.0, *chances), *sample)
     return float(alarms) < MAX_LOG10_NFA
 
 

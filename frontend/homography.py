@@ -7,17 +7,18 @@ pixel coordinates follow :mod:`frontend.types`. Robust estimation from matches i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
-import torch
-from torch.nn import functional
 
 from frontend.errors import ConfigError, ShapeError
 from frontend.types import BoolArray, Float64Array
 
-Array = TypeVar("Array", np.ndarray, torch.Tensor)
+if TYPE_CHECKING:
+    import torch
+
+Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def warp_points(points: Array, H: Array) -> Array:
     if points.shape[-1] != 2 or tuple(H.shape[-2:]) != (3, 3):
         given = f"points {tuple(points.shape)} and H {tuple(H.shape)}"
         raise ShapeError(f"got {given}; expected (..., N, 2) and (..., 3, 3)")
-    if isinstance(points, torch.Tensor):
+    if not isinstance(points, np.ndarray):
         moved = points @ H[..., :2, :2].mT + H[..., None, :2, 2]
         depth = points @ H[..., 2, :2, None] + H[..., None, 2, 2, None]
         return moved / depth
@@ -188,6 +189,9 @@ def warp_images(images: torch.Tensor, H: torch.Tensor, size: tuple[int, int] | N
     Returns:
         (B, C, size[1], size[0]) float.
     """
+    import torch
+    from torch.nn import functional
+
     height, width = images.shape[-2:]
     out_width, out_height = size or (width, height)
     grid_x = torch.arange(out_width, device=images.device, dtype=torch.float32)

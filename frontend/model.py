@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from frontend.encoders import ConvBlock, Norm, Part, TokenEncoder, build_encoder, parse_spec
 from frontend.encoders.map_fusion import MapFusion
+from frontend.encoders.slim import SeparableBlock
 from frontend.errors import ConfigError
 from frontend.refinement import REFINERS, Refinement
 from frontend.registry import Registry
@@ -116,6 +117,65 @@ class DetailDetectorHead(nn.Module):
         return logits
 
 
+class LightDetectorHead(nn.Module):
+    """A detector head of 1 x 1 and separable convolutions.
+
+    Args:
+        in_channels: of the features.
+        hidden: channels before the logits.
+        norm: see :class:`ConvBlock`.
+    """
+
+    def __init__(self, in_channels: int, hidden: int = 64, norm: Norm = "bn") -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(ConvBlock(in_channels, hidden, 1, norm=norm), SeparableBlock(hidden, norm=norm))
+        self.out = ConvBlock(hidden, DUSTBIN + 1, 1, norm="none", relu=False)
+
+    def forward(self, features: Tensor, image: Tensor) -> Tensor:
+        """Maps (B, C, h, w) features to (B, 65, h, w) logits; the image is not looked at."""
+        logits: Tensor = self.out(self.hidden(features))
+        return logits
+
+
+class LightDescriptorHead(nn.Module):
+    """:class:`ContextDescriptorHead` of separable convolutions.
+
+    Args:
+        in_channels: of the features.
+        dim: D.
+        hidden: channels before the descriptors.
+        context: channels of the branch at half the resolution.
+        blocks: separable blocks of that branch.
+        norm: see :class:`ConvBlock`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int = 96,
+        hidden: int = 96,
+        context: int = 64,
+        blocks: int = 3,
+        norm: Norm = "bn",
+    ) -> None:
+        super().__init__()
+        self.context = nn.Sequential(
+            ConvBlock(in_channels, context, stride=2, norm=norm),
+            *(SeparableBlock(context, norm=norm) for _ in range(blocks)),
+        )
+        self.hidden = nn.Sequential(
+            ConvBlock(in_channels + context, hidden, 1, norm=norm), SeparableBlock(hidden, norm=norm)
+        )
+        self.out = ConvBlock(hidden, dim, 1, norm="none", relu=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps (B, C, h, w) features to (B, D, h, w)."""
+        context = self.context(features)
+        context = functional.interpolate(context, size=features.shape[-2:], mode="bilinear", align_corners=False)
+        descriptors: Tensor = self.out(self.hidden(torch.cat([features, context], dim=1)))
+        return descriptors
+
+
 class ContextDescriptorHead(nn.Module):
     """A descriptor head with a second branch at half the resolution, for a larger receptive field."""
 
@@ -142,9 +202,11 @@ class ContextDescriptorHead(nn.Module):
 DETECTOR_HEADS: Registry[type[nn.Module]] = Registry("detector head", "superpoint.detector_heads")
 DETECTOR_HEADS.register("paper")(PaperDetectorHead)
 DETECTOR_HEADS.register("detail")(DetailDetectorHead)
+DETECTOR_HEADS.register("light")(LightDetectorHead)
 DESCRIPTOR_HEADS: Registry[type[nn.Module]] = Registry("descriptor head", "superpoint.descriptor_heads")
 DESCRIPTOR_HEADS.register("paper")(PaperDescriptorHead)
 DESCRIPTOR_HEADS.register("context")(ContextDescriptorHead)
+DESCRIPTOR_HEADS.register("light")(LightDescriptorHead)
 
 
 @dataclass(frozen=True)
@@ -196,6 +258,14 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
     "edge": ModelConfig(detector_options={"fine": 16}, refiner="patch"),
     "edge-dense": ModelConfig(detector_options={"fine": 16}),
     "edge-coarse": ModelConfig(),
+    "slim": ModelConfig(
+        encoder="slim",
+        detector="light",
+        descriptor="light",
+        descriptor_dim=96,
+        refiner="patch",
+        refiner_options={"size": 15, "channels": [16, 48], "kernels": [5, 3], "strides": [2, 2]},
+    ),
     "vgg": ModelConfig(encoder="vgg", detector="paper", descriptor="paper", descriptor_dim=256),
 }
 

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 from frontend.camera import Camera
 from frontend.geometry import epipolar_distances, estimate_essential, estimate_fundamental
 from frontend.homography import warp_points
-from frontend.ransac import as_matches, estimate_homography
+from frontend.homography_estimation import estimate_homography
+from frontend.ransac_config import as_matches
 from frontend.relative_pose import essential_matrix, homogeneous, in_front, refine_pose
 from frontend.types import BoolArray, Essential, Float64Array, Fundamental, Homography, Pose
 

@@ -12,8 +12,8 @@ from frontend.camera import Camera
 from frontend.errors import ConfigError
 from frontend.extractor import StageTimes, SuperPoint
 from frontend.geometry import estimate_essential, estimate_fundamental
+from frontend.homography_estimation import estimate_homography
 from frontend.matching import MATCHERS, match_features
-from frontend.ransac import estimate_homography
 from frontend.types import Essential, Features, Float32Array, Fundamental, Homography, Matches, MatchResult, Status
 
 GEOMETRIES = ("homography", "fundamental", "essential", "none")
@@ -53,7 +53,7 @@ class PipelineConfig:
             raise ConfigError(f"ransac_threshold is {self.ransac_threshold}; expected more than 0 pixels")
         if self.rotations not in (1, 4):
             raise ConfigError(f"rotations is {self.rotations}; expected 1 or 4")
-        MATCHERS.get(self.matcher)
+        MATCHERS.check(self.matcher)
 
 
 class MatchPipeline:
@@ -119,7 +119,7 @@ class MatchPipeline:
             matcher=config.matcher,
             ratio=config.ratio,
             min_similarity=config.min_similarity,
-            device=self.extractor.device,
+            device=str(self.extractor.device),
         )
         times.add("matching", time.perf_counter() - began)
         began = time.perf_counter()

@@ -18,21 +18,15 @@ no model, however many matches they have.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-import cv2
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from frontend.errors import ConfigError, ShapeError
-from frontend.homography_solver import GaussNewton, adjugate, unit_norm
-from frontend.ransac_search import SAMPLE_SIZE, NormalisedMatches, RansacConfig, polish, prepare, search
-from frontend.types import Float64Array, Homography, Status
+from frontend.errors import ShapeError
+from frontend.homography_solver import adjugate, unit_norm
+from frontend.ransac_config import RansacConfig
+from frontend.ransac_search import NormalisedMatches, polish, prepare, search
 from frontend.verification import verify_homography
-
-__all__ = ["BatchedHomography", "RansacConfig", "as_matches", "batched_ransac", "estimate_homography"]
 
 
 @dataclass(frozen=True)
@@ -131,98 +125,3 @@ def batched_ransac(
     h, iterations = search(prepared[0], config)
     h, inliers, ok = _finish(polish(h, prepared[0], config.threshold), prepared, config)
     return BatchedHomography(h, torch.zeros_like(valid).scatter(1, order, inliers), ok, iterations)
-
-
-def _opencv(points0: Tensor, points1: Tensor, config: RansacConfig) -> BatchedHomography:
-    """The same for one item (1, K, 2) of finite matches on the CPU, the model by OpenCV's USAC_MAGSAC."""
-    prepared = prepare(points0, points1, torch.ones_like(points0[..., 0], dtype=torch.bool), config.threshold)
-    matches, t0, t1 = prepared
-    found, _ = cv2.findHomography(
-        points0[0].numpy(),
-        points1[0].numpy(),
-        cv2.USAC_MAGSAC,
-        config.threshold,
-        maxIters=config.max_iterations,
-        confidence=config.confidence,
-    )
-    h = torch.zeros(1, 3, 3, dtype=torch.float64)
-    if found is not None and np.isfinite(found).all():
-        h = unit_norm(t1 @ torch.from_numpy(found)[None] @ adjugate(t0))
-        # oriented by the matches that it fits, wherever they are
-        flipped = GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1).linearise(
-            torch.stack((h, -h), 1)
-        )
-        fits = (flipped.error <= 2 * config.threshold**2).sum(-1)
-        h = torch.where(fits[0, 1] > fits[0, 0], -h, h)
-    pixels, inliers, ok = _finish(h, prepared, config)
-    return BatchedHomography(pixels, inliers, ok, torch.zeros(1, dtype=torch.int64))
-
-
-def as_matches(points0: ArrayLike, points1: ArrayLike) -> tuple[Float64Array, Float64Array]:
-    """Matched points as two (M, 2) float64 arrays.
-
-    Raises:
-        ShapeError: they are not two real (M, 2) arrays.
-    """
-    arrays = [np.asarray(points) for points in (points0, points1)]
-    if arrays[0].ndim != 2 or arrays[0].shape[1] != 2 or arrays[1].shape != arrays[0].shape:
-        raise ShapeError(f"points0 is {arrays[0].shape} and points1 {arrays[1].shape}; expected (M, 2) for both")
-    if any(array.dtype.kind not in "fiu" for array in arrays):
-        raise ShapeError(f"points0 is {arrays[0].dtype} and points1 {arrays[1].dtype}; expected real numbers")
-    return arrays[0].astype(np.float64), arrays[1].astype(np.float64)
-
-
-def estimate_homography(
-    points0: ArrayLike,
-    points1: ArrayLike,
-    *,
-    method: Literal["ransac", "opencv"] = "ransac",
-    threshold: float = 3.0,
-    confidence: float = 0.999,
-    max_iterations: int = 10_000,
-    min_inliers: int = 8,
-    seed: int = 0,
-    device: str = "cpu",
-) -> Homography:
-    """Estimate the homography between matched points of two images.
-
-    Both methods share the definition of an inlier and the checks of
-    :func:`frontend.verification.verify_homography`, so that unrelated images give NO_MODEL with either.
-
-    Args:
-        points0: (M, 2) matched points of image 0, pixels.
-        points1: (M, 2) of image 1. A match with a coordinate that is not finite is an outlier.
-        method: "ransac" is :func:`batched_ransac`; "opencv" is USAC_MAGSAC, whose random generator OpenCV seeds with
-            a constant: it is deterministic and ignores seed and device.
-        threshold: largest RMS of an inlier's two transfer errors, pixels.
-        confidence: probability of having drawn one outlier-free sample at which drawing stops, in (0, 1).
-        max_iterations: samples drawn at most.
-        min_inliers: at least 4.
-        seed: of the random generator.
-        device: where batched_ransac runs.
-
-    Returns:
-        The homography: OK; TOO_FEW_MATCHES below four matches; or NO_MODEL.
-
-    Raises:
-        ShapeError: points0 and points1 are not both (M, 2) and real.
-        ConfigError: a setting is out of its range.
-    """
-    config = RansacConfig(threshold, confidence, max_iterations, min_inliers, seed)
-    if method not in ("ransac", "opencv"):
-        raise ConfigError(f"homography method is '{method}'; expected 'ransac' or 'opencv'")
-    x0, x1 = as_matches(points0, points1)
-    finite = np.isfinite(x0).all(1) & np.isfinite(x1).all(1)
-    inliers = np.zeros(len(x0), dtype=np.bool_)
-    if finite.sum() < SAMPLE_SIZE:
-        return Homography(None, inliers, Status.TOO_FEW_MATCHES)
-    batch0, batch1 = torch.from_numpy(x0[finite])[None], torch.from_numpy(x1[finite])[None]
-    if method == "opencv":
-        result = _opencv(batch0, batch1, config)
-    else:
-        batch0, batch1 = batch0.to(device), batch1.to(device)
-        result = batched_ransac(batch0, batch1, torch.ones_like(batch0[..., 0], dtype=torch.bool), config)
-    if not bool(result.ok[0]):
-        return Homography(None, inliers, Status.NO_MODEL)
-    inliers[finite] = result.inliers[0].cpu().numpy()
-    return Homography(result.H[0].cpu().numpy(), inliers, Status.OK)

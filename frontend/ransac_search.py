@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from frontend.errors import ConfigError
 from frontend.homography_solver import (
     MIN_DEPTH,
     GaussNewton,
@@ -23,8 +22,8 @@ from frontend.homography_solver import (
     normalising_transform,
     unit_norm,
 )
+from frontend.ransac_config import SAMPLE_SIZE, RansacConfig
 
-SAMPLE_SIZE = 4
 # (draws, of which scored at most): the first block is small because it suffices for most real pairs. Only about one
 # sample of random matches in ten survives the orientation test.
 FIRST_BLOCK = (1024, 128)
@@ -37,37 +36,6 @@ POLISH_WIDEST = 3.0  # the same, at most this many thresholds
 POLISH_NARROWEST = 0.05  # and at least: noise-free matches have no scale
 # Hypotheses x matches scored at once, each taking 24 bytes: what a CPU's cache holds, or 400 MiB on a GPU.
 SCORE_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
-
-
-@dataclass(frozen=True)
-class RansacConfig:
-    """Settings of the robust estimation.
-
-    Attributes:
-        threshold: largest RMS of an inlier's two transfer errors, pixels.
-        confidence: probability of having drawn one outlier-free sample, in (0, 1), at which drawing stops.
-        max_iterations: samples drawn at most.
-        min_inliers: inliers below which there is no model; at least 4.
-        seed: of the random generator, 0 or more.
-    """
-
-    threshold: float = 3.0
-    confidence: float = 0.999
-    max_iterations: int = 10_000
-    min_inliers: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.threshold) and self.threshold > 0):
-            raise ConfigError(f"RANSAC threshold is {self.threshold}; expected a positive number of pixels")
-        if not 0 < self.confidence < 1:
-            raise ConfigError(f"RANSAC confidence is {self.confidence}; expected a value between 0 and 1")
-        if self.max_iterations < 1:
-            raise ConfigError(f"RANSAC max_iterations is {self.max_iterations}; expected 1 or more")
-        if self.min_inliers < SAMPLE_SIZE:
-            raise ConfigError(f"RANSAC min_inliers is {self.min_inliers}; expected {SAMPLE_SIZE} or more")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"RANSAC seed is {self.seed}; expected an integer from 0 to 2^63 - 1")
 
 
 @dataclass(frozen=True)

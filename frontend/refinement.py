@@ -7,6 +7,7 @@ Keypt2Subpx, Kim et al. 2024, which refines matches; here a keypoint is refined 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from frontend.encoders import ConvBlock, Norm
+from frontend.errors import ConfigError
 from frontend.registry import Registry
 
 
@@ -53,40 +55,49 @@ def gather_patches(images: Tensor, keypoints: Tensor, size: int) -> Tensor:
 
 
 class PatchRefiner(nn.Module):
-    """Four unpadded convolutions over a patch of the image, contrast-normalised, and two heads.
+    """A few unpadded convolutions over a patch of the image, contrast-normalised, and two heads.
 
     Args:
         dim: D, of the descriptor that the local part is added to.
-        channels: of the four convolutions; the second has stride 2.
+        size: side of the patch, pixels, odd.
+        channels: of the convolutions.
+        kernels: sides of their kernels.
+        strides: their strides.
         hidden: units before the position.
         reach: largest offset along an axis, pixels.
         norm: see :class:`ConvBlock`.
-    """
 
-    SIZE = 17
-    """Side of the patch, pixels."""
+    Raises:
+        ConfigError: the layers' settings do not go together.
+    """
 
     def __init__(
         self,
         dim: int,
-        channels: tuple[int, int, int, int] = (16, 24, 32, 32),
+        size: int = 17,
+        channels: Sequence[int] = (16, 24, 32, 32),
+        kernels: Sequence[int] = (3, 3, 3, 3),
+        strides: Sequence[int] = (1, 2, 1, 1),
         hidden: int = 64,
         reach: float = 3.0,
         norm: Norm = "bn",
     ) -> None:
         super().__init__()
-        if len(channels) != 4:
-            raise TypeError(f"channels are {channels}; expected four")
-        self.reach = reach
-        inputs = (1, *channels[:3])
-        self.layers = nn.Sequential(
-            *(
-                ConvBlock(a, b, stride=2 if i == 1 else 1, padding=0, norm=norm)
-                for i, (a, b) in enumerate(zip(inputs, channels, strict=True))
+        if not len(channels) == len(kernels) == len(strides) or size % 2 == 0:
+            raise ConfigError(
+                f"refiner has channels {channels}, kernels {kernels}, strides {strides} and size {size}; "
+                "expected as many of each, and an odd size"
             )
-        )
-        # 17 -> 15 -> 7 -> 5 -> 3
-        flat = channels[-1] * 9
+        self.size = size
+        self.reach = reach
+        self.layers = nn.Sequential()
+        inputs, side = 1, size
+        for outputs, kernel, stride in zip(channels, kernels, strides, strict=True):
+            self.layers.append(ConvBlock(inputs, outputs, kernel, stride=stride, padding=0, norm=norm))
+            inputs, side = outputs, (side - kernel) // stride + 1
+        if side < 1:
+            raise ConfigError(f"refiner's layers need a larger patch than {size} pixels")
+        flat = inputs * side**2
         self.position = nn.Sequential(nn.Linear(flat, hidden), nn.ReLU(inplace=True))
         self.position_out = nn.Linear(hidden, 4)
         self.score_gain = nn.Parameter(torch.ones(()))
@@ -105,7 +116,26 @@ class PatchRefiner(nn.Module):
             scores: (B, K) float32 in [0, 1], of the detector.
         """
         batch, count, _ = keypoints.shape
-        patches = gather_patches(images, keypoints, self.SIZE)
+        offsets, log_sigmas, logits, local = self.refine_patches(
+            gather_patches(images, keypoints, self.size), scores.reshape(-1)
+        )
+        return Refinement(
+            offsets.reshape(batch, count, 2),
+            log_sigmas.reshape(batch, count),
+            logits.reshape(batch, count),
+            local.reshape(batch, count, -1),
+        )
+
+    def refine_patches(self, patches: Tensor, scores: Tensor) -> Refinement:
+        """The same for patches at hand.
+
+        Args:
+            patches: (N, 1, size, size) float in [0, 1].
+            scores: (N,) float32 in [0, 1], of the detector.
+
+        Returns:
+            Without the batch dimension: offsets (N, 2), log_sigmas (N,), logits (N,) and descriptors (N, D).
+        """
         centred = patches - patches.mean(dim=(2, 3), keepdim=True)
         # the floor of about five grey levels keeps flat patches from being blown up to noise
         spread = centred.square().mean(dim=(2, 3), keepdim=True).sqrt()
@@ -114,13 +144,8 @@ class PatchRefiner(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             position = self.position_out(self.position(features.float()))
         offsets = self.reach * torch.tanh(position[:, :2] / self.reach)
-        logits = self.score_gain * torch.logit(scores, 1e-4) + position[:, 3].reshape(batch, count)
-        return Refinement(
-            offsets.reshape(batch, count, 2),
-            position[:, 2].clamp(-3.0, 3.0).reshape(batch, count),
-            logits,
-            self.local(features).float().reshape(batch, count, -1),
-        )
+        logits = self.score_gain * torch.logit(scores, 1e-4) + position[:, 3]
+        return Refinement(offsets, position[:, 2].clamp(-3.0, 3.0), logits, self.local(features).float())
 
 
 REFINERS: Registry[type[nn.Module]] = Registry("refiner", "superpoint.refiners")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
@@ -23,6 +24,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self.group = group
         self._items: dict[str, T] = {}
+        self._homes: dict[str, str] = {}
         self._loaded = False
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -40,6 +42,19 @@ class Registry(Generic[T]):
 
         return add
 
+    def lazy(self, name: str, module: str) -> None:
+        """Announce what a module of ours registers under ``name`` when it is imported, which ``get`` does."""
+        self._homes[name] = module
+
+    def check(self, name: str) -> None:
+        """Refuse an unknown name, without importing what a known one stands for.
+
+        Raises:
+            RegistryError: the name is unknown; the message lists the known ones.
+        """
+        if name not in self._homes and name not in self:
+            raise RegistryError(f"unknown {self.kind} '{name}'; expected one of: {', '.join(self)}")
+
     def _load_entry_points(self) -> None:
         if self._loaded:
             return
@@ -55,17 +70,15 @@ class Registry(Generic[T]):
         Raises:
             RegistryError: the name is unknown; the message lists the known ones.
         """
-        self._load_entry_points()
-        try:
-            return self._items[name]
-        except KeyError:
-            known = ", ".join(sorted(self._items))
-            raise RegistryError(f"unknown {self.kind} '{name}'; expected one of: {known}") from None
+        self.check(name)
+        if name not in self._items:
+            import_module(self._homes[name])
+        return self._items[name]
 
     def __iter__(self) -> Iterator[str]:
         self._load_entry_points()
-        return iter(sorted(self._items))
+        return iter(sorted({*self._items, *self._homes}))
 
     def __contains__(self, name: object) -> bool:
         self._load_entry_points()
-        return name in self._items
+        return name in self._items or name in self._homes

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from frontend.homography_solver import GaussNewton, gauge_fixed_cholesky, homogeneous
+from frontend.significance import MAX_LOG10_NFA
 
-# Expected number of accidental models that is tolerated. Far below 1, because real keypoints are not spread uniformly:
-# they lie in clusters and along edges, which makes accidents likelier than the formula says.
-MAX_LOG10_NFA = -4.0
 # Local magnification around an inlier in any direction, either way. Beyond it no descriptor matches.
 MAX_SCALE = 16.0
 # Predicted standard deviation at the corners of the inliers' bounding box, in thresholds.

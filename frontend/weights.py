@@ -151,7 +151,15 @@ def save_network(path: Path, network: SuperPointNet, training: Mapping[str, Any]
         "training": json.dumps(dict(training or {})),
     }
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata=metadata))
+        temporary.write_bytes(_canonical(save(tensors, metadata=metadata)))
+
+
+def _canonical(data: bytes) -> bytes:
+    """A safetensors file with the keys of its header in order; the library orders the metadata anew in each run."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

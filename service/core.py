@@ -84,7 +84,12 @@ class Core:
 
     def _load(self) -> None:
         for name in dict.fromkeys((self.settings.model, *self.settings.models)):
-            self.models[name] = SuperPoint.from_pretrained(name, device=self.settings.device)
+            self.models[name] = SuperPoint.from_pretrained(
+                name,
+                device=self.settings.device,
+                runtime=self.settings.runtime,
+                precision=self.settings.precision,
+            )
         self.engine.start()
         for size in self._sizes:
             for extractor in self.models.values():

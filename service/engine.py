@@ -222,7 +222,7 @@ class Engine:
         """
         future: Future[Features] = Future()
         future.add_done_callback(lambda _: slot.release())
-        key = (id(extractor.network), extractor.config, prepared.gray.shape, prepared.raster is None)
+        key = (id(extractor.backend), extractor.config, prepared.gray.shape, prepared.raster is None)
         with self._condition:
             if self._failure is not None or self._stopping:
                 future.set_exception(UnavailableError("the device is not available"))
@@ -341,12 +341,8 @@ class Engine:
 
     def _check_device(self, extractor: SuperPoint, error: Exception) -> None:
         """After a failure, see whether the device itself still works; if not, refuse everything from now on."""
-        import torch
-
         try:
-            parameter = next(iter(extractor.network.parameters()), None)
-            if parameter is not None:
-                float(torch.ones(8, device=parameter.device).sum())
+            extractor.backend.check()
         except Exception:
             with self._condition:
                 self._failure = str(error).partition("\n")[0]

@@ -26,6 +26,9 @@ FORBIDDEN = {
     "frontend.encoders": ("frontend.model", "frontend.extractor", "frontend.matching", "frontend.pipeline"),
     "frontend.model": ("frontend.extractor", "frontend.matching", "frontend.pipeline", "frontend.cli"),
     "frontend.matching": ("frontend.extractor", "frontend.pipeline", "frontend.cli"),
+    "frontend.extraction": ("frontend.model", "frontend.keypoints", "frontend.runtime", "frontend.extractor"),
+    "frontend.postprocess": ("frontend.model", "frontend.keypoints", "frontend.runtime", "frontend.extractor"),
+    "frontend.runtime": ("frontend.extractor", "frontend.matching", "frontend.pipeline", "frontend.cli"),
     "frontend.extractor": ("frontend.pipeline", "frontend.cli", "frontend.viz"),
     "frontend.pipeline": ("frontend.cli", "frontend.viz"),
 }
@@ -105,6 +108,14 @@ def test_help_loads_nothing_heavy(command: str) -> None:
 
 def test_importing_the_package_loads_no_torch() -> None:
     assert "torch" not in loaded_by("import frontend")
+
+
+def test_the_path_of_a_cpu_loads_no_torch() -> None:
+    """What one call needs with an exported graph at hand; runtimes are loaded when they are asked for."""
+    loaded = loaded_by(
+        "import frontend.cpu_backend, frontend.pipeline, frontend.runtime, frontend.tracking, frontend.viz"
+    )
+    assert not loaded & {"torch", "onnx", "onnxruntime", "openvino"}
 
 
 @pytest.mark.parametrize("code", ["import frontend.pipeline, frontend.viz", "import service.app"])

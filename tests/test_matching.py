@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from frontend.errors import ConfigError, RegistryError, ShapeError
-from frontend.matching import MATCHERS, match_features
+from frontend.matching import MATCHERS, match_features, nearest_cpu
 from frontend.matching.nearest import mutual_nearest_neighbours
 from frontend.types import Features
 
@@ -100,3 +100,35 @@ def test_errors_say_what_was_given() -> None:
         match_features(features(unit((4, 8), 0).numpy()), features(unit((4, 9), 0).numpy()))
     with pytest.raises(RegistryError, match="unknown matcher 'nope'; expected one of: mnn"):
         MATCHERS.get("nope")
+
+
+@pytest.mark.parametrize("block", [64, 10**6])
+@pytest.mark.parametrize(("ratio", "least"), [(None, None), (0.95, None), (None, 0.3), (0.99, 0.2)])
+def test_numpy_on_a_cpu_matches_what_torch_matches(ratio: float | None, least: float | None, block: int) -> None:
+    rng = np.random.default_rng(0)
+    first, second = (d / np.linalg.norm(d, axis=1, keepdims=True) for d in rng.normal(size=(2, 90, 16)))
+    second[:40] = first[20:60] + rng.normal(0, 0.1, (40, 16))
+    second /= np.linalg.norm(second, axis=1, keepdims=True)
+    first, second = first.astype(np.float32), second.astype(np.float32)[:77]
+    expected = mutual_nearest_neighbours(
+        torch.from_numpy(first)[None],
+        torch.ones(1, 90, dtype=torch.bool),
+        torch.from_numpy(second)[None],
+        torch.ones(1, 77, dtype=torch.bool),
+        ratio=ratio,
+        min_similarity=least,
+    )
+    got = nearest_cpu.mutual_nearest_neighbours(first, second, ratio=ratio, min_similarity=least, block=block)
+    index = expected.index[0].numpy()
+    assert 20 < len(got) < 77
+    np.testing.assert_array_equal(got.matches[:, 0], np.flatnonzero(index >= 0))
+    np.testing.assert_array_equal(got.matches[:, 1], index[index >= 0])
+    np.testing.assert_allclose(got.match_scores, expected.scores[0].numpy()[index >= 0], atol=1e-6)
+
+
+def test_equal_descriptors_match_once() -> None:
+    same = np.eye(4, dtype=np.float32)[[0, 0, 1, 1, 1]]
+    got = nearest_cpu.mutual_nearest_neighbours(same, same)
+    np.testing.assert_array_equal(got.matches, [[0, 0], [2, 2]])
+    lone = nearest_cpu.mutual_nearest_neighbours(same[:1], same[:1], ratio=0.8)
+    assert len(lone) == 1

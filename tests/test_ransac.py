@@ -12,8 +12,10 @@ import torch
 from homography_scenes import TURNED, project, reference_dlt, scene, tensors
 
 from frontend.errors import ConfigError, ShapeError
+from frontend.homography_estimation import estimate_homography
 from frontend.homography_solver import symmetric_transfer_error
-from frontend.ransac import RansacConfig, batched_ransac, estimate_homography
+from frontend.ransac import batched_ransac
+from frontend.ransac_config import RansacConfig
 from frontend.ransac_search import _optimise_best, _sample, _score, prepare
 from frontend.types import Homography, Status
 

@@ -72,9 +72,34 @@ def test_flat_patches_give_finite_answers() -> None:
     assert all(torch.isfinite(values).all() for values in refined)
 
 
-def test_the_refiner_wants_four_widths() -> None:
-    with pytest.raises(ConfigError, match="expected four"):
-        SuperPointNet(ModelConfig(refiner="patch", refiner_options={"channels": [8, 8]}))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": [8, 8]}, "expected as many of each"),
+        ({"size": 16}, "an odd size"),
+        ({"size": 7}, "need a larger patch than 7 pixels"),
+    ],
+)
+def test_layers_that_do_not_go_together_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SuperPointNet(ModelConfig(refiner="patch", refiner_options=options))
+
+
+def test_the_layers_are_those_of_the_options() -> None:
+    torch.manual_seed(0)
+    refiner = PatchRefiner(dim=8, size=15, channels=[4, 6], kernels=[5, 3], strides=[2, 2]).eval()
+    torch.nn.init.normal_(refiner.local.weight)
+    image, x, y = torch.rand(1, 1, 40, 40), 21, 17
+    patch = image[:, :, y - 7 : y + 8, x - 7 : x + 8].double()
+    values = (patch - patch.mean()) / (patch.std(correction=0) + 0.02)
+    for block, stride in zip(refiner.layers, (2, 2), strict=True):
+        values = torch.nn.functional.conv2d(values, block.conv.weight.double(), stride=stride)
+        values = (values / (1 + 1e-5) ** 0.5).clamp(min=0)  # a batch norm that has seen nothing
+    assert values.shape == (1, 6, 2, 2)
+    expected = values.flatten() @ refiner.local.weight.double().T
+    with torch.inference_mode():
+        refined = refiner(image, torch.tensor([[[float(x), float(y)]]]), torch.full((1, 1), 0.5))
+    torch.testing.assert_close(refined.descriptors[0, 0].double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_reorder_sorts_by_score_with_the_invalid_last() -> None:

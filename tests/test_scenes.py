@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from frontend.cli.main import main
-from frontend.training.scene_painter import Light, Painter, Texture, View, prism_faces, rectangle
+from frontend.training.scene_faces import prism_faces, rectangle
+from frontend.training.scene_painter import Light, Painter, Texture, View
 from frontend.training.scene_textures import TEXTURES
 from frontend.training.scenes import LAYOUTS, scene
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from frontend.errors import WeightsError
@@ -117,3 +118,16 @@ def test_released_weights_are_those_of_the_manifest(monkeypatch: pytest.MonkeyPa
         assert info.path.stat().st_size <= 6 * 2**20
         assert info.trained_on
     assert (weights_dir() / "MODEL_CARD.md").is_file()
+
+
+def test_files_of_equal_networks_are_equal_bytes(tmp_path: Path) -> None:
+    network = SuperPointNet(MODEL_PRESETS["edge-coarse"])
+    path = tmp_path / "a.safetensors"
+    files = set()
+    for _ in range(8):
+        save_network(path, network)
+        files.add(path.read_bytes())
+    assert len(files) == 1
+    with safe_open(path, "pt") as file:
+        assert set(file.keys()) == set(network.state_dict())
+        assert set(file.metadata()) == {"format", "model", "training"}

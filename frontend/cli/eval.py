@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from frontend.cli import eval_zoo
+from frontend.cli import eval_pose, eval_zoo
 
 DEFAULT_METHODS = "superpoint-edge,sift,rootsift,orb"
 
@@ -21,6 +21,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("eval", help="measure methods on image pairs with ground truth")
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     add_homography_parser(benchmarks)
+    eval_pose.add_pose_parser(benchmarks)
     add_uncertainty_parser(benchmarks)
     eval_zoo.add_zoo_parser(benchmarks)
 
@@ -132,9 +133,7 @@ def run(args: argparse.Namespace) -> int:
     from frontend.evaluation.rotations import parse_angles, rotation_dataset
     from frontend.evaluation.worst import draw_worst
 
-    names = list(dict.fromkeys(name.strip() for name in args.methods.split(",") if name.strip()))
-    if not names:
-        raise ConfigError("--methods is empty; expected names such as superpoint-edge,sift")
+    names = method_names(args.methods)
     device = str(pick_device(args.device))
     config = BenchmarkConfig(args.threshold, args.geometry_method, args.seed, device)
     resize = None if args.resize == 0 else args.resize
@@ -151,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         )
     for option, target in (("--json", None if args.json == "-" else args.json), ("--plot", args.plot)):
         if target is not None:
-            _check_writable(option, Path(target))
+            check_writable(option, Path(target))
     if args.plot is not None:
         from frontend.evaluation.plot import check_plot_path, require_matplotlib
 
@@ -177,7 +176,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_writable(option: str, path: Path) -> None:
+def method_names(text: str) -> list[str]:
+    """Names between commas, each once.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    from frontend.errors import ConfigError
+
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise ConfigError("--methods is empty; expected names such as superpoint-edge,sift")
+    return names
+
+
+def check_writable(option: str, path: Path) -> None:
     """Refuse before minutes of work what could not be written after them."""
     from frontend.errors import ConfigError
 

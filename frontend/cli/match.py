@@ -96,6 +96,8 @@ def build_parser() -> argparse.ArgumentParser:
     pixels = _number(float, 1e-3, 1e4, "a number of pixels above 0")
     add("--ransac-threshold", metavar="PX", type=pixels, default=3.0, help="inlier distance, pixels [%(default)s]")
     add("--device", metavar="auto|cpu|cuda|cuda:N", type=_device, default="auto", help="[%(default)s]")
+    add("--runtime", metavar="NAME", default="auto", help="on a CPU: auto, torch, onnxruntime, openvino [%(default)s]")
+    add("--precision", metavar="NAME", default="auto", help="auto, float32, bf16, fp16, int8 [%(default)s]")
     add("--rotations", type=int, choices=(1, 4), default=1, help="4: try IMG1 at 0, 90, 180, 270 degrees [%(default)s]")
     add("--warp", metavar="OUT.png", help="lay IMG0, warped by the homography, over IMG1 (many: into this directory)")
     return parser
@@ -219,10 +221,10 @@ def _read(path: str) -> Any:
 
 
 def _load(args: argparse.Namespace) -> MatchPipeline:
-    """Import torch and load the model.
+    """Load the model; torch too, unless an exported graph and a runtime for it are there.
 
     Raises:
-        ConfigError: the device is not there.
+        ConfigError: the device or the runtime is not there.
         WeightsError: the model is unknown or its file is bad.
         RegistryError: the matcher is unknown.
     """
@@ -237,6 +239,8 @@ def _load(args: argparse.Namespace) -> MatchPipeline:
     extractor = SuperPoint.from_pretrained(
         args.model,
         device=args.device,
+        runtime=args.runtime,
+        precision=args.precision,
         config=ExtractorConfig(
             max_keypoints=args.max_keypoints,
             detection_threshold=args.detection_threshold,

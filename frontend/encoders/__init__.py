@@ -11,6 +11,7 @@ from frontend.encoders import (  # noqa: F401  (registers them)
     ocr,
     repmlp,
     shufflenetv2,
+    slim,
     strip_pooling,
     vgg,
 )

@@ -158,8 +158,8 @@ class BenchmarkResult:
 
 def match_and_fit(features0: Features, features1: Features, config: BenchmarkConfig) -> tuple[Matches, Homography]:
     """Mutual nearest neighbours, and the homography that fits them best."""
+    from frontend.homography_estimation import estimate_homography
     from frontend.matching import match_features
-    from frontend.ransac import estimate_homography
 
     found = match_features(features0, features1, matcher="mnn")
     geometry = estimate_homography(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from frontend.errors import ShapeError
-from frontend.matching import nearest  # noqa: F401  (registers it)
 from frontend.matching.base import MATCHERS, BatchedMatches, Matcher
 from frontend.types import Features, Matches
 
@@ -20,7 +18,7 @@ def match_features(
     matcher: str = "mnn",
     ratio: float | None = None,
     min_similarity: float | None = None,
-    device: torch.device | str = "cpu",
+    device: str = "cpu",
 ) -> Matches:
     """Match the features of two images.
 
@@ -39,12 +37,21 @@ def match_features(
         ShapeError: the descriptors have different dimensions.
         RegistryError: the matcher is unknown.
     """
-    descriptors = [torch.from_numpy(np.ascontiguousarray(f.descriptors)).to(device) for f in (features0, features1)]
-    if descriptors[0].shape[1] != descriptors[1].shape[1]:
+    dimensions = features0.descriptors.shape[1], features1.descriptors.shape[1]
+    if dimensions[0] != dimensions[1]:
         raise ShapeError(
-            f"descriptors of image 0 have {descriptors[0].shape[1]} dimensions and of image 1 "
-            f"{descriptors[1].shape[1]}; expected the same model for both"
+            f"descriptors of image 0 have {dimensions[0]} dimensions and of image 1 {dimensions[1]}; "
+            "expected the same model for both"
         )
+    if matcher == "mnn" and str(device) == "cpu":
+        from frontend.matching.nearest_cpu import mutual_nearest_neighbours
+
+        return mutual_nearest_neighbours(
+            features0.descriptors, features1.descriptors, ratio=ratio, min_similarity=min_similarity
+        )
+    import torch
+
+    descriptors = [torch.from_numpy(np.ascontiguousarray(f.descriptors)).to(device) for f in (features0, features1)]
     valid = [torch.ones(1, len(d), dtype=torch.bool, device=device) for d in descriptors]
     found = MATCHERS.get(matcher)(
         descriptors[0][None], valid[0], descriptors[1][None], valid[1], ratio=ratio, min_similarity=min_similarity

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
-
+from frontend.errors import ConfigError
 from frontend.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,16 @@ class Matcher(Protocol):
 
 
 MATCHERS: Registry[Matcher] = Registry("matcher", "superpoint.matchers")
+MATCHERS.lazy("mnn", "frontend.matching.nearest")
+
+
+def check_limits(ratio: float | None, min_similarity: float | None) -> None:
+    """Refuse limits of matches that are out of range.
+
+    Raises:
+        ConfigError: ratio is not in (0, 1], or min_similarity not in [-1, 1].
+    """
+    if ratio is not None and not 0 < ratio <= 1:
+        raise ConfigError(f"ratio is {ratio}; expected a value in (0, 1]")
+    if min_similarity is not None and not -1 <= min_similarity <= 1:
+        raise ConfigError(f"min_similarity is {min_similarity}; expected a value in [-1, 1]")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from frontend.errors import ConfigError, ShapeError
-from frontend.matching.base import MATCHERS, BatchedMatches
+from frontend.errors import ShapeError
+from frontend.matching.base import MATCHERS, BatchedMatches, check_limits
 
 # similarities held at once, for each image pair: 64 MiB of float32
 BLOCK = 4096 * 4096
@@ -103,7 +103,4 @@ def _check(
             f"got descriptors {shapes[0]} and {shapes[2]} with masks {shapes[1]} and {shapes[3]}; "
             "expected (B, K0, D), (B, K1, D), (B, K0) and (B, K1)"
         )
-    if ratio is not None and not 0 < ratio <= 1:
-        raise ConfigError(f"ratio is {ratio}; expected a value in (0, 1]")
-    if min_similarity is not None and not -1 <= min_similarity <= 1:
-        raise ConfigError(f"min_similarity is {min_similarity}; expected a value in [-1, 1]")
+    check_limits(ratio, min_similarity)

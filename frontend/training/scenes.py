@@ -19,7 +19,8 @@ import numpy as np
 from frontend.atomic import atomic_write
 from frontend.errors import ConfigError
 from frontend.progress import Progress
-from frontend.training.scene_painter import Face, Light, Painter, Sphere, Texture, View, prism_faces, rectangle
+from frontend.training.scene_faces import Face, Sphere, prism_faces, rectangle
+from frontend.training.scene_painter import Light, Painter, Texture, View
 from frontend.training.scene_textures import TEXTURES, fractal
 from frontend.types import Float64Array
 

@@ -8,7 +8,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from frontend.errors import FrontendError
-from frontend.ransac import estimate_homography
+from frontend.homography_estimation import estimate_homography
 from frontend.types import Float64Array
 from service.bodies import declared_length
 from service.errors import BadRequestError

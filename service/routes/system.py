@@ -24,9 +24,9 @@ async def models(request: Request) -> dict[str, Any]:
         "models": [
             {
                 "name": name,
-                "encoder": extractor.network.config.encoder,
+                "encoder": extractor.encoder,
                 "descriptor_dim": extractor.descriptor_dim,
-                "sigmas": extractor.network.refiner is not None,
+                "sigmas": extractor.refines,
                 "device": str(extractor.device),
             }
             for name, extractor in core.models.items()

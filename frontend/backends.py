@@ -1,0 +1,75 @@
+"""Which backend computes a network: PyTorch on a GPU, a runtime and NumPy on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from frontend.device import pick_name
+from frontend.errors import ConfigError
+from frontend.extraction import Backend
+
+if TYPE_CHECKING:
+    from frontend.model import SuperPointNet
+
+
+def backend_of_network(
+    network: SuperPointNet, device: str = "auto", runtime: str = "torch", precision: str = "float32"
+) -> Backend:
+    """The backend of a network at hand.
+
+    Args:
+        network: is brought to evaluation mode.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        runtime: see :mod:`frontend.runtime`.
+        precision: the same.
+
+    Raises:
+        ConfigError: there is no such device or runtime, or it has no such precision.
+    """
+    from frontend.runtime import check_names, runtime_for
+
+    check_names(runtime, precision)
+    where = pick_name(device)
+    if where.type == "cpu" and hasattr(network.refiner, "refine_patches") | (network.refiner is None):
+        from frontend.cpu_backend import CpuBackend
+
+        return CpuBackend(runtime_for(network, runtime, precision))
+    return _on_torch(network, str(where), runtime, precision)
+
+
+def load_backend(name_or_path: str | Path, device: str, runtime: str, precision: str) -> tuple[str, Backend]:
+    """The backend of a released model or a weight file, and the model's name.
+
+    Args:
+        name_or_path: see :func:`frontend.weights.load_network`.
+        device: as for :func:`backend_of_network`.
+        runtime: the same.
+        precision: the same.
+
+    Raises:
+        WeightsError: there are no such weights, or they cannot be used.
+        ConfigError: there is no such device or runtime, or it has no such precision.
+    """
+    from frontend.runtime import check_names, load_runtime
+    from frontend.weights import load_network, resolve
+
+    check_names(runtime, precision)
+    where = pick_name(device)
+    if where.type == "cpu" and runtime != "torch":
+        from frontend.cpu_backend import CpuBackend
+
+        name, _ = resolve(name_or_path)
+        return name, CpuBackend(load_runtime(name_or_path, runtime, precision))
+    name, network = load_network(name_or_path)
+    return name, backend_of_network(network, str(where), runtime, precision)
+
+
+def _on_torch(network: SuperPointNet, device: str, runtime: str, precision: str) -> Backend:
+    from frontend.torch_backend import TorchBackend
+
+    if runtime not in ("auto", "torch"):
+        raise ConfigError(f"runtime is '{runtime}' on device '{device}'; expected auto or torch there")
+    if precision == "int8":
+        raise ConfigError(f"precision is 'int8' on device '{device}'; expected auto, float32, bf16 or fp16 there")
+    return TorchBackend(network, device, "float32" if precision == "auto" else precision)

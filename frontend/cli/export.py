@@ -1,0 +1,110 @@
+"""``superpoint export``: networks and whole extractors for other runtimes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from frontend.cli.options import Option, add_options, resolve_options
+
+EXPORT_OPTIONS = (
+    Option("format", "onnx", "of the file", ("onnx", "openvino", "torch-export")),
+    Option("size", "", "HxW of the images, multiples of 8; any size without"),
+    Option("batch", 0, "images of a batch; any number with 0"),
+    Option("with_postprocessing", False, "detection, top-K, refinement and descriptor sampling in the graph"),
+    Option("with_matching", False, "two images and their matches in one graph; implies --with-postprocessing"),
+    Option("max_keypoints", 1024, "K, keypoints of an image, with post-processing"),
+    Option("detection_threshold", 0.005, "lowest score of a keypoint, with post-processing"),
+    Option("nms_radius", 3, "pixels kept free around a keypoint, with post-processing"),
+    Option("border", 4, "pixels along the edge without keypoints, with post-processing"),
+    Option(
+        "precision", "float32", "int8 needs --calibration, and goes to the cache of this machine", ("float32", "int8")
+    ),
+    Option("calibration", "", "folder of photographs like those to come, for int8"),
+)
+_ABOUT = """\
+Without --with-postprocessing the graph gives the heat map and the semi-dense descriptors, and a refiner, where the
+network has one, lies beside it in NAME-refiner. With it, K keypoints of each image with scores (0 where there is none),
+descriptors and sigmas. --precision int8 quantises the dense part, measures its homography accuracy on half of the
+photographs against float32, and refuses it where that drops by more than a point; --runtime onnxruntime or openvino
+with --precision int8 then uses it.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``export`` to the command line."""
+    parser = subparsers.add_parser(
+        "export", help="write a network for ONNX Runtime, OpenVINO, TensorRT or torch.export", description=_ABOUT
+    )
+    parser.add_argument(
+        "--model", default="superpoint-edge", metavar="NAME|PATH", help="model or weight file [%(default)s]"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="to write; its ending is that of the format")
+    parser.add_argument(
+        "--dynamic", action="store_true", help="any size and batch: what is done without --size, --batch"
+    )
+    add_options(parser, EXPORT_OPTIONS)
+    parser.set_defaults(run=_run)
+
+
+def parse_size(text: str) -> tuple[int, int] | None:
+    """(height, width) of "HxW"; None of "".
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    from frontend.errors import ConfigError
+
+    if not text:
+        return None
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise ConfigError(f"export size is '{text}'; expected HEIGHTxWIDTH, such as 480x640")
+    return int(height), int(width)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from frontend.errors import ConfigError
+
+    values = resolve_options(args, EXPORT_OPTIONS)
+    size = parse_size(values["size"])
+    if args.dynamic and (size is not None or values["batch"]):
+        raise ConfigError("--dynamic with --size or --batch; expected one of them")
+    if values["precision"] == "int8":
+        return _quantise(args.model, values["calibration"])
+    if args.out is None:
+        raise ConfigError("--out is missing; expected the file to write")
+    from frontend.export import ExportConfig, export_network
+    from frontend.extraction import ExtractorConfig
+    from frontend.weights import load_network
+
+    extractor = ExtractorConfig(
+        max_keypoints=values["max_keypoints"],
+        detection_threshold=values["detection_threshold"],
+        nms_radius=values["nms_radius"],
+        border=values["border"],
+    )
+    config = ExportConfig(
+        values["format"],
+        size,
+        values["batch"] or None,
+        values["with_postprocessing"],
+        values["with_matching"],
+        extractor,
+    )
+    name, network = load_network(args.model)
+    for path in export_network(network, args.out, config, name):
+        print(f"wrote {path}")
+    return 0
+
+
+def _quantise(model: str, folder: str) -> int:
+    from frontend.errors import ConfigError
+
+    if not folder:
+        raise ConfigError("--calibration is missing; expected a folder of photographs")
+    from frontend.evaluation.quantisation import quantise_model
+
+    print(quantise_model(model, Path(folder)).summary())
+    return 0

@@ -1,0 +1,122 @@
+"""The CPU's path: a runtime for the network, and NumPy for the keypoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from frontend.extraction import Batch, ExtractorConfig, HostDescribed, HostKeypoints, Prepared, StageTimes
+from frontend.postprocess import Peaks, centre_of_mass, cut_patches, find_peaks, sample_rows, unit_rows
+from frontend.runtime.base import Maps, Refined, Runtime
+from frontend.types import Float32Array
+
+
+class CpuBackend:
+    """See :class:`frontend.extraction.Backend`.
+
+    Args:
+        runner: runs the network.
+    """
+
+    device = "cpu"
+
+    def __init__(self, runner: Runtime) -> None:
+        self.runner = runner
+        self.runtime = runner.name
+        self.precision = runner.precision
+        self.encoder = runner.info.encoder
+        self.descriptor_dim = runner.info.descriptor_dim
+        self.refines = runner.info.patch > 0
+
+    @property
+    def network(self) -> Any:
+        """The network in PyTorch; None where the runtime has another form of it."""
+        return getattr(self.runner, "network", None)
+
+    def stack(self, prepared: Sequence[Prepared]) -> Batch:
+        images = prepared[0].gray[None, None] if len(prepared) == 1 else np.stack([p.gray for p in prepared])[:, None]
+        rasters = [item.raster for item in prepared if item.raster is not None]
+        raster = np.stack(rasters) if rasters else None
+        return Batch(np.ascontiguousarray(images), [item.geometry for item in prepared], raster)
+
+    def forward(self, batch: Batch) -> Maps:
+        """Heat (B, H, W) and descriptors (B, H/8, W/8, D); the next call overwrites them."""
+        return self.runner.dense(batch.images, batch.raster)
+
+    def postprocess(
+        self, maps: Maps, batch: Batch, config: ExtractorConfig, times: StageTimes | None = None
+    ) -> HostDescribed:
+        """Pick keypoints, refine and describe them."""
+        found = [
+            find_peaks(
+                heat,
+                radius=config.nms_radius,
+                border=config.border,
+                size=geometry.resized,
+                threshold=config.detection_threshold,
+                count=config.max_keypoints,
+            )
+            for heat, geometry in zip(maps.heat, batch.geometries, strict=True)
+        ]
+        refined = self._refine(batch.images, found, times)
+        count, size = len(found), (maps.heat.shape[2], maps.heat.shape[1])
+        keypoints = np.zeros((count, config.max_keypoints, 2), np.float32)
+        scores = np.zeros(keypoints.shape[:2], np.float32)
+        valid = np.zeros(keypoints.shape[:2], np.bool_)
+        described = np.zeros((*keypoints.shape[:2], maps.descriptors.shape[3]), np.float32)
+        sigmas = np.zeros_like(scores) if self.runner.info.patch else None
+        for i, (peaks, extra) in enumerate(zip(found, refined, strict=True)):
+            n = len(peaks.x)
+            valid[i, :n] = True
+            if extra is None or sigmas is None:
+                points = centre_of_mass(maps.heat[i], peaks) if config.subpixel else _points(peaks)
+                keypoints[i, :n], scores[i, :n] = points, peaks.scores
+                described[i, :n] = sample_rows(maps.descriptors[i], points, size)
+                continue
+            order = np.argsort(-extra.position[:, 3], kind="stable")
+            points = _points(peaks)[order]
+            position, local = extra.position[order], extra.local[order]
+            if config.subpixel:
+                points += position[:, :2]
+            rows = sample_rows(maps.descriptors[i], points, size)
+            rows += local
+            keypoints[i, :n], described[i, :n] = points, unit_rows(rows)
+            sigmas[i, :n], scores[i, :n] = position[:, 2], position[:, 3]
+        return HostDescribed(HostKeypoints(keypoints, scores, valid), described, sigmas)
+
+    def _refine(self, images: Float32Array, found: list[Peaks], times: StageTimes | None) -> list[Refined | None]:
+        """What the refiner says of each image's keypoints; None where there is no refiner, or nothing to refine."""
+        side = self.runner.info.patch
+        counts = [len(peaks.x) for peaks in found]
+        if not side:
+            return [None] * len(found)
+        if not any(counts):
+            nothing = Refined(np.zeros((0, 4), np.float32), np.zeros((0, self.descriptor_dim), np.float32))
+            return [nothing] * len(found)
+        patches = [cut_patches(image[0], peaks, side) for image, peaks in zip(images, found, strict=True)]
+        together = (patches[0] if len(patches) == 1 else np.concatenate(patches))[:, None]
+        scores = np.concatenate([peaks.scores for peaks in found])
+        began = time.perf_counter()
+        result = self.runner.refine(together, scores)
+        if times is not None:
+            times.add("refinement", time.perf_counter() - began)
+        ends = np.cumsum([0, *counts])
+        return [Refined(result.position[a:b], result.local[a:b]) for a, b in pairwise(ends)]
+
+    def host(self, found: HostDescribed) -> HostDescribed:
+        return found
+
+    def synchronize(self) -> None:
+        """Nothing runs behind the caller's back."""
+
+    def check(self) -> None:
+        """The CPU does not fail."""
+
+
+def _points(peaks: Peaks) -> Float32Array:
+    points: Float32Array = np.stack([peaks.x, peaks.y], axis=1).astype(np.float32)
+    return points

@@ -1,0 +1,132 @@
+"""Whole extractors as one graph: image in, K described keypoints out, for runtimes without this library.
+
+The steps are those of :mod:`frontend.torch_backend`, written for export: fixed K, no operator whose output's size
+depends on values (no NonZero), sizes read from the tensors so that one graph serves all of them. What is no keypoint
+has score 0 and comes last.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from frontend.extraction import ExtractorConfig
+from frontend.keypoints import inside_border, non_maximum_suppression, refine_subpixel
+from frontend.model import SuperPointNet
+from frontend.refinement import add_local
+from frontend.runtime.graphs import heat_of
+
+_LEAST = -2.0  # below any cosine
+
+
+def best_pixels(maps: Tensor, k: int, threshold: float, radius: int) -> tuple[Tensor, Tensor]:
+    """The K best pixels of suppressed maps, also where the maps have fewer.
+
+    Args:
+        maps: (B, H, W) float32, H and W multiples of 8.
+        k: keypoints of each image.
+        threshold: the score that a keypoint exceeds.
+        radius: that the maps were suppressed with; a block of a side up to radius + 1 holds one survivor.
+
+    Returns:
+        Integer keypoints (B, K, 2) float32 and their scores (B, K), 0 where there is none.
+    """
+    batch, height, width = maps.shape
+    side = 8 if radius >= 7 else 4 if radius >= 3 else 2 if radius >= 1 else 1
+    columns = width // side
+    blocks = maps.reshape(batch, height // side, side, columns, side).transpose(2, 3)
+    best, within = blocks.reshape(batch, (height // side) * columns, side * side).max(dim=-1)
+    scores, block = functional.pad(best, (0, k)).topk(k, dim=1)
+    inner = functional.pad(within, (0, k)).gather(1, block)
+    x = (block % columns) * side + inner % side
+    y = torch.div(block, columns, rounding_mode="floor") * side + torch.div(inner, side, rounding_mode="floor")
+    valid = scores > threshold
+    keypoints = torch.stack([x, y], dim=-1).to(torch.float32)
+    return keypoints * valid[..., None], scores * valid
+
+
+def sample(descriptors: Tensor, keypoints: Tensor, height: int, width: int) -> Tensor:
+    """:func:`frontend.keypoints.sample_descriptors`, the image's size taken from a tensor's shape."""
+    grid = torch.stack([(keypoints[..., 0] * 2 + 1) / width - 1, (keypoints[..., 1] * 2 + 1) / height - 1], dim=-1)
+    sampled = functional.grid_sample(
+        descriptors.float(), grid[:, :, None], mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return functional.normalize(sampled[..., 0].transpose(1, 2), dim=-1)
+
+
+class FeatureGraph(nn.Module):
+    """(B, 1, H, W) float32 in [0, 1] to K keypoints of each image, best first.
+
+    ``forward`` gives keypoints (B, K, 2) float32 in pixels of the image, scores (B, K), 0 where there is no keypoint,
+    descriptors (B, K, D) of unit norm, and, where the network has a refiner, sigmas (B, K) in pixels.
+
+    Args:
+        network: in evaluation mode, folded.
+        config: settings; ``resize`` is the caller's.
+    """
+
+    def __init__(self, network: SuperPointNet, config: ExtractorConfig | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config or ExtractorConfig()
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of what ``forward`` gives."""
+        return ["keypoints", "scores", "descriptors", *(["sigmas"] if self.network.refiner is not None else [])]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        config = self.config
+        maps = self.network(image)
+        heat = heat_of(maps.logits)
+        height, width = heat.shape[1], heat.shape[2]
+        kept = inside_border(non_maximum_suppression(heat, config.nms_radius), config.border)
+        keypoints, scores = best_pixels(kept, config.max_keypoints, config.detection_threshold, config.nms_radius)
+        valid = scores > 0
+        refinement = self.network.refine(image, keypoints, scores)
+        if refinement is None:
+            if config.subpixel:
+                keypoints = refine_subpixel(heat, keypoints)
+            return keypoints * valid[..., None], scores, sample(maps.descriptors, keypoints, height, width)
+        if config.subpixel:
+            keypoints = keypoints + refinement.offsets
+        described = add_local(sample(maps.descriptors, keypoints, height, width), refinement.descriptors)
+        # a keypoint of score 0 may not stand before a valid one
+        ranked, order = (refinement.logits.sigmoid() - (~valid).to(torch.float32)).topk(config.max_keypoints, dim=1)
+        chosen = order[..., None]
+        keypoints = (keypoints * valid[..., None]).gather(1, chosen.expand(-1, -1, 2))
+        described = described.gather(1, chosen.expand(-1, -1, described.shape[2]))
+        return keypoints, ranked.clamp(min=0), described, refinement.log_sigmas.exp().gather(1, order)
+
+
+class PairGraph(nn.Module):
+    """Two images to their features and mutual nearest neighbours.
+
+    ``forward`` gives what :class:`FeatureGraph` gives for image 0, the same for image 1, and matches (B, K) int64, for
+    every keypoint of image 0 its match in image 1 or -1, with match_scores (B, K), cosines, 0 without a match.
+
+    Args:
+        features: of both images.
+    """
+
+    def __init__(self, features: FeatureGraph) -> None:
+        super().__init__()
+        self.features = features
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of what ``forward`` gives."""
+        both = [f"{name}{i}" for i in (0, 1) for name in self.features.outputs]
+        return [*both, "matches", "match_scores"]
+
+    def forward(self, image0: Tensor, image1: Tensor) -> tuple[Tensor, ...]:
+        first, second = self.features(image0), self.features(image1)
+        similarity = first[2] @ second[2].transpose(1, 2)
+        usable = (first[1] > 0)[:, :, None] & (second[1] > 0)[:, None]
+        similarity = torch.where(usable, similarity, torch.full_like(similarity, _LEAST))
+        best, there = similarity.max(dim=2)
+        back = similarity.argmax(dim=1).gather(1, there)
+        mutual = (back == torch.arange(back.shape[1], device=back.device)) & (best > _LEAST)
+        matches = torch.where(mutual, there, torch.full_like(there, -1))
+        return *first, *second, matches, best * mutual

@@ -1,0 +1,289 @@
+"""What the latency benchmark says: tables, ratios and checks for people, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from frontend.evaluation.latency import END_TO_END, Row
+from frontend.evaluation.latency_cases import USUAL
+from frontend.evaluation.latency_peers import SIFT, XFEAT
+from frontend.evaluation.latency_process import as_json
+from frontend.evaluation.latency_suite import VGA, Exponent, Suite
+
+_SIZE = f"{VGA[0]}x{VGA[1]}"
+_LINEAR = 1.1
+"""Exponent up to which growth counts as linear: caches make large images a little dearer."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A promise.
+
+    Attributes:
+        name: what is to hold.
+        limit: in words.
+        value: what was measured, in words.
+        holds: whether it does; None where it was not measured.
+    """
+
+    name: str
+    limit: str
+    value: str
+    holds: bool | None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How much faster one method is than another, end to end in one run.
+
+    Attributes:
+        method: ours, with its runtime and precision.
+        peer: the other's label.
+        times: its median time over ours; below 1 it is the faster one.
+    """
+
+    method: str
+    peer: str
+    times: float
+
+    def __str__(self) -> str:
+        if self.times >= 1:
+            return f"{self.method}: {self.times:.1f}x faster than {self.peer}"
+        return f"{self.method}: {1 / self.times:.1f}x slower than {self.peer}"
+
+
+def _end_to_end(rows: Sequence[Row], keypoints: int) -> list[Row]:
+    """Whole calls of one VGA image, each method once: the sections that vary something measure them again."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        if row.stage == END_TO_END and row.size == _SIZE and row.batch == 1 and row.keypoints == keypoints:
+            found.setdefault(row.label, row)
+    return list(found.values())
+
+
+def _best(rows: Sequence[Row], method: str) -> Row | None:
+    """The fastest runtime of a method, int8 left out: it is calibrated for one kind of images."""
+    own = [row for row in rows if row.method == method and row.precision != "int8"]
+    return min(own, key=lambda row: row.ms_median) if own else None
+
+
+def ratios(rows: Sequence[Row], keypoints: int) -> list[Ratio]:
+    """Our methods, each in its fastest runtime, against everything else in the run."""
+    whole = _end_to_end(rows, keypoints)
+    methods = dict.fromkeys(row.method for row in whole if row.ours)
+    found = []
+    for method in methods:
+        ours = _best(whole, method)
+        if ours is not None:
+            others = (row for row in whole if not row.ours and (USUAL not in row.method or f"({method})" in row.method))
+            found += [Ratio(ours.label, row.method, row.ms_median / ours.ms_median) for row in others]
+    return found
+
+
+def _at_least(name: str, least: float, found: Sequence[Ratio]) -> Check:
+    value = "; ".join(f"{ratio.times:.2f}x" for ratio in found) or "not measured"
+    return Check(name, f">= {least:g}x", value, all(ratio.times >= least for ratio in found) if found else None)
+
+
+def _at_most(name: str, limit: float, unit: str, values: dict[str, float]) -> Check:
+    said = "; ".join(f"{key} {value:.3g}{unit}".strip() for key, value in values.items()) or "not measured"
+    return Check(name, f"<= {limit:g}{unit}", said, max(values.values()) <= limit if values else None)
+
+
+def checks(suite: Suite) -> list[Check]:
+    """What must hold, and whether it does."""
+    rows, keypoints = suite.rows, suite.config.keypoints
+    every = ratios(rows, keypoints)
+    edge = [ratio for ratio in every if ratio.method.startswith("superpoint-edge")]
+    paper = [ratio for ratio in every if USUAL in ratio.peer]
+    found = [
+        _at_least("paper's network against the usual SuperPoint, end to end", 3.0, paper),
+        _at_least("superpoint-edge against OpenCV's SIFT", 4.0, [r for r in edge if r.peer == SIFT]),
+        _at_least("superpoint-edge against XFeat", 2.0, [r for r in edge if r.peer == XFEAT]),
+        _at_most("post-processing as a part of the network", 10.0, " %", _post_processing(rows, keypoints)),
+        _at_most(
+            f"matching {keypoints} x {keypoints} x 256",
+            5.0,
+            " ms",
+            {row.method: row.ms_median for row in rows if row.stage == "matching" and row.ours},
+        ),
+        _at_most(
+            f"homography of {keypoints} matches, half of them wrong",
+            5.0,
+            " ms",
+            {row.method: row.ms_median for row in rows if row.method == "homography, default"},
+        ),
+        *_parity_checks(suite),
+        _at_most(
+            "superpoint-match on a VGA pair, whole process",
+            1000.0,
+            " ms",
+            {row.method: row.ms_median for row in rows if row.stage == "process"},
+        ),
+        _growth("growth with pixels, end to end", "pixels", suite.exponents),
+        _growth("growth with keypoints, end to end", "keypoints", suite.exponents),
+    ]
+    flat = [memory.flat for memory in suite.memories]
+    said = "; ".join(f"{m.growth_mib:+.1f} of {m.resident_mib:.0f} MiB, {m.images} images" for m in suite.memories)
+    found.append(Check("resident memory is flat", "<= 1 % growth", said or "not measured", all(flat) if flat else None))
+    return found
+
+
+def _growth(name: str, against: str, exponents: Sequence[Exponent]) -> Check:
+    values = {e.label: e.exponent for e in exponents if e.against == against and e.stage == END_TO_END}
+    return _at_most(name, _LINEAR, "", values)
+
+
+def _post_processing(rows: Sequence[Row], keypoints: int) -> dict[str, float]:
+    """Time of the keypoints in percent of the network's, of each model in its fastest runtime.
+
+    A refiner's network is part of the network.
+    """
+    found = {}
+    whole = _end_to_end(rows, keypoints)
+    for method in dict.fromkeys(row.method for row in whole if row.ours):
+        best = _best(whole, method)
+        if best is None:
+            continue
+        stages: dict[str, float] = {}
+        for row in rows:
+            if row.label == best.label and row.size == _SIZE and row.batch == 1 and row.keypoints == keypoints:
+                stages.setdefault(row.stage, row.ms_median)
+        network = stages.get("network", 0.0) + stages.get("refinement", 0.0)
+        if network > 0 and "keypoints" in stages:
+            found[best.label] = 100 * stages["keypoints"] / network
+    return found
+
+
+def _parity_checks(suite: Suite) -> list[Check]:
+    found = []
+    for parity in suite.parities:
+        least = 0.98 if parity.precision == "int8" else 0.999
+        value = f"{100 * parity.same:.2f} % the same, cosine {parity.cosine:.5f}"
+        holds = parity.same >= 0.99 and parity.cosine >= least
+        found.append(Check(f"{parity.label} finds what torch float32 finds", f">= 99 %, {least:g}", value, holds))
+    return found or [Check("runtimes find what torch float32 finds", ">= 99 %, 0.999", "not measured", None)]
+
+
+def format_report(suite: Suite, machine: dict[str, Any], commit: str | None) -> str:
+    """Tables, ratios and checks."""
+    keypoints = suite.config.keypoints
+    versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items())
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores, {' '.join(machine['flags'])}",
+        f"{versions}; commit {commit or 'unknown'}; load {machine['load_1min']}",
+    ]
+    if machine["gpu"]:
+        lines.append(f"GPU: {machine['gpu']}")
+    whole = sorted(_end_to_end(suite.rows, keypoints), key=lambda row: row.ms_median)
+    if whole:
+        lines += ["", f"End to end, {_SIZE}, {keypoints} keypoints asked for, one image, ms:"]
+        lines += _table(
+            ("method", "runtime", "precision", "median", "p95", "network", "keypoints", "found"),
+            [
+                (r.method, r.runtime, r.precision, _ms(r.ms_median), _ms(r.ms_p95), *_parts(suite.rows, r), _count(r))
+                for r in whole
+            ],
+        )
+    others = [row for row in suite.rows if row.stage in ("matching", "homography", "pair", "process")]
+    if others:
+        lines += [
+            "",
+            f"Matching and homographies of {keypoints} points; a VGA pair, warm and as a process of its own, ms:",
+        ]
+        lines += _table(
+            ("stage", "method", "median", "p95"),
+            [(row.stage, row.method, _ms(row.ms_median), _ms(row.ms_p95)) for row in others],
+        )
+    if suite.exponents:
+        lines += ["", "Growth (exponent of a power law; 1 is linear):"]
+        for e in suite.exponents:
+            steps = ", ".join(f"{value:g}: {_ms(ms)}" for value, ms in zip(e.values, e.ms, strict=True))
+            lines.append(f"  {e.label}, {e.stage} against {e.against}: {e.exponent:.2f}  ({steps} ms)")
+    for m in suite.memories:
+        lines += [
+            "",
+            f"Memory of {m.method} ({m.runtime} {m.precision}), {m.size}, {m.images} images: "
+            f"{m.loaded_mib:.0f} MiB loaded, "
+            f"{m.working_mib:+.0f} with images, peak {m.peak_mib:.0f}, growth {m.growth_mib:+.1f} MiB "
+            f"({m.kib_per_image:+.2f} KiB an image)",
+        ]
+    if suite.skipped:
+        lines += ["", "Not measured:", *(f"  {what}: {why}" for what, why in suite.skipped)]
+    compared = ratios(suite.rows, keypoints)
+    if compared:
+        lines += ["", "Ratios of medians, end to end, in this run:", *(f"  {ratio}" for ratio in compared)]
+    lines += ["", "Must hold:"]
+    says: Callable[[bool | None], str] = {True: "holds", False: "FAILS", None: "-"}.__getitem__
+    lines += [f"  {says(c.holds):<5}  {c.name}: {c.value} (expected {c.limit})" for c in checks(suite)]
+    return "\n".join(lines) + "\n"
+
+
+def _parts(rows: Sequence[Row], whole: Row) -> tuple[str, str]:
+    def part(stage: str) -> str:
+        found = (
+            row.ms_median
+            for row in rows
+            if (row.label, row.size, row.batch, row.keypoints, row.stage)
+            == (whole.label, whole.size, whole.batch, whole.keypoints, stage)
+        )
+        value = next(found, None)
+        return "" if value is None else _ms(value)
+
+    return part("network"), part("keypoints")
+
+
+def _count(row: Row) -> str:
+    return "" if row.keypoints_found is None else f"{row.keypoints_found:.0f}"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(title), *(len(row[i]) for row in rows)) for i, title in enumerate(titles)]
+    texts = ("method", "runtime", "precision", "stage")
+
+    def line(cells: Sequence[str]) -> str:
+        return "  " + "  ".join(
+            f"{cell:<{w}}" if title in texts else f"{cell:>{w}}"
+            for title, cell, w in zip(titles, cells, widths, strict=True)
+        )
+
+    return [line(titles).rstrip(), *(line(row).rstrip() for row in rows)]
+
+
+def to_json(suite: Suite, machine: dict[str, Any], commit: str | None, command: Sequence[str]) -> str:
+    """The JSON document: ``machine``, ``commit``, ``protocol``, ``rows`` and what follows from them."""
+    config = suite.config
+    document = {
+        "benchmark": "latency",
+        "machine": machine,
+        "commit": commit,
+        "protocol": {
+            "command": list(command),
+            "models": list(config.models),
+            "device": config.device,
+            "sections": list(config.sections),
+            "keypoints": config.keypoints,
+            "effort": asdict(config.effort),
+            "seconds": config.seconds,
+            "order": "cases in turns within a section",
+        },
+        "rows": [{key: _rounded(value) for key, value in asdict(row).items()} for row in suite.rows],
+        "ratios": [{**asdict(ratio), "times": round(ratio.times, 3)} for ratio in ratios(suite.rows, config.keypoints)],
+        "exponents": [asdict(exponent) for exponent in suite.exponents],
+        "parity": [asdict(parity) for parity in suite.parities],
+        "memory": [as_json(memory) for memory in suite.memories],
+        "checks": [asdict(check) for check in checks(suite)],
+        "skipped": [{"what": what, "why": why} for what, why in suite.skipped],
+    }
+    return json.dumps(document, indent=1, allow_nan=False)
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value

@@ -1,0 +1,163 @@
+"""What the stages of extraction hand to each other, and what computes them; nothing here needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from frontend.errors import ConfigError
+from frontend.types import BoolArray, Float32Array
+
+
+@dataclass(frozen=True)
+class ExtractorConfig:
+    """Settings of the extractor.
+
+    Attributes:
+        max_keypoints: K, keypoints of an image.
+        detection_threshold: probability that a keypoint exceeds, in [0, 1).
+        nms_radius: suppression radius, pixels of the network's input.
+        border: pixels along the edge without keypoints, where a keypoint's surroundings are unknown.
+        subpixel: whether keypoints are refined below the pixel: by the network's refiner, or, where it has none, to the
+            heat map's centre of mass. Without it a refiner still scores and describes.
+        resize: longest side that images are brought to, pixels; as given where None.
+    """
+
+    max_keypoints: int = 1024
+    detection_threshold: float = 0.005
+    nms_radius: int = 3
+    border: int = 4
+    subpixel: bool = True
+    resize: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_keypoints < 1:
+            raise ConfigError(f"max_keypoints is {self.max_keypoints}; expected 1 or more")
+        if not 0 <= self.detection_threshold < 1:
+            raise ConfigError(f"detection_threshold is {self.detection_threshold}; expected a value in [0, 1)")
+        for name in ("nms_radius", "border"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        if self.resize is not None and self.resize < 8:
+            raise ConfigError(f"resize is {self.resize}; expected 8 pixels or more")
+
+
+class Geometry(NamedTuple):
+    """How an image became network input.
+
+    Attributes:
+        original: (width, height) of the image as given.
+        resized: (width, height) before padding.
+        scale: resized / original, along x and y.
+    """
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    scale: tuple[float, float]
+
+
+class Batch(NamedTuple):
+    """Network input for images of one padded size.
+
+    Attributes:
+        images: (B, 1, H, W) float32 in [0, 1], an array or a tensor on the device; H and W multiples of 8.
+        geometries: one for each image.
+        raster: (B, M, H, W) float32 map layers in the images' frame, for networks with a context module that takes
+            them (``map_fusion``); None without.
+    """
+
+    images: Any
+    geometries: list[Geometry]
+    raster: Any = None
+
+
+class Prepared(NamedTuple):
+    """One image as network input, on the host.
+
+    Attributes:
+        gray: (H, W) float32 in [0, 1], sides multiples of 8.
+        geometry: how it became that.
+        raster: (M, H, W) float32, or None.
+    """
+
+    gray: Float32Array
+    geometry: Geometry
+    raster: Float32Array | None
+
+
+class HostKeypoints(NamedTuple):
+    """K keypoints for every image of a batch, best first, in the host's memory.
+
+    Attributes:
+        keypoints: (B, K, 2) float32, (x, y) pixels of the network's input.
+        scores: (B, K) float32, non-increasing; 0 for padding.
+        valid: (B, K) bool; padding is False and comes last.
+    """
+
+    keypoints: Float32Array
+    scores: Float32Array
+    valid: BoolArray
+
+
+class HostDescribed(NamedTuple):
+    """Keypoints of a batch with what is known of them, in the host's memory.
+
+    Attributes:
+        keypoints: K of each image.
+        descriptors: (B, K, D) float32 of unit norm; 0 for padding.
+        sigmas: (B, K) float32, standard deviation of the position along an axis, pixels of the network's input; None
+            where the network has no refiner.
+    """
+
+    keypoints: HostKeypoints
+    descriptors: Float32Array
+    sigmas: Float32Array | None
+
+
+@dataclass
+class StageTimes:
+    """Milliseconds spent in each stage, added up by the calls that it is given to."""
+
+    ms: dict[str, float] = field(default_factory=dict)
+
+    def add(self, stage: str, seconds: float) -> None:
+        self.ms[stage] = self.ms.get(stage, 0.0) + seconds * 1e3
+
+
+class Backend(Protocol):
+    """Computes a network and its keypoints somewhere.
+
+    Attributes:
+        device: "cpu", "cuda" or "cuda:N".
+        runtime: what runs the network: "torch", "onnxruntime" or "openvino".
+        precision: of the network: "float32", "bf16", "fp16" or "int8".
+        encoder: specification of the network's encoder.
+        descriptor_dim: D.
+        refines: whether the network has a refiner, whose keypoints know how sure they are.
+    """
+
+    device: str
+    runtime: str
+    precision: str
+    encoder: str
+    descriptor_dim: int
+    refines: bool
+
+    def stack(self, prepared: Sequence[Prepared]) -> Batch:
+        """Bring prepared images of one size to the device as a batch."""
+
+    def forward(self, batch: Batch) -> Any:
+        """Run the network; what it gives is for :meth:`postprocess`."""
+
+    def postprocess(self, maps: Any, batch: Batch, config: ExtractorConfig, times: StageTimes | None = None) -> Any:
+        """Pick keypoints, refine and describe them; adds the refiner's time to ``times`` where it can be told apart."""
+
+    def host(self, found: Any) -> HostDescribed:
+        """Bring the result of :meth:`postprocess` to the host."""
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+
+    def check(self) -> None:
+        """Compute something; raises what the device raises where it has failed."""

@@ -1,0 +1,84 @@
+"""The homography between matched points of two images, by one call; torch is loaded only for a GPU."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from frontend.errors import ConfigError
+from frontend.ransac_config import SAMPLE_SIZE, RansacConfig, as_matches
+from frontend.types import BoolArray, Float64Array, Homography, Status
+
+
+def estimate_homography(
+    points0: ArrayLike,
+    points1: ArrayLike,
+    *,
+    method: Literal["ransac", "opencv"] = "ransac",
+    threshold: float = 3.0,
+    confidence: float = 0.999,
+    max_iterations: int = 10_000,
+    min_inliers: int = 8,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Homography:
+    """Estimate the homography between matched points of two images.
+
+    Both methods share the definition of an inlier and the checks of
+    :func:`frontend.verification.verify_homography`, so that unrelated images give NO_MODEL with either.
+
+    Args:
+        points0: (M, 2) matched points of image 0, pixels.
+        points1: (M, 2) of image 1. A match with a coordinate that is not finite is an outlier.
+        method: "ransac" is LO-RANSAC: :func:`frontend.ransac_cpu.ransac` on a CPU, and
+            :func:`frontend.ransac.batched_ransac` on another device; "opencv" is USAC_MAGSAC, whose random generator
+            OpenCV seeds with a constant: it is deterministic and ignores seed and device.
+        threshold: largest RMS of an inlier's two transfer errors, pixels.
+        confidence: probability of having drawn one outlier-free sample at which drawing stops, in (0, 1).
+        max_iterations: samples drawn at most.
+        min_inliers: at least 4.
+        seed: of the random generator.
+        device: where it runs.
+
+    Returns:
+        The homography: OK; TOO_FEW_MATCHES below four matches; or NO_MODEL.
+
+    Raises:
+        ShapeError: points0 and points1 are not both (M, 2) and real.
+        ConfigError: a setting is out of its range.
+    """
+    config = RansacConfig(threshold, confidence, max_iterations, min_inliers, seed)
+    if method not in ("ransac", "opencv"):
+        raise ConfigError(f"homography method is '{method}'; expected 'ransac' or 'opencv'")
+    x0, x1 = as_matches(points0, points1)
+    finite: BoolArray = np.asarray(np.isfinite(np.hstack((x0, x1))).all(axis=1))
+    inliers = np.zeros(len(x0), dtype=np.bool_)
+    if finite.sum() < SAMPLE_SIZE:
+        return Homography(None, inliers, Status.TOO_FEW_MATCHES)
+    if method == "opencv" or device == "cpu":
+        from frontend import ransac_cpu
+
+        estimate = ransac_cpu.opencv if method == "opencv" else ransac_cpu.ransac
+        H, found, _ = estimate(x0[finite], x1[finite], config)
+    else:
+        H, found = _on_device(x0[finite], x1[finite], config, device)
+    if H is None:
+        return Homography(None, inliers, Status.NO_MODEL)
+    inliers[finite] = found
+    return Homography(H, inliers, Status.OK)
+
+
+def _on_device(
+    points0: Float64Array, points1: Float64Array, config: RansacConfig, device: str
+) -> tuple[Float64Array | None, BoolArray]:
+    import torch
+
+    from frontend.ransac import batched_ransac
+
+    batch0, batch1 = (torch.from_numpy(points)[None].to(device) for points in (points0, points1))
+    result = batched_ransac(batch0, batch1, torch.ones_like(batch0[..., 0], dtype=torch.bool), config)
+    if not bool(result.ok[0]):
+        return None, np.zeros(len(points0), np.bool_)
+    return result.H[0].cpu().numpy(), result.inliers[0].cpu().numpy()

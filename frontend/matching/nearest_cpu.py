@@ -1,0 +1,65 @@
+"""Mutual nearest neighbours in NumPy, for one pair of images on a CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from frontend.matching.base import check_limits
+from frontend.types import Float32Array, Matches
+
+# similarities held at once: 16 MiB of float32
+BLOCK = 2048 * 2048
+
+
+def mutual_nearest_neighbours(
+    descriptors0: Float32Array,
+    descriptors1: Float32Array,
+    *,
+    ratio: float | None = None,
+    min_similarity: float | None = None,
+    block: int = BLOCK,
+) -> Matches:
+    """Match descriptors that are each other's nearest: :func:`frontend.matching.nearest.mutual_nearest_neighbours`.
+
+    Args:
+        descriptors0: (N0, D) float32, of unit norm.
+        descriptors1: (N1, D) float32, of unit norm.
+        ratio: as there.
+        min_similarity: as there.
+        block: similarities held at once; one row at least.
+
+    Returns:
+        The matches, in the order of image 0; of equal similarities the first.
+
+    Raises:
+        ConfigError: ratio or min_similarity is out of range.
+    """
+    check_limits(ratio, min_similarity)
+    rows, columns = len(descriptors0), len(descriptors1)
+    if rows == 0 or columns == 0:
+        return Matches(np.zeros((0, 2), np.int64), np.zeros(0, np.float32))
+    nearest = np.empty(rows, np.int64)
+    first, second = np.empty(rows, np.float32), np.full(rows, -2.0, np.float32)
+    highest = np.full(columns, -np.inf, np.float32)
+    step = max(block // columns, 1)
+    for start in range(0, rows, step):
+        similarity = descriptors0[start : start + step] @ descriptors1.T
+        count = len(similarity)
+        part, every = slice(start, start + count), np.arange(count)
+        np.maximum(highest, similarity.max(axis=0), out=highest)
+        nearest[part] = similarity.argmax(axis=1)
+        first[part] = similarity[every, nearest[part]]
+        if ratio is not None and columns > 1:
+            similarity[every, nearest[part]] = -2.0
+            second[part] = similarity.max(axis=1)
+    keep = first >= highest[nearest]
+    if min_similarity is not None:
+        keep &= first >= min_similarity
+    if ratio is not None:
+        # |a - b|^2 = 2 - 2 cos; a lone candidate has no second and passes
+        keep &= ((1 - first) < ratio**2 * (1 - second)) | (second <= -2.0)
+    index = np.flatnonzero(keep)
+    # two rows may be equally near to one column
+    _, once = np.unique(nearest[index], return_index=True)
+    index = index[np.sort(once)]
+    return Matches(np.stack([index, nearest[index]], axis=1), first[index])

@@ -1,0 +1,196 @@
+"""From a heat map to described keypoints in NumPy and OpenCV: the CPU's path.
+
+The same steps as :mod:`frontend.keypoints`, which is the reference, for one image at a time. Only what survives is
+touched: after suppression nothing is done for a pixel that is no keypoint.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from frontend.errors import ConfigError
+from frontend.types import Float32Array, IntArray
+
+_ON = 255  # of OpenCV's masks
+_WINDOW = 2  # radius of the centre of mass, pixels
+
+
+class Peaks(NamedTuple):
+    """Keypoints of one image, best first; equal scores in the order of rows.
+
+    Attributes:
+        x: (N,) int64 pixels.
+        y: (N,) int64 pixels.
+        scores: (N,) float32.
+    """
+
+    x: IntArray
+    y: IntArray
+    scores: Float32Array
+
+
+_local = threading.local()
+
+
+def _workspace(shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Two float32 and three uint8 arrays of a shape, this thread's own; those of its last shape are kept.
+
+    Fresh memory for every image would cost as much as the work that is done in it.
+    """
+    if getattr(_local, "shape", None) != shape:
+        _local.arrays = (
+            *(np.empty(shape, np.float32) for _ in range(2)),
+            *(np.empty(shape, np.uint8) for _ in range(3)),
+        )
+        _local.shape = shape
+    arrays: tuple[Any, ...] = _local.arrays
+    return arrays
+
+
+def survivors(heat: Float32Array, radius: int, iterations: int = 2) -> NDArray[np.uint8]:
+    """Local maxima by :func:`frontend.keypoints.non_maximum_suppression`, with OpenCV's filters.
+
+    Args:
+        heat: (H, W) float32, non-negative, contiguous.
+        radius: suppression radius, pixels (Chebyshev distance); 0 keeps every pixel.
+        iterations: rounds after the first.
+
+    Returns:
+        (H, W) uint8, 255 where a pixel survives and 0 elsewhere; this thread's next call overwrites it.
+
+    Raises:
+        ConfigError: the radius is negative.
+    """
+    if radius < 0:
+        raise ConfigError(f"nms_radius is {radius}; expected 0 or more")
+    if radius == 0:
+        return np.full(heat.shape, _ON, np.uint8)
+    kernel = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
+    highest, rest, keep, free, found = _workspace(heat.shape)
+    cv2.dilate(heat, kernel, dst=highest, borderType=cv2.BORDER_REPLICATE)
+    cv2.compare(heat, highest, cv2.CMP_EQ, dst=keep)
+    for _ in range(iterations):
+        cv2.dilate(keep, kernel, dst=free, borderType=cv2.BORDER_REPLICATE)
+        cv2.bitwise_not(free, dst=free)
+        rest.fill(0)
+        cv2.copyTo(heat, free, dst=rest)
+        cv2.dilate(rest, kernel, dst=highest, borderType=cv2.BORDER_REPLICATE)
+        cv2.compare(rest, highest, cv2.CMP_EQ, dst=found)
+        cv2.bitwise_and(found, free, dst=found)
+        cv2.bitwise_or(keep, found, dst=keep)
+    kept: NDArray[np.uint8] = keep
+    return kept
+
+
+def find_peaks(
+    heat: Float32Array, *, radius: int, border: int, size: tuple[int, int], threshold: float, count: int
+) -> Peaks:
+    """The best keypoints of a heat map.
+
+    Args:
+        heat: (H, W) float32 in [0, 1], contiguous.
+        radius: of suppression, pixels.
+        border: pixels along the image's edge without keypoints.
+        size: (width, height) of the image without padding.
+        threshold: the score that a keypoint exceeds.
+        count: keypoints at most.
+    """
+    keep = survivors(heat, radius)
+    width, height = size
+    found = None
+    if min(width, height) > 2 * border:
+        found = cv2.findNonZero(keep[border : height - border, border : width - border])
+    if found is None:
+        nothing = np.zeros(0, np.int64)
+        return Peaks(nothing, nothing, np.zeros(0, np.float32))
+    at = found.reshape(-1, 2).astype(np.int64) + border  # OpenCV 4 has another dimension
+    flat = at[:, 1] * heat.shape[1] + at[:, 0]
+    scores = heat.ravel()[flat]
+    above = scores > threshold
+    flat, scores = flat[above], scores[above]
+    if len(scores) > count:
+        best = np.argpartition(-scores, count - 1)[:count]
+        best.sort()  # equal scores in the order of rows
+        flat, scores = flat[best], scores[best]
+    order = np.argsort(-scores, kind="stable")
+    y, x = np.divmod(flat[order], heat.shape[1])
+    return Peaks(x, y, scores[order])
+
+
+def centre_of_mass(heat: Float32Array, peaks: Peaks) -> Float32Array:
+    """Peaks moved to the centre of mass of the heat about them, (N, 2) float32 pixels; none moves by more than 2."""
+    padded = cv2.copyMakeBorder(heat, _WINDOW, _WINDOW, _WINDOW, _WINDOW, cv2.BORDER_CONSTANT, value=0)
+    side = 2 * _WINDOW + 1
+    windows = sliding_window_view(np.asarray(padded, np.float32), (side, side))[peaks.y, peaks.x]
+    steps = np.arange(-_WINDOW, _WINDOW + 1, dtype=np.float32)
+    total = np.maximum(windows.sum(axis=(1, 2)), np.float32(1e-12))
+    shift = np.stack([windows.sum(axis=1) @ steps, windows.sum(axis=2) @ steps], axis=1) / total[:, None]
+    points: Float32Array = np.stack([peaks.x, peaks.y], axis=1).astype(np.float32) + shift
+    return points
+
+
+def cut_patches(gray: Float32Array, peaks: Peaks, side: int) -> Float32Array:
+    """Squares of an image about each peak; beyond the edge the last pixel is repeated.
+
+    Args:
+        gray: (H, W) float32.
+        peaks: inside the image.
+        side: of a square, odd.
+
+    Returns:
+        (N, side, side) float32, contiguous.
+    """
+    around = side // 2
+    padded = cv2.copyMakeBorder(gray, around, around, around, around, cv2.BORDER_REPLICATE)
+    windows = sliding_window_view(np.asarray(padded, np.float32), (side, side))
+    return np.ascontiguousarray(windows[peaks.y, peaks.x])
+
+
+def unit_rows(rows: Float32Array) -> Float32Array:
+    """Divide each row, in place, by its Euclidean length (at least 1e-12), (N, D) float32."""
+    length = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+    rows /= np.maximum(length, np.float32(1e-12))[:, None]
+    return rows
+
+
+def sample_rows(cells: Float32Array, points: Float32Array, size: tuple[int, int]) -> Float32Array:
+    """Sample a semi-dense descriptor map at points, bilinearly: :func:`frontend.keypoints.sample_descriptors`.
+
+    Args:
+        cells: (h, w, D) float32, contiguous.
+        points: (N, 2) float32 pixels of the network's input.
+        size: (width, height) of the network's input, pixels.
+
+    Returns:
+        (N, D) float32 of unit norm.
+    """
+    height, width, dim = cells.shape
+    extent = np.array([width / size[0], height / size[1]], np.float32)
+    # cell n has its centre at pixel 8 n + 3.5; beyond the outermost centres the outermost cell holds
+    at = np.clip(
+        (points + np.float32(0.5)) * extent - np.float32(0.5), 0, np.array([width - 1, height - 1], np.float32)
+    )
+    low = np.minimum(at.astype(np.int64), np.array([max(width - 2, 0), max(height - 2, 0)]))
+    right, below = (at - low).astype(np.float32).T
+    index = low[:, 1] * width + low[:, 0]
+    across, down = (1 if width > 1 else 0), (width if height > 1 else 0)
+    rows = cells.reshape(-1, dim)
+    out = rows.take(index, axis=0)
+    out *= ((1 - right) * (1 - below))[:, None]
+    corner = np.empty_like(out)
+    for step, weight in (
+        (across, right * (1 - below)),
+        (down, (1 - right) * below),
+        (across + down, right * below),
+    ):
+        # the index is inside: "clip" only spares a copy
+        rows.take(index + step, axis=0, out=corner, mode="clip")
+        corner *= weight[:, None]
+        out += corner
+    return unit_rows(out)

@@ -1,0 +1,60 @@
+"""Settings of robust estimation, and matches as it takes them; needs no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from frontend.errors import ConfigError, ShapeError
+from frontend.types import Float64Array
+
+SAMPLE_SIZE = 4
+"""Matches that define a homography."""
+
+
+@dataclass(frozen=True)
+class RansacConfig:
+    """Settings of the robust estimation.
+
+    Attributes:
+        threshold: largest RMS of an inlier's two transfer errors, pixels.
+        confidence: probability of having drawn one outlier-free sample, in (0, 1), at which drawing stops.
+        max_iterations: samples drawn at most.
+        min_inliers: inliers below which there is no model; at least 4.
+        seed: of the random generator, 0 or more.
+    """
+
+    threshold: float = 3.0
+    confidence: float = 0.999
+    max_iterations: int = 10_000
+    min_inliers: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.threshold) and self.threshold > 0):
+            raise ConfigError(f"RANSAC threshold is {self.threshold}; expected a positive number of pixels")
+        if not 0 < self.confidence < 1:
+            raise ConfigError(f"RANSAC confidence is {self.confidence}; expected a value between 0 and 1")
+        if self.max_iterations < 1:
+            raise ConfigError(f"RANSAC max_iterations is {self.max_iterations}; expected 1 or more")
+        if self.min_inliers < SAMPLE_SIZE:
+            raise ConfigError(f"RANSAC min_inliers is {self.min_inliers}; expected {SAMPLE_SIZE} or more")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"RANSAC seed is {self.seed}; expected an integer from 0 to 2^63 - 1")
+
+
+def as_matches(points0: ArrayLike, points1: ArrayLike) -> tuple[Float64Array, Float64Array]:
+    """Matched points as two (M, 2) float64 arrays.
+
+    Raises:
+        ShapeError: they are not two real (M, 2) arrays.
+    """
+    arrays = [np.asarray(points) for points in (points0, points1)]
+    if arrays[0].ndim != 2 or arrays[0].shape[1] != 2 or arrays[1].shape != arrays[0].shape:
+        raise ShapeError(f"points0 is {arrays[0].shape} and points1 {arrays[1].shape}; expected (M, 2) for both")
+    if any(array.dtype.kind not in "fiu" for array in arrays):
+        raise ShapeError(f"points0 is {arrays[0].dtype} and points1 {arrays[1].dtype}; expected real numbers")
+    return arrays[0].astype(np.float64), arrays[1].astype(np.float64)

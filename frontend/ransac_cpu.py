@@ -1,0 +1,228 @@
+"""Robust homography estimation in NumPy, for one pair of images on a CPU: LO-RANSAC as in :mod:`frontend.ransac`.
+
+The same method with the same constants, but samples are drawn in smaller blocks: drawing stops after the fewest that
+give the wished confidence, and a block costs less than a millisecond.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from frontend.homography_cpu import (
+    MIN_DEPTH,
+    GaussNewton,
+    adjugate,
+    from_4_points,
+    good_samples,
+    normalising_transform,
+    unit_norm,
+)
+from frontend.ransac_config import SAMPLE_SIZE, RansacConfig
+from frontend.types import BoolArray, Float32Array, Float64Array
+from frontend.verification_cpu import verify
+
+# (draws, of which scored at most): what most real pairs need, then more
+BLOCKS = ((256, 32), (1024, 128), (3072, 384))
+REFINED = 2  # hypotheses of a block that are locally optimised
+WIDENING = (3.0, 2.0, 1.5, 1.0)  # inlier thresholds of the local optimisation, relative to the final one
+POLISH_STEPS = 8
+POLISHED = 1e-7  # change of the unit-norm matrix below which polishing ends
+TUKEY = 6.0  # zero weight from this many times the median residual of the inliers: about 7 sigma of Gaussian noise
+POLISH_WIDEST = 3.0  # the same, at most this many thresholds
+POLISH_NARROWEST = 0.05  # and at least: noise-free matches have no scale
+SCORED_AT_ONCE = 1 << 14  # hypotheses x matches: what stays in a core's cache
+
+
+class _Matches(NamedTuple):
+    """Normalised matches."""
+
+    points0: Float64Array  # (K, 2)
+    points1: Float64Array
+    unit0: float  # normalised length of a pixel of image 0
+    unit1: float
+    low0: Float32Array  # (3, K) homogeneous
+    low1: Float32Array
+
+
+def _prepare(points0: Float64Array, points1: Float64Array) -> tuple[_Matches, Float64Array, Float64Array]:
+    """Normalise matches; also the normalising transforms, (3, 3) each."""
+    t0, t1 = normalising_transform(points0), normalising_transform(points1)
+    x0, x1 = points0 * t0[0, 0] + t0[:2, 2], points1 * t1[0, 0] + t1[:2, 2]
+    lows = []
+    for x in (x0, x1):
+        low = np.ones((3, len(x)), np.float32)
+        low[:2] = x.T
+        lows.append(low)
+    return _Matches(x0, x1, float(t0[0, 0]), float(t1[0, 0]), lows[0], lows[1]), t0, t1
+
+
+def _one_way(h: Float32Array, source: Float32Array, target: Float32Array, limit: float) -> Float32Array:
+    """Squared transfer errors (N, K) of hypotheses (N, 3, 3), in units of the squared limit."""
+    mapped = h.reshape(-1, 3) @ source
+    u, v, depth = (mapped[i::3] for i in range(3))
+    inverse = np.maximum(depth, np.float32(MIN_DEPTH))
+    np.divide(np.float32(1 / limit), inverse, out=inverse)
+    # (u / w - x) / limit = u (1 / (w limit)) - x / limit
+    u = u * inverse
+    u -= target[0] * np.float32(1 / limit)
+    v = v * inverse
+    v -= target[1] * np.float32(1 / limit)
+    u *= u
+    v *= v
+    u += v
+    return np.asarray(u, np.float32)
+
+
+def _score(h: Float32Array, matches: _Matches, threshold: float) -> Float32Array:
+    """MSAC costs (N,) of hypotheses (N, 3, 3) in float32: the sum of min(error / limit, 1) over the matches."""
+    limit = math.sqrt(2.0) * threshold
+    inverse = unit_norm(adjugate(h))
+    step = max(1, SCORED_AT_ONCE // max(matches.low0.shape[1], 1))
+    costs = np.empty(len(h), np.float32)
+    for start in range(0, len(h), step):
+        part = slice(start, start + step)
+        error = _one_way(h[part], matches.low0, matches.low1, limit * matches.unit1)
+        error += _one_way(inverse[part], matches.low1, matches.low0, limit * matches.unit0)
+        np.minimum(error, np.float32(1), out=error)
+        costs[part] = error.sum(axis=1)
+    return costs
+
+
+def _sample(matches: _Matches, random: np.random.Generator, draws: int, keep: int) -> tuple[Float32Array, int]:
+    """Hypotheses (N, 3, 3) of the first good minimal samples, N up to ``keep``, and how many draws that took."""
+    index = random.integers(0, len(matches.points0), (SAMPLE_SIZE, draws))
+    sample0, sample1 = matches.low0[:2, index], matches.low1[:2, index]  # (2, 4, draws)
+    good = np.flatnonzero(good_samples(sample0, sample1))[:keep]
+    drawn = int(good[-1]) + 1 if len(good) == keep else draws
+    return from_4_points(sample0[:, :, good], sample1[:, :, good]), drawn
+
+
+class _Found(NamedTuple):
+    h: Float64Array  # (3, 3)
+    cost: float
+    inliers: int
+
+
+def _optimise_best(
+    h: Float32Array, costs: Float32Array, solver: GaussNewton, threshold: float, least: float
+) -> _Found | None:
+    """Refine the best few hypotheses and return the winner; None where none can beat the cost ``least``."""
+    top = np.argsort(costs, kind="stable")[:REFINED]
+    limit = 2 * threshold**2
+    state = solver.linearise(unit_norm(h[top].astype(np.float64)))
+    for widening in WIDENING:
+        # falling to zero at the limit, so that matches do not jump in and out
+        state = solver.linearise(solver.step(state, np.maximum(1 - state.error / (limit * widening**2), 0.0)))
+    refined = np.minimum(state.error / limit, 1.0).sum(axis=1)
+    winner = int(refined.argmin())
+    if not refined[winner] < least:
+        return None
+    return _Found(state.h[winner], float(refined[winner]), int((state.error[winner] <= limit).sum()))
+
+
+def _search(matches: _Matches, solver: GaussNewton, config: RansacConfig) -> tuple[Float64Array | None, int]:
+    """The best model (3, 3) of the matches and the samples drawn for it."""
+    random = np.random.default_rng(config.seed)
+    best: _Found | None = None
+    drawn, iterations, needed, block = 0, 0, math.inf, 0
+    while drawn < config.max_iterations and iterations < needed:
+        draws, keep = BLOCKS[min(block, len(BLOCKS) - 1)]
+        draws = min(draws, config.max_iterations - drawn)
+        block, drawn = block + 1, drawn + draws
+        h, used = _sample(matches, random, draws, keep)
+        iterations += used
+        if len(h):
+            found = _optimise_best(
+                h, _score(h, matches, config.threshold), solver, config.threshold, best.cost if best else math.inf
+            )
+            best = found or best
+        if best is not None:
+            # draws until one sample is free of outliers with the wished confidence
+            clean = (best.inliers / len(matches.points0)) ** SAMPLE_SIZE
+            needed = 0.0 if clean >= 1 else math.log(1 - config.confidence) / math.log1p(-clean) if clean else math.inf
+    return None if best is None else best.h, iterations
+
+
+def _polish(h: Float64Array, matches: _Matches, solver: GaussNewton, threshold: float) -> Float64Array:
+    """Iteratively reweighted least squares with Tukey's biweight at the scale of the inliers' residuals."""
+    limit = 2 * threshold**2
+    # what is twice as far off as the widest weights reach stays without one
+    near = solver.linearise(h[None]).error[0] <= limit * (2 * POLISH_WIDEST) ** 2
+    solver = GaussNewton(matches.points0[near], matches.points1[near], matches.unit0, matches.unit1)
+    state = solver.linearise(h[None])
+    for _ in range(POLISH_STEPS):
+        inside = state.error[state.error <= limit]
+        if not len(inside):
+            break
+        middle = (len(inside) - 1) // 2
+        median = float(np.partition(inside, middle)[middle])
+        cut = min(max(median * TUKEY**2, limit * POLISH_NARROWEST**2), limit * POLISH_WIDEST**2)
+        updated = solver.step(state, np.square(np.maximum(1 - state.error / cut, 0.0)))
+        change = float(np.abs(updated - state.h).max())
+        state = solver.linearise(updated)
+        if change < POLISHED:
+            break
+    polished: Float64Array = state.h[0]
+    return polished
+
+
+def _finish(
+    h: Float64Array, matches: _Matches, t0: Float64Array, t1: Float64Array, config: RansacConfig
+) -> tuple[Float64Array | None, BoolArray]:
+    """Verify a model between normalised points; H in pixels with H[2, 2] = 1, or None, and its inliers (K,)."""
+    inliers, ok = verify(
+        h, (matches.points0, matches.points1), (matches.unit0, matches.unit1), config.threshold, config.min_inliers
+    )
+    pixels = unit_norm(adjugate(t1) @ h @ t0)
+    if not ok or abs(pixels[2, 2]) <= 1e-12:  # or the origin maps to infinity and H[2, 2] cannot be 1
+        return None, np.zeros_like(inliers)
+    return pixels / pixels[2, 2], inliers
+
+
+def ransac(
+    points0: Float64Array, points1: Float64Array, config: RansacConfig
+) -> tuple[Float64Array | None, BoolArray, int]:
+    """Estimate a homography by LO-RANSAC.
+
+    Args:
+        points0: (K, 2) float64, finite, K >= 4; matched points of image 0, pixels.
+        points1: (K, 2), of image 1.
+        config: settings.
+
+    Returns:
+        H (3, 3) float64 with H[2, 2] = 1, or None; inliers (K,) bool, all False without a model; and the minimal
+        samples drawn.
+    """
+    matches, t0, t1 = _prepare(points0, points1)
+    solver = GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1)
+    h, iterations = _search(matches, solver, config)
+    if h is None:
+        return None, np.zeros(len(points0), np.bool_), iterations
+    return *_finish(_polish(h, matches, solver, config.threshold), matches, t0, t1, config), iterations
+
+
+def opencv(
+    points0: Float64Array, points1: Float64Array, config: RansacConfig
+) -> tuple[Float64Array | None, BoolArray, int]:
+    """The same, the model by OpenCV's USAC_MAGSAC."""
+    nothing = np.zeros(len(points0), np.bool_)
+    found, _ = cv2.findHomography(
+        points0,
+        points1,
+        cv2.USAC_MAGSAC,
+        config.threshold,
+        maxIters=config.max_iterations,
+        confidence=config.confidence,
+    )
+    if found is None or not np.isfinite(found).all():
+        return None, nothing, 0
+    matches, t0, t1 = _prepare(points0, points1)
+    h = unit_norm(t1 @ np.asarray(found, np.float64) @ adjugate(t0))
+    # oriented by the matches that it fits, wherever they are
+    solver = GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1)
+    fits = (solver.linearise(np.stack((h, -h))).error <= 2 * config.threshold**2).sum(axis=1)
+    return *_finish(-h if fits[1] > fits[0] else h, matches, t0, t1, config), 0

@@ -1,0 +1,47 @@
+"""Exported graphs in ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from frontend.runtime.base import Maps, NetworkInfo, Refined
+from frontend.runtime.threads import settle_threads
+from frontend.types import Float32Array
+
+
+class OnnxRuntime:
+    """See :class:`frontend.runtime.base.Runtime`.
+
+    Args:
+        info: of the network.
+        parts: ONNX models by name, see :func:`frontend.runtime.graphs.export_parts`.
+        precision: "float32", or "int8" with a part "dense-int8".
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, info: NetworkInfo, parts: Mapping[str, bytes], precision: str = "float32") -> None:
+        import onnxruntime
+
+        self.info = info
+        self.precision = precision
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = settle_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # threads that spin after a call would take the CPU from what comes next: the keypoints
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+        def session(part: str) -> onnxruntime.InferenceSession:
+            return onnxruntime.InferenceSession(parts[part], options, providers=["CPUExecutionProvider"])
+
+        self._dense = session("dense-int8" if precision == "int8" else "dense")
+        self._refine = session("refine") if info.patch else None
+
+    def dense(self, images: Float32Array, raster: Float32Array | None = None) -> Maps:
+        return Maps(*self._dense.run(["heat", "descriptors"], {"image": images}))
+
+    def refine(self, patches: Float32Array, scores: Float32Array) -> Refined:
+        if self._refine is None:
+            raise TypeError("this network has no refiner")
+        return Refined(*self._refine.run(["position", "local"], {"patches": patches, "scores": scores}))

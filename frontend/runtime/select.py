@@ -1,0 +1,241 @@
+"""Which runtime and which precision: what is installed, what the CPU has instructions for, and what is fastest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from frontend.errors import ConfigError
+from frontend.runtime import parity, store
+from frontend.runtime.base import Maps, Runtime, check_names
+from frontend.runtime.threads import thread_count
+from frontend.weights import load_network, resolve, sha256_of
+
+if TYPE_CHECKING:
+    from frontend.model import SuperPointNet
+
+_INSTALLED = {"openvino": "openvino", "onnxruntime": "onnxruntime", "torch": "torch"}
+_TRIAL = (240, 320)  # size that candidates are timed at
+_TRIALS = 3
+
+
+def available_runtimes() -> tuple[str, ...]:
+    """The runtimes that are installed; loads none."""
+    return tuple(name for name, module in _INSTALLED.items() if find_spec(module) is not None)
+
+
+def precisions_of(runtime: str) -> tuple[str, ...]:
+    """Precisions that a runtime computes on this CPU by instructions of its own; int8 needs calibration besides.
+
+    An emulated precision is hundreds of times slower, so it is not offered.
+    """
+    if runtime == "openvino":
+        from frontend.runtime.openvino_runtime import native_precisions
+
+        return (*native_precisions(), "int8")
+    if runtime == "onnxruntime":
+        return ("float32", "int8")
+    import torch
+
+    return ("float32", "bf16") if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ("float32",)
+
+
+def _check(runtime: str, precision: str) -> None:
+    check_names(runtime, precision)
+    if runtime not in available_runtimes():
+        raise ConfigError(f"runtime is '{runtime}', which is not installed: pip install {_INSTALLED[runtime]}")
+    known = precisions_of(runtime)
+    if precision not in known:
+        raise ConfigError(
+            f"precision is '{precision}'; {runtime} on this CPU has no instructions for it, expected one of: "
+            f"{', '.join(known)}"
+        )
+
+
+def build(graphs: store.Graphs, runtime: str, precision: str) -> Runtime:
+    """Load exported graphs, and check that they compute what they should.
+
+    Raises:
+        ConfigError: they do not; the runtime is not installed; or the precision is not to be had.
+    """
+    _check(runtime, precision)
+    if precision == "int8" and "dense-int8" not in graphs.files:
+        raise ConfigError(
+            "precision is 'int8', and this model has no such graph: expected one made by "
+            "'superpoint export --precision int8 --calibration DIR'"
+        )
+    made: Runtime
+    if runtime == "openvino":
+        from frontend.runtime.openvino_runtime import OpenVinoRuntime
+
+        made = OpenVinoRuntime(graphs.info, graphs.files, precision)
+    else:
+        from frontend.runtime.onnx_runtime import OnnxRuntime
+
+        made = OnnxRuntime(graphs.info, graphs.files, precision)
+    wrong = parity.difference(parity.unpack(graphs.files["probe"]), parity.ask(made), precision)
+    if wrong is not None:
+        raise ConfigError(f"runtime '{runtime}' in {precision} does not compute this network: {wrong}")
+    return made
+
+
+def export(network: SuperPointNet) -> store.Graphs:
+    """Export a network, with PyTorch's answers to the probe.
+
+    Raises:
+        ConfigError: it cannot be exported.
+    """
+    from frontend.runtime.graphs import export_parts
+    from frontend.runtime.torch_runtime import TorchRuntime
+
+    reference = TorchRuntime(network)
+    probe = parity.pack(parity.ask(reference))
+    return store.Graphs(reference.info, {**export_parts(network), "probe": probe})
+
+
+class _Network:
+    """A network that is loaded when it is first needed, and its graphs."""
+
+    def __init__(self, network: SuperPointNet | None, source: str | Path | None = None, digest: str = "") -> None:
+        self._network = network
+        self._source = source
+        self.digest = digest
+        self._graphs = store.load(digest) if digest else None
+
+    @property
+    def network(self) -> SuperPointNet:
+        if self._network is None:
+            self._network = load_network(self._source or "")[1]
+        return self._network
+
+    @property
+    def graphs(self) -> store.Graphs:
+        if self._graphs is None:
+            self._graphs = export(self.network)
+            if self.digest:
+                store.save(self.digest, self._graphs)
+        return self._graphs
+
+    def build(self, runtime: str, precision: str) -> Runtime:
+        if runtime != "torch":
+            return build(self.graphs, runtime, precision)
+        from frontend.runtime.torch_runtime import TorchRuntime
+
+        _check(runtime, precision)
+        return TorchRuntime(self.network, precision)
+
+
+def load_runtime(name_or_path: str | Path, runtime: str = "auto", precision: str = "auto") -> Runtime:
+    """The runtime of a released model or a weight file.
+
+    With exported graphs in the cache, torch is not loaded unless it is asked for.
+
+    Args:
+        name_or_path: see :func:`frontend.weights.load_network`.
+        runtime: a name of ``RUNTIMES``; "auto" is the fastest of those installed that compute the network right.
+        precision: a name of ``PRECISIONS``; "auto" is what is fast on this CPU and finds the same keypoints.
+
+    Raises:
+        WeightsError: there are no such weights, or they cannot be used.
+        ConfigError: the runtime or the precision is not to be had here, or does not compute the network.
+    """
+    _, path = resolve(name_or_path)
+    return _choose(_Network(None, name_or_path, sha256_of(path)), runtime, precision)
+
+
+def runtime_for(network: SuperPointNet, runtime: str = "auto", precision: str = "auto") -> Runtime:
+    """The runtime of a network at hand; as :func:`load_runtime`, without the cache."""
+    return _choose(_Network(network), runtime, precision)
+
+
+def _choose(source: _Network, runtime: str, precision: str) -> Runtime:
+    installed = available_runtimes() if runtime == "auto" else (runtime,)
+    if installed == ("torch",) and precision in ("auto", "float32"):
+        return source.build("torch", "float32")
+    if runtime != "auto" and (precision != "auto" or set(precisions_of(runtime)) <= {"float32", "int8"}):
+        return source.build(runtime, "float32" if precision == "auto" else precision)
+    note = _note_name(installed, precision)
+    for name, kind in _remembered(source.digest, note):
+        # what was right once may be broken by now
+        with suppress(ConfigError):
+            return source.build(name, kind)
+    order = _timed(source, installed, precision)
+    if source.digest:
+        store.save_note(source.digest, note, {"order": [pair for pair, _ in order], "ms": [ms for _, ms in order]})
+    return source.build(*order[0][0])
+
+
+def _remembered(digest: str, note: str) -> list[tuple[str, str]]:
+    """Runtimes and precisions that have been timed before, the fastest first."""
+    order = (store.load_note(digest, note) or {}).get("order") if digest else None
+    pairs = order if isinstance(order, list) else []
+    return [(pair[0], pair[1]) for pair in pairs if isinstance(pair, list) and len(pair) == 2]
+
+
+def _note_name(runtimes: tuple[str, ...], precision: str) -> str:
+    """A name that changes with whatever may change what is fastest."""
+    facts = json.dumps([_cpu(), thread_count(), runtimes, [_version(name) for name in runtimes], precision])
+    return f"fastest-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+
+
+def _version(runtime: str) -> str:
+    try:
+        return version(_INSTALLED[runtime])
+    except PackageNotFoundError:  # installed without metadata
+        return "?"
+
+
+def _cpu() -> str:
+    """The CPU's model and instructions, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        import platform
+
+        return platform.processor() or platform.machine()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def _timed(source: _Network, runtimes: tuple[str, ...], precision: str) -> list[tuple[tuple[str, str], float]]:
+    """Candidates that compute the network right, the fastest first, with their milliseconds.
+
+    Raises:
+        ConfigError: there is none; that of the last one.
+    """
+    image = parity.scene(*_TRIAL)[None, None]
+    reference: Maps | None = None
+    timed: list[tuple[tuple[str, str], float]] = []
+    failure: ConfigError | None = None
+    for name in runtimes:
+        kinds = [kind for kind in precisions_of(name) if kind != "int8"] if precision == "auto" else [precision]
+        for kind in kinds:
+            try:
+                made = source.build(name, kind)
+            except ConfigError as error:
+                failure = error
+                continue
+            got = Maps(*(np.array(value) for value in made.dense(image)))
+            if kind == "float32" and reference is None:
+                reference = got
+            if precision == "auto" and reference is not None and not parity.same_keypoints(reference, got):
+                failure = ConfigError(f"{name} in {kind} finds other keypoints than float32")
+                continue
+            timed.append(((name, kind), min(_milliseconds(made, image) for _ in range(_TRIALS))))
+    if not timed:
+        raise failure or ConfigError("no runtime is installed: pip install torch")
+    return sorted(timed, key=lambda item: item[1])
+
+
+def _milliseconds(runtime: Runtime, image: np.ndarray) -> float:
+    began = time.perf_counter()
+    runtime.dense(image)
+    return round((time.perf_counter() - began) * 1e3, 3)

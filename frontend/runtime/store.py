@@ -1,0 +1,107 @@
+"""Exported graphs in the user's cache directory.
+
+A network's folder holds its files under names with their checksums, and ``index.json`` that lists them. Files come
+first and the index last, each under a temporary name that is renamed: whatever process is killed or runs beside
+another, an index names whole files. What does not fit its checksum counts as not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from frontend import __version__
+from frontend.atomic import atomic_write, remove_leftovers
+from frontend.runtime.base import NetworkInfo
+
+FORMAT = 1
+"""Of the graphs and of the index; another one is not read."""
+
+_INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """A network, exported.
+
+    Attributes:
+        info: what callers have to know of it.
+        files: by name: the ONNX models "dense", "refine" (with a refiner) and "dense-int8" (where it was calibrated),
+            and "probe", see :mod:`frontend.runtime.parity`.
+    """
+
+    info: NetworkInfo
+    files: Mapping[str, bytes]
+
+
+def cache_dir() -> Path:
+    """Where exported graphs lie: $XDG_CACHE_HOME, ~/Library/Caches or ~/.cache, and there superpoint-frontend."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    if root and Path(root).is_absolute():
+        return Path(root) / "superpoint-frontend"
+    home = Path.home()
+    return (home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache") / "superpoint-frontend"
+
+
+def folder_of(weights_sha256: str) -> Path:
+    """The folder of a weight file's graphs, by this version."""
+    return cache_dir() / f"{weights_sha256[:32]}-{__version__}-{FORMAT}"
+
+
+def load(weights_sha256: str) -> Graphs | None:
+    """The graphs of a weight file; None where there are none, or they are damaged."""
+    folder = folder_of(weights_sha256)
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        info = NetworkInfo(**index["info"])
+        files = {name: (folder / entry["file"]).read_bytes() for name, entry in index["files"].items()}
+        whole = all(_digest(data) == index["files"][name]["sha256"] for name, data in files.items())
+        wanted = {"dense", "probe", *(("refine",) if info.patch else ())}
+        return Graphs(info, files) if whole and wanted <= set(files) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def save(weights_sha256: str, graphs: Graphs) -> bool:
+    """Store graphs; False where the cache cannot be written, which is no reason to stop."""
+    folder = folder_of(weights_sha256)
+    entries = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        for name, data in graphs.files.items():
+            digest = _digest(data)
+            entries[name] = {"file": f"{name}-{digest[:16]}", "sha256": digest}
+            path = folder / entries[name]["file"]
+            if not (path.is_file() and _digest(path.read_bytes()) == digest):
+                atomic_write(path, data)
+        atomic_write(folder / _INDEX, json.dumps({"info": asdict(graphs.info), "files": entries}, indent=1))
+    except OSError:
+        return False
+    return True
+
+
+def load_note(weights_sha256: str, name: str) -> dict[str, Any] | None:
+    """A small document beside the graphs, as JSON; None where there is none, or it is damaged."""
+    try:
+        note = json.loads((folder_of(weights_sha256) / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return note if isinstance(note, dict) else None
+
+
+def save_note(weights_sha256: str, name: str, note: Mapping[str, Any]) -> None:
+    """Store such a document, where the cache can be written."""
+    with suppress(OSError):
+        atomic_write(folder_of(weights_sha256) / f"{name}.json", json.dumps(dict(note), indent=1))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

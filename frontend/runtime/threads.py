@@ -1,0 +1,52 @@
+"""How many threads the CPU's libraries use: settled once for all of them."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from functools import cache
+from pathlib import Path
+
+from frontend.errors import ConfigError
+
+VARIABLE = "SUPERPOINT_THREADS"
+_NO_LIMIT = 1 << 20
+
+
+def _quota() -> int:
+    """CPUs that the container may use at a time, rounded up; very many where there is no such limit."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return _NO_LIMIT if limit == "max" else math.ceil(int(limit) / int(period))
+    except (OSError, ValueError):
+        return _NO_LIMIT
+
+
+@cache
+def thread_count() -> int:
+    """Threads of a library: $SUPERPOINT_THREADS, or the CPUs that this process may use.
+
+    Raises:
+        ConfigError: the variable is no positive whole number.
+    """
+    asked = os.environ.get(VARIABLE)
+    if asked:
+        if not asked.isdecimal() or int(asked) < 1:
+            raise ConfigError(f"{VARIABLE} is '{asked}'; expected a whole number, 1 or more")
+        return int(asked)
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(mine, _quota()))
+
+
+@cache
+def settle_threads() -> int:
+    """Tell OpenCV, and torch where it is loaded, how many threads to use; the runtimes are told when they load."""
+    import cv2
+
+    count = thread_count()
+    cv2.setNumThreads(count)
+    torch = sys.modules.get("torch")
+    if torch is not None and (os.environ.get(VARIABLE) or torch.get_num_threads() > count):
+        torch.set_num_threads(count)
+    return count

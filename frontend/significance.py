@@ -1,0 +1,31 @@
+"""How likely a model's inliers are an accident; needs no torch. See :mod:`frontend.verification`."""
+
+from __future__ import annotations
+
+import math
+
+# Expected number of accidental models that is tolerated. Far below 1, because real keypoints are not spread uniformly:
+# they lie in clusters and along edges, which makes accidents likelier than the formula says.
+MAX_LOG10_NFA = -4.0
+
+
+def log10_false_alarms(matches: int, inliers: int, probability: float, sample: int, models: int = 1) -> float:
+    """:func:`frontend.verification.log10_false_alarms` of one model.
+
+    Args:
+        matches: number n of matches.
+        inliers: number k of those that fit the model.
+        probability: chance that a random match fits a given model, in (0, 1].
+        sample: matches that define a model.
+        models: models that one sample may give.
+
+    Returns:
+        log10 of ``models (n - sample) C(n, k) C(k, sample) p^(k - sample)``; inf for k <= sample.
+    """
+    n, k = matches, inliers
+    if k <= sample:
+        return math.inf
+    # C(n, k) C(k, s) = n! / ((n - k)! (k - s)! s!)
+    choices = math.lgamma(n + 1) - math.lgamma(n - k + 1) - math.lgamma(k - sample + 1) - math.lgamma(sample + 1)
+    log = choices + math.log(models) + math.log(max(n - sample, 1)) + (k - sample) * math.log(probability)
+    return log / math.log(10)

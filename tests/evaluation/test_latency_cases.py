@@ -1,0 +1,274 @@
+"""What is timed computes what it should: the usual SuperPoint against loops, images with texture, peers' cases."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import sys
+import types
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from frontend.errors import ConfigError, ImageError
+from frontend.evaluation import latency_peers
+from frontend.evaluation.latency import Case
+from frontend.evaluation.latency_cases import (
+    UsualSuperPoint,
+    extraction_case,
+    matching_cases,
+    pair_case,
+    planar_matches,
+    usual_case,
+)
+from frontend.evaluation.latency_models import ImageSource, default_models, find_model, open_extractor, runtimes_for
+from frontend.evaluation.latency_process import cold_start_cases, commit, machine, measure_memory
+from frontend.model import DenseMaps, ModelConfig, SuperPointNet
+from frontend.weights import save_network
+
+TINY = ModelConfig(encoder="vgg(channels=[8, 8, 16, 16])", detector="paper", descriptor="paper", descriptor_dim=32)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "tiny.safetensors"
+    save_network(path, SuperPointNet(TINY).eval())
+    return path
+
+
+def test_images_have_texture_everywhere(tmp_path: Path) -> None:
+    source = ImageSource()
+    images = source.of_size((320, 240))
+    assert len(images) == 4
+    assert len({image.tobytes() for image in images}) == 4
+    for image in images:
+        assert (image.shape, image.dtype) == ((240, 320, 3), np.uint8)
+        blocks = image[..., 1].reshape(6, 40, 8, 40).std(axis=(1, 3))
+        assert blocks.min() > 5
+    assert source.of_size((320, 240)) is images
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((50, 60), np.uint8))  # gray
+    assert ImageSource.of(tmp_path).of_size((64, 48))[0].shape == (48, 64, 3)
+    assert ImageSource.of(tmp_path / "a.png").of_size((64, 48))[0].shape == (48, 64, 3)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ImageError, match="has no images"):
+        ImageSource.of(tmp_path / "none")
+
+
+def loop_keypoints(heat: np.ndarray, threshold: float, border: int, radius: int) -> list[tuple[int, int]]:
+    """Local maxima, then twice the maxima of what no kept pixel covers; pixel by pixel."""
+    height, width = heat.shape
+    kept: set[tuple[int, int]] = set()
+
+    def window(y: int, x: int) -> list[tuple[int, int]]:
+        rows = range(max(0, y - radius), min(height, y + radius + 1))
+        return [(v, u) for v in rows for u in range(max(0, x - radius), min(width, x + radius + 1))]
+
+    for _ in range(3):
+        covered = {place for point in kept for place in window(*point)}
+        free = {(y, x): heat[y, x] for y in range(height) for x in range(width) if (y, x) not in covered}
+        kept |= {
+            (y, x)
+            for (y, x), value in free.items()
+            if value >= max(free.get(place, 0.0) for place in window(y, x)) and value > 0
+        }
+    inside = [
+        (y, x)
+        for y, x in kept
+        if border <= y < height - border and border <= x < width - border and heat[y, x] > threshold
+    ]
+    return sorted(inside, key=lambda point: -heat[point])
+
+
+def test_the_usual_superpoint_equals_loops() -> None:
+    torch.manual_seed(1)
+    network = SuperPointNet(TINY).eval()
+    logits, descriptors = torch.randn(1, 65, 5, 6) * 2, torch.randn(1, 32, 5, 6)
+    usual = UsualSuperPoint(network, keypoints=12, threshold=0.02)
+    found = [part.numpy() for part in usual._postprocess(DenseMaps(logits, descriptors))]
+    exponents = np.exp(logits[0].numpy().astype(np.float64))
+    probabilities = exponents / exponents.sum(axis=0)
+    heat = np.zeros((40, 48))
+    for y in range(40):
+        for x in range(48):
+            heat[y, x] = probabilities[8 * (y % 8) + x % 8, y // 8, x // 8]
+    expected = loop_keypoints(heat, 0.02, 4, 4)
+    assert len(expected) > 12
+    np.testing.assert_array_equal(found[0], [(x, y) for y, x in expected[:12]])
+    np.testing.assert_allclose(found[1], [heat[point] for point in expected[:12]], rtol=1e-5)
+    dense = descriptors[0].numpy().astype(np.float64)
+    dense /= np.linalg.norm(dense, axis=0)
+    for (y, x), row in zip(expected[:12], found[2], strict=True):
+        # cell centres lie at 3.5, 11.5, ...; beyond the outermost the map is zero
+        v, u = (y - 3.5) / 8, (x - 3.5) / 8
+        value = np.zeros(32)
+        for i in range(5):
+            for j in range(6):
+                value += max(0.0, 1 - abs(v - i)) * max(0.0, 1 - abs(u - j)) * dense[:, i, j]
+        np.testing.assert_allclose(row, value / np.linalg.norm(value), atol=1e-5)
+
+
+def test_cases_of_a_model(tiny: Path, tmp_path: Path) -> None:
+    model = find_model(str(tiny), tmp_path)
+    assert model.label == "tiny"
+    images = ImageSource().of_size((160, 120))
+    extractor = open_extractor(model, "torch", "float32", "cpu")
+    case = extraction_case(extractor, model.label, ("torch", "float32"), images, keypoints=50, batch=3)
+    outcome = case.call()
+    assert outcome is not None
+    assert outcome.keypoints == 50
+    assert {"preprocess", "network", "keypoints"} <= set(outcome.stages)
+    assert (case.size, case.batch, case.keypoints, case.ours) == ((160, 120), 3, 50, True)
+    both = pair_case(extractor, model.label, ("torch", "float32"), images)
+    assert both.call() is None
+    assert (both.stage, both.batch, both.keypoints) == ("pair", 2, 1024)
+    usual = usual_case(model, images, 50, "cpu")
+    outcome = usual.call()
+    assert outcome is not None
+    assert outcome.keypoints == 50
+    assert not usual.ours
+    assert usual.method == "usual SuperPoint (tiny)"
+    with pytest.raises(ConfigError, match="no refiner"):
+        UsualSuperPoint(SuperPointNet(ModelConfig(refiner="patch")), 10, 0.1)
+
+
+def test_presets_get_the_same_random_weights(tmp_path: Path) -> None:
+    first = find_model("edge-coarse", tmp_path)
+    weights = Path(first.source).read_bytes()
+    torch.manual_seed(5)
+    assert Path(find_model("edge-coarse", tmp_path).source).read_bytes() == weights
+    assert first.label == "edge-coarse, random weights"
+    assert not first.trained
+
+
+def test_what_is_measured_by_default() -> None:
+    assert default_models()[0] == "superpoint-edge"
+    assert {"superpoint-vgg", "vgg"} & set(default_models())
+    pairs = runtimes_for("cpu")
+    assert pairs[0] == ("torch", "float32")
+    assert len(set(pairs)) == len(pairs)
+    assert runtimes_for("cpu", ["torch"], ["float32"]) == [("torch", "float32")]
+    assert ("torch", "bf16") in runtimes_for("cuda")
+    with pytest.raises(ConfigError, match=r"no runtime of \['torch'\] in \['fp64'\]"):
+        runtimes_for("cpu", ["torch"], ["fp64"])
+
+
+def test_planar_matches_are_of_one_homography() -> None:
+    points0, points1 = planar_matches(400, 0.5, 0)
+    found, mask = cv2.findHomography(points0, points1, cv2.USAC_MAGSAC, 3.0)
+    assert found is not None
+    assert 0.45 < mask.mean() < 0.55
+    assert not mask[:200].mean() > 0.1
+
+
+@pytest.mark.parametrize("name", ["sift", "orb"])
+def test_peers_find_keypoints(name: str) -> None:
+    case = latency_peers.extractor_case(name, ImageSource().of_size((320, 240)), 100, "cpu")
+    assert isinstance(case, Case)
+    outcome = case.call()
+    assert outcome is not None
+    assert 90 <= (outcome.keypoints or 0) <= 110
+
+
+@pytest.mark.parametrize("name", ["xfeat", "aliked", "disk"])
+def test_networks_of_others_find_keypoints(name: str) -> None:
+    pytest.importorskip("kornia")
+    images = ImageSource().of_size((96, 64))
+    case = latency_peers.extractor_case(name, images, 20, "cpu")
+    assert isinstance(case, Case), case
+    outcome = case.call()
+    assert outcome is not None
+    assert outcome.keypoints == 20
+
+
+def test_a_peer_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Case:
+        raise RuntimeError("first line\nsecond")
+
+    images = ImageSource().of_size((64, 48))
+    monkeypatch.setitem(latency_peers.EXTRACTORS, "broken", ("cv2", broken))
+    monkeypatch.setitem(latency_peers.EXTRACTORS, "absent", ("no_such_package", broken))
+    assert latency_peers.extractor_case("broken", images, 10, "cpu") == "RuntimeError: first line"
+    assert latency_peers.extractor_case("absent", images, 10, "cpu") == "no_such_package is not installed"
+
+
+def test_matchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = matching_cases(64, 32, "cpu")
+    assert [case.stage for case in cases] == ["matching", "homography", "homography"]
+    for case in cases:
+        case.call()
+    for name in ("bfmatcher", "match_mnn"):
+        case_ = latency_peers.matcher_case(name, 64, 32, "cpu")
+        assert isinstance(case_, Case)
+        assert (case_.stage, case_.size, case_.ours) == ("matching", None, False)
+
+
+class Recorder(torch.nn.Module):
+    """Stands in for another project's matcher: keeps what it was made with and called with."""
+
+    made: ClassVar[list[dict[str, object]]] = []
+    called: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        super().__init__()
+        self.made.append({"arguments": arguments, **options})
+
+    def forward(self, data: dict[str, Any]) -> dict[str, torch.Tensor]:
+        self.called.append(data)
+        return {"matches0": torch.zeros(1, 64, dtype=torch.long)}
+
+
+def test_matchers_of_projects_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, attribute in (
+        ("lightglue", "LightGlue"),
+        ("hloc", ""),
+        ("hloc.matchers.nearest_neighbor", "NearestNeighbor"),
+    ):
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        if attribute:
+            setattr(module, attribute, Recorder)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(Recorder, "made", [])
+    monkeypatch.setattr(Recorder, "called", [])
+    assert isinstance(latency_peers.matcher_case("lightglue", 64, 32, "cpu"), Case)
+    assert isinstance(latency_peers.matcher_case("hloc", 64, 32, "cpu"), Case)
+    # no weights are asked for, and no layer is left out
+    assert Recorder.made[0] == {
+        "arguments": (),
+        "features": None,
+        "input_dim": 32,
+        "depth_confidence": -1,
+        "width_confidence": -1,
+    }
+    view = Recorder.called[0]["image1"]
+    assert view["keypoints"].shape == (1, 64, 2)
+    assert view["descriptors"].shape == (1, 64, 32)
+    assert view["image_size"].tolist() == [[640, 480]]
+    assert Recorder.called[1]["descriptors0"].shape == (1, 32, 64)
+
+
+def test_whole_processes(tiny: Path, tmp_path: Path) -> None:
+    images = ImageSource().of_size((160, 120))
+    (case,) = cold_start_cases(images, tmp_path, str(tiny))
+    assert case.call() is None
+    (broken,) = cold_start_cases(images, tmp_path, str(tiny), ["--no-such-flag"])
+    with pytest.raises(ConfigError, match=r"superpoint-match ended with 2: .*no-such-flag"):
+        broken.call()
+    memory = measure_memory(("tiny", str(tiny)), ("torch", "float32"), "cpu", (160, 120), 8, None)
+    assert memory.images == 8
+    assert 20 < memory.loaded_mib < memory.peak_mib < 4000
+    with pytest.raises(ConfigError, match="took more than"):
+        measure_memory(("tiny", str(tiny)), ("torch", "float32"), "cpu", (160, 120), 8, 0.01)
+
+
+def test_the_machine_and_the_commit_are_named() -> None:
+    found = machine()
+    assert found["cpu"]
+    assert found["cores"] >= 1
+    assert found["versions"]["torch"] == torch.__version__
+    name = commit()
+    assert name is None or len(name.split("-")[0]) == 40

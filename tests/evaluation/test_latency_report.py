@@ -1,0 +1,169 @@
+"""Ratios and checks of rows that are known, and ``superpoint bench`` from the command line with a tiny network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from frontend.cli.main import main
+from frontend.evaluation.latency import Row
+from frontend.evaluation.latency_models import ImageSource
+from frontend.evaluation.latency_peers import SIFT, XFEAT
+from frontend.evaluation.latency_process import Memory
+from frontend.evaluation.latency_report import checks, format_report, ratios, to_json
+from frontend.evaluation.latency_suite import Exponent, Parity, Suite, SuiteConfig
+from frontend.model import ModelConfig, SuperPointNet
+from frontend.weights import save_network
+
+USUAL = "usual SuperPoint (vgg)"
+
+
+def row(method: str, ms: float, stage: str = "end_to_end", runtime: str = "torch", **facts: object) -> Row:
+    values = {"precision": "float32", "size": "640x480", "batch": 1, "keypoints": 1024, **facts}
+    return Row(method, runtime, stage=stage, ms_median=ms, ms_p95=1.1 * ms, ms_min=ms, samples=9, **values)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Suite:
+    suite = Suite(SuiteConfig(("superpoint-edge", "vgg")), ImageSource(), tmp_path)
+    suite.rows = [
+        row("superpoint-edge", 40.0),
+        row("superpoint-edge", 9.0, "network"),
+        row("superpoint-edge", 10.0, runtime="openvino"),
+        row("superpoint-edge", 8.0, "network", "openvino"),
+        row("superpoint-edge", 1.0, "refinement", "openvino"),
+        row("superpoint-edge", 0.9, "keypoints", "openvino"),
+        row("superpoint-edge", 5.0, runtime="openvino", precision="int8"),
+        row("superpoint-edge", 30.0, runtime="openvino", size="1280x720"),
+        row("vgg", 200.0),
+        row("vgg", 100.0, "network"),
+        row("vgg", 11.0, "keypoints"),
+        row(USUAL, 620.0, ours=False),
+        row(SIFT, 50.0, ours=False),
+        row(XFEAT, 19.0, ours=False),
+        row("ORB (OpenCV)", 4.0, ours=False),
+        row("mutual nearest neighbours, 256-d", 4.0, "matching", size=""),
+        row("homography, default", 8.0, "homography", size=""),
+        row("homography, opencv", 1.0, "homography", size=""),
+        row("superpoint-match", 900.0, "process", batch=2),
+    ]
+    label = "superpoint-edge (openvino float32)"
+    suite.exponents = [Exponent(label, "end_to_end", "pixels", 1.05, (1.0, 2.0), (1.0, 2.0))]
+    suite.parities = [
+        Parity("a (openvino float32)", "float32", 0.995, 0.9995),
+        Parity("a (openvino int8)", "int8", 0.992, 0.985),
+        Parity("a (openvino bf16)", "bf16", 0.992, 0.985),
+    ]
+    suite.memories = [Memory("superpoint-edge", "torch", "float32", "640x480", 500, 90.0, 150.0, 160.0, 1.4, 0.1)]
+    return suite
+
+
+def test_ratios_are_of_the_fastest_runtime(suite: Suite) -> None:
+    found = {(r.method, r.peer): r.times for r in ratios(suite.rows, 1024)}
+    assert found == {
+        ("superpoint-edge (openvino float32)", SIFT): 5.0,
+        ("superpoint-edge (openvino float32)", XFEAT): 1.9,
+        ("superpoint-edge (openvino float32)", "ORB (OpenCV)"): 0.4,
+        ("vgg (torch float32)", USUAL): 3.1,
+        ("vgg (torch float32)", SIFT): 0.25,
+        ("vgg (torch float32)", XFEAT): 0.095,
+        ("vgg (torch float32)", "ORB (OpenCV)"): 0.02,
+    }
+    said = [str(r) for r in ratios(suite.rows, 1024)]
+    assert f"superpoint-edge (openvino float32): 5.0x faster than {SIFT}" in said
+    assert "superpoint-edge (openvino float32): 2.5x slower than ORB (OpenCV)" in said
+
+
+def test_checks_say_what_holds(suite: Suite) -> None:
+    found = checks(suite)
+    assert [check.holds for check in found] == [
+        True,  # the usual SuperPoint: 3.1
+        True,  # SIFT: 5
+        False,  # XFeat: 1.9
+        False,  # post-processing: 0.9 of 9 ms, but 11 of 100
+        True,  # matching: 4 ms
+        False,  # homography: 8 ms
+        True,
+        True,  # int8 may have 0.98
+        False,  # bf16 may not
+        True,  # process: 900 ms
+        True,  # pixels: 1.05
+        None,  # keypoints
+        True,  # memory: 1.4 of 150 MiB
+    ]
+    assert "superpoint-edge (openvino float32) 10 %" in found[3].value
+    assert "vgg (torch float32) 11 %" in found[3].value
+
+
+def test_report_and_document(suite: Suite) -> None:
+    machine = {"cpu": "X", "cores": 2, "flags": ["avx2"], "versions": {"torch": "2"}, "load_1min": None, "gpu": None}
+    suite.skipped = [("hloc", "hloc is not installed")]
+    text = format_report(suite, machine, "abc")
+    assert "FAILS  superpoint-edge against XFeat: 1.90x (expected >= 2x)" in text
+    assert "-      growth with keypoints, end to end: not measured" in text
+    assert "hloc: hloc is not installed" in text
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.split()[:2] == ["method", "runtime"])
+    assert lines[start + 1].split()[:2] == ["ORB", "(OpenCV)"]  # sorted by time
+    assert lines[start + 3].split() == ["superpoint-edge", "openvino", "float32", "10.0", "11.0", "8.00", "0.90"]
+    document = json.loads(to_json(suite, machine, "abc", ["superpoint", "bench"]))
+    wanted = {"method", "runtime", "precision", "stage", "size", "batch", "keypoints", "ms_median", "ms_p95"}
+    assert all(wanted <= set(entry) for entry in document["rows"])
+    assert document["machine"] == machine
+    assert document["commit"] == "abc"
+    assert document["memory"][0]["flat"] is True
+    assert document["checks"][2]["holds"] is False
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = ModelConfig(encoder="vgg(channels=[4, 4, 8, 8])", detector="paper", descriptor="paper", descriptor_dim=16)
+    path = tmp_path / "tiny.safetensors"
+    save_network(path, SuperPointNet(config).eval())
+    return path
+
+
+def test_command_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sections = "extraction,matching,keypoints,batches"
+    options = ["--models", str(tiny), "--runtimes", "torch", "--precisions", "float32", "--peers", "orb"]
+    options += ["--quick", "--sections", sections, "--seconds", "0.01", "--limit", "90", "--json", "-"]
+    assert main(["bench", *options]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    rows = document["rows"]
+    whole = [entry for entry in rows if entry["stage"] == "end_to_end"]
+    assert {entry["method"] for entry in whole} == {"tiny", "usual SuperPoint (tiny)", "ORB (OpenCV)"}
+    assert {entry["stage"] for entry in rows} >= {"network", "keypoints", "matching", "homography"}
+    assert {entry["keypoints"] for entry in whole} == {256, 512, 1024, 2048, 4096}
+    assert [entry["keypoints_found"] for entry in whole if entry["keypoints"] == 4096] == [4096]
+    assert {entry["batch"] for entry in whole} == {1, 4}
+    assert all(0 < entry["ms_min"] <= entry["ms_median"] <= entry["ms_p95"] for entry in rows)
+    assert {entry["against"] for entry in document["exponents"]} == {"keypoints", "images"}
+    assert "tiny (torch float32): " in captured.err
+    assert "Must hold:" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sections", "speed"], "section is 'speed'; expected one of: extraction"),
+        (["--peers", "surf"], "peer is 'surf'"),
+        (["--runtimes", "tensorrt"], "tensorrt"),
+        (["--keypoints", "0"], "keypoints is 0"),
+        (["--memory-images", "3"], "memory_images is 3"),
+        (["--json", "/no/such/folder/a.json"], "existing folder"),
+        (["--models", "nothing"], "nothing"),
+        (["--image", "/no/such.png"], "no such file"),
+        (["--limit", "-1"], "time limit is -1.0 s"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("superpoint bench: ")
+    assert message in lines[0]

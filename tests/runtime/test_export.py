@@ -1,0 +1,181 @@
+"""Exported files against the extractor in PyTorch: other sizes and batches than those they were traced with."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+from runtime_networks import network, unfolded
+
+from frontend.cli.main import main
+from frontend.errors import ConfigError
+from frontend.export import ExportConfig, export_network
+from frontend.extraction import Batch, ExtractorConfig, Geometry
+from frontend.model import heatmap
+from frontend.runtime.parity import scene
+from frontend.torch_backend import TorchBackend
+from frontend.weights import save_network
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SETTINGS = ExtractorConfig(max_keypoints=60, detection_threshold=0.001)
+
+
+def images(height: int, width: int, seeds: tuple[int, ...]) -> np.ndarray:
+    return np.stack([scene(height, width, seed) for seed in seeds])[:, None]
+
+
+def reference(preset: str, given: np.ndarray, config: ExtractorConfig = SETTINGS):  # type: ignore[no-untyped-def]
+    backend = TorchBackend(network(preset), "cpu")
+    size = (given.shape[3], given.shape[2])
+    batch = Batch(torch.from_numpy(given), [Geometry(size, size, (1.0, 1.0))] * len(given))
+    return backend.host(backend.postprocess(backend.forward(batch), batch, config))
+
+
+def same_features(expected, keypoints: np.ndarray, scores: np.ndarray, descriptors: np.ndarray) -> None:  # type: ignore[no-untyped-def]
+    (points, values, valid), rows, _ = expected
+    assert keypoints.shape == points.shape
+    np.testing.assert_allclose(scores, values, atol=1e-4)
+    np.testing.assert_array_equal(scores > 0, valid)
+    for i in range(len(points)):
+        count = int(valid[i].sum())
+        assert count > 20
+        # equal scores may come in another order
+        apart = np.linalg.norm(points[i, :count, None] - keypoints[i, :count], axis=2)
+        nearest = apart.argmin(axis=1)
+        assert (apart.min(axis=1) < 0.05).mean() >= 0.99
+        assert (rows[i, :count] * descriptors[i, nearest]).sum(axis=1).min() >= 0.999
+
+
+def run_onnx(path: Path, *given: np.ndarray) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    outputs = [value.name for value in session.get_outputs()]
+    return dict(zip(outputs, session.run(None, dict(zip(names, given, strict=True))), strict=True))
+
+
+@pytest.mark.parametrize("preset", ["edge", "vgg"])
+def test_an_extractor_as_onnx_and_openvino(preset: str, tmp_path: Path) -> None:
+    for ending, kind in ((".onnx", "onnx"), (".xml", "openvino")):
+        config = ExportConfig(kind, postprocessing=True, extractor=SETTINGS)
+        export_network(network(preset), tmp_path / f"whole{ending}", config)
+    model = onnx.load(tmp_path / "whole.onnx")
+    assert not {node.op_type for node in model.graph.node} & {"NonZero", "Loop", "If"}
+    assert model.opset_import[0].version == 17
+    assert {p.key: p.value for p in model.metadata_props}["max_keypoints"] == "60"
+    compiled = openvino.Core().compile_model(str(tmp_path / "whole.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for given in (images(64, 96, (1, 2)), images(120, 88, (3,))):
+        expected = reference(preset, given)
+        for got in (run_onnx(tmp_path / "whole.onnx", given), compiled([given])):
+            same_features(expected, got["keypoints"], got["scores"], got["descriptors"])
+            if preset == "edge":
+                np.testing.assert_allclose(np.sort(got["sigmas"]), np.sort(expected.sigmas), rtol=1e-2)
+
+
+def test_more_keypoints_than_an_image_has_places(tmp_path: Path) -> None:
+    settings = ExtractorConfig(max_keypoints=300, detection_threshold=0.0, border=0)
+    export_network(network("vgg"), tmp_path / "a.onnx", ExportConfig(postprocessing=True, extractor=settings))
+    given = images(24, 32, (1,))
+    got = run_onnx(tmp_path / "a.onnx", given)
+    assert got["keypoints"].shape == (1, 300, 2)
+    assert (got["scores"] > 0).sum() == reference("vgg", given, settings).keypoints.valid.sum() < 100
+
+
+def test_a_pair_with_its_matches(tmp_path: Path) -> None:
+    export_network(network("edge"), tmp_path / "pair.onnx", ExportConfig(matching=True, extractor=SETTINGS))
+    first = images(72, 104, (1, 2))
+    second = np.roll(first, (8, 16), (2, 3))
+    got = run_onnx(tmp_path / "pair.onnx", first, second)
+    for i, given in enumerate((first, second)):
+        names = (f"keypoints{i}", f"scores{i}", f"descriptors{i}")
+        same_features(reference("edge", given), *(got[name] for name in names))
+    for b in range(2):
+        a, c = got["descriptors0"][b], got["descriptors1"][b]
+        similarity = np.where((got["scores0"][b] > 0)[:, None] & (got["scores1"][b] > 0), a @ c.T, -2)
+        expected = [
+            j if similarity[:, j := int(row.argmax())].argmax() == i and row.max() > -2 else -1
+            for i, row in enumerate(similarity)
+        ]
+        np.testing.assert_array_equal(got["matches"][b], expected)
+        assert (np.array(expected) >= 0).sum() > 10
+        cosines = [similarity[i, j] if j >= 0 else 0 for i, j in enumerate(expected)]
+        np.testing.assert_allclose(got["match_scores"][b], cosines, atol=1e-5)
+
+
+def test_a_torch_program(tmp_path: Path) -> None:
+    config = ExportConfig("torch-export", postprocessing=True, extractor=SETTINGS)
+    export_network(network("vgg"), tmp_path / "whole.pt2", config)
+    program = torch.export.load(tmp_path / "whole.pt2").module()
+    given = images(72, 64, (1, 2, 3))
+    with torch.no_grad():
+        got = [value.numpy() for value in program(torch.from_numpy(given))]
+    same_features(reference("vgg", given), *got)
+
+
+def test_dense_maps_and_the_refiner_beside_them_of_one_size(tmp_path: Path) -> None:
+    config = ExportConfig(size=(64, 96), batch=1)
+    written = export_network(network("edge"), tmp_path / "net.onnx", config)
+    assert [path.name for path in written] == ["net.onnx", "net-refiner.onnx"]
+    shape = [d.dim_value for d in onnx.load(written[0]).graph.input[0].type.tensor_type.shape.dim]
+    assert shape == [1, 1, 64, 96]
+    given = images(64, 96, (4,))
+    with torch.no_grad():
+        maps = network("edge")(torch.from_numpy(given))
+    got = run_onnx(written[0], given)
+    np.testing.assert_allclose(got["heat"], heatmap(maps.logits).numpy(), atol=1e-4)
+    refined = run_onnx(written[1], np.full((5, 1, 17, 17), 0.5, np.float32), np.full(5, 0.5, np.float32))
+    assert refined["position"].shape == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--size", "480"), "export size is '480'; expected HEIGHTxWIDTH"),
+        (("--size", "60x64"), "export size is 60x64; expected multiples of 8"),
+        (("--size", "64x64", "--dynamic"), "--dynamic with --size or --batch"),
+        (("--format", "openvino"), "expected a name that ends in .xml"),
+        (("--batch", "-1"), "export batch is -1; expected 1 or more"),
+        (("--precision", "int8"), "--calibration is missing"),
+    ],
+)
+def test_the_command_refuses(arguments: tuple[str, ...], message: str, tmp_path: Path, capsys) -> None:
+    save_network(tmp_path / "net.safetensors", unfolded("vgg"))
+    base = ["export", "--model", str(tmp_path / "net.safetensors"), "--out", str(tmp_path / "a.onnx")]
+    assert main([*base, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_the_command_writes(tmp_path: Path, capsys) -> None:
+    save_network(tmp_path / "net.safetensors", unfolded("vgg"))
+    out = tmp_path / "new" / "a.onnx"
+    command = ["export", "--model", str(tmp_path / "net.safetensors"), "--out", str(out), "--with-postprocessing"]
+    assert main([*command, "--max-keypoints", "9"]) == 0
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    assert run_onnx(out, images(64, 64, (0,)))["keypoints"].shape == (1, 9, 2)
+
+
+def test_the_recipe_for_tensorrt_names_what_the_graph_has(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "tensorrt.md").read_text()
+    export_network(network("edge"), tmp_path / "whole.onnx", ExportConfig(postprocessing=True))
+    export_network(network("edge"), tmp_path / "pair.onnx", ExportConfig(matching=True))
+    inputs = {}
+    for name in ("whole", "pair"):
+        graph = onnx.load(tmp_path / f"{name}.onnx").graph
+        inputs[name] = [value.name for value in graph.input]
+        for value in graph.output:
+            assert f"`{value.name}`" in text
+    used = re.findall(r"--(?:min|opt|max)Shapes=(\S+)", text)
+    assert len(used) == 6
+    for shapes, names in zip(used, [inputs["whole"]] * 3 + [inputs["pair"]] * 3, strict=True):
+        assert [part.partition(":")[0] for part in shapes.split(",")] == names
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ConfigError, match="export format is 'tflite'; expected one of: onnx, openvino, torch-export"):
+        ExportConfig("tflite")

@@ -1,0 +1,136 @@
+"""Runtimes against the network in PyTorch, over presets, sizes and batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from runtime_networks import network, unfolded
+
+from frontend.errors import ConfigError
+from frontend.extractor import ExtractorConfig, StageTimes, SuperPoint
+from frontend.model import heatmap
+from frontend.runtime import available_runtimes, load_runtime, precisions_of, runtime_for
+from frontend.runtime.parity import scene
+from frontend.runtime.threads import VARIABLE, thread_count
+from frontend.torch_backend import TorchBackend
+from frontend.weights import save_network
+
+PRESETS = ("edge", "vgg")
+NAMES = ("torch", "onnxruntime", "openvino")
+
+
+def images(height: int, width: int, count: int = 1) -> np.ndarray:
+    return np.stack([scene(height, width, seed) for seed in range(10, 10 + count)])[:, None]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", NAMES)
+def test_dense_maps_are_those_of_the_network(name: str, preset: str) -> None:
+    runtime = runtime_for(network(preset), name, "float32")
+    assert (runtime.name, runtime.precision) == (name, "float32")
+    for shape in ((64, 96, 1), (120, 88, 2), (16, 16, 1)):
+        given = images(*shape)
+        with torch.no_grad():
+            maps = network(preset)(torch.from_numpy(given))
+        got = runtime.dense(given)
+        np.testing.assert_allclose(got.heat, heatmap(maps.logits).numpy(), atol=1e-4)
+        expected = maps.descriptors.permute(0, 2, 3, 1).numpy()
+        np.testing.assert_allclose(got.descriptors, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_refinement_is_that_of_the_network(name: str) -> None:
+    runtime = runtime_for(network("edge"), name, "float32")
+    gray = torch.from_numpy(images(64, 64))
+    points = torch.tensor([[[20.0, 9.0], [40, 33], [8, 55]]])
+    scores = torch.tensor([[0.3, 0.7, 0.01]])
+    with torch.no_grad():
+        expected = network("edge").refine(gray, points, scores)
+    assert expected is not None
+    patches = [gray[0, :, int(y) - 8 : int(y) + 9, int(x) - 8 : int(x) + 9] for x, y in points[0]]
+    got = runtime.refine(torch.stack(patches).numpy(), scores[0].numpy())
+    np.testing.assert_allclose(got.position[:, :2], expected.offsets[0].numpy(), atol=1e-4)
+    np.testing.assert_allclose(got.position[:, 2], expected.log_sigmas[0].exp().numpy(), rtol=1e-4)
+    np.testing.assert_allclose(got.position[:, 3], expected.logits[0].sigmoid().numpy(), atol=1e-5)
+    np.testing.assert_allclose(got.local, expected.descriptors[0].numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", NAMES)
+def test_features_are_those_of_the_reference(name: str, preset: str) -> None:
+    """99 % of the keypoints within half a pixel, descriptors with a cosine of 0.999: what every fast path must hold."""
+    config = ExtractorConfig(max_keypoints=100, detection_threshold=0.0)
+    given = [(image[0] * 255).astype(np.uint8) for image in images(97, 131, 2)]
+    expected = SuperPoint.of(TorchBackend(network(preset), "cpu"), config=config).extract_batch(given)
+    fast = SuperPoint(network(preset), config=config, device="cpu", runtime=name)
+    assert (fast.runtime, fast.encoder, fast.refines) == (name, network(preset).config.encoder, preset == "edge")
+    times = StageTimes()
+    for a, b in zip(expected, fast.extract_batch(given, times), strict=True):
+        assert len(a) == len(b) == 100
+        apart = np.linalg.norm(a.keypoints[:, None] - b.keypoints, axis=2)
+        nearest = apart.argmin(axis=1)
+        same = apart.min(axis=1) < 0.5
+        assert same.mean() >= 0.99
+        assert (a.descriptors * b.descriptors[nearest]).sum(axis=1)[same].min() >= 0.999
+        np.testing.assert_allclose(a.scores[same], b.scores[nearest][same], atol=1e-3)
+        if a.sigmas is not None:
+            assert b.sigmas is not None
+            np.testing.assert_allclose(a.sigmas[same], b.sigmas[nearest][same], rtol=1e-2)
+    assert set(times.ms) == {"preprocess", "network", "keypoints", *(("refinement",) if preset == "edge" else ())}
+    assert min(times.ms.values()) > 0
+
+
+def test_auto_takes_one_that_is_installed() -> None:
+    assert set(available_runtimes()) == set(NAMES)
+    runtime = runtime_for(network("edge"))
+    assert runtime.name in NAMES
+    assert runtime.precision in precisions_of(runtime.name)
+
+
+def test_emulated_precisions_are_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frontend.runtime.openvino_runtime.native_precisions", lambda: ("float32",))
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    for name in NAMES:
+        assert "bf16" not in precisions_of(name)
+        with pytest.raises(ConfigError, match=r"precision is 'bf16'; .* no instructions for it"):
+            runtime_for(network("edge"), name, "bf16")
+
+
+def test_unknown_names_and_what_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match="runtime is 'tensorrt'; expected one of: auto, torch"):
+        SuperPoint(network("edge"), runtime="tensorrt")
+    with pytest.raises(ConfigError, match="precision is 'fp8'; expected one of: auto, float32"):
+        SuperPoint(network("edge"), precision="fp8")
+    with pytest.raises(ConfigError, match="has no such graph"):
+        runtime_for(network("edge"), "onnxruntime", "int8")
+    extractor = SuperPoint(network("edge"), device="cpu", runtime="onnxruntime")
+    with pytest.raises(ConfigError, match="expected runtime 'torch'"):
+        _ = extractor.network
+
+
+def test_threads_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "3")
+    assert thread_count.__wrapped__() == 3
+    monkeypatch.setenv(VARIABLE, "none")
+    with pytest.raises(ConfigError, match=f"{VARIABLE} is 'none'"):
+        thread_count.__wrapped__()
+    monkeypatch.delenv(VARIABLE)
+    assert thread_count.__wrapped__() >= 1
+
+
+def test_a_graph_that_computes_something_else_is_refused(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime with a wrong kernel: "auto" passes it over, and by name it is an error."""
+    from frontend.runtime import onnx_runtime
+
+    true = onnx_runtime.OnnxRuntime.dense
+
+    def wrong(self: onnx_runtime.OnnxRuntime, given: np.ndarray, raster: None = None):  # type: ignore[no-untyped-def]
+        maps = true(self, given)
+        return maps._replace(heat=np.roll(maps.heat, 1, axis=2))
+
+    monkeypatch.setattr(onnx_runtime.OnnxRuntime, "dense", wrong)
+    save_network(tmp_path / "net.safetensors", unfolded("edge"))
+    with pytest.raises(ConfigError, match="runtime 'onnxruntime' in float32 does not compute this network: heat"):
+        load_runtime(tmp_path / "net.safetensors", "onnxruntime")
+    assert load_runtime(tmp_path / "net.safetensors").name in ("torch", "openvino")

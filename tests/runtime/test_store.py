@@ -1,0 +1,109 @@
+"""Exported graphs in the cache: keyed by the weights, whole or not there, and used without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from runtime_networks import unfolded
+
+from frontend.runtime import load_runtime, select, store
+from frontend.weights import save_network, sha256_of
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A weight file, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_network(tmp_path / "net.safetensors", unfolded("edge"))
+    return tmp_path / "net.safetensors"
+
+
+def no_export(_: object) -> store.Graphs:
+    raise AssertionError("exported again")
+
+
+def test_a_second_load_exports_nothing(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_runtime(weights, "onnxruntime")
+    folder = store.folder_of(sha256_of(weights))
+    assert folder.is_relative_to(weights.parent / "cache" / "superpoint-frontend")
+    monkeypatch.setattr(select, "export", no_export)
+    given = np.full((1, 1, 16, 24), 0.5, np.float32)
+    a, b = (load_runtime(weights, name).dense(given) for name in ("onnxruntime", "openvino"))
+    np.testing.assert_allclose(a.heat, b.heat, atol=1e-5)
+    # other weights have other graphs
+    save_network(weights, unfolded("edge-dense"))
+    with pytest.raises(AssertionError, match="exported again"):
+        load_runtime(weights, "onnxruntime")
+
+
+@pytest.mark.parametrize("damage", ["cut", "swapped", "missing", "index", "empty index", "other index"])
+def test_damaged_graphs_are_made_again(weights: Path, damage: str) -> None:
+    load_runtime(weights, "onnxruntime")
+    digest = sha256_of(weights)
+    folder = store.folder_of(digest)
+    index = json.loads((folder / "index.json").read_text())
+    dense = folder / index["files"]["dense"]["file"]
+    if damage == "cut":
+        dense.write_bytes(dense.read_bytes()[:1000])
+    elif damage == "swapped":
+        dense.write_bytes((folder / index["files"]["refine"]["file"]).read_bytes())
+    elif damage == "missing":
+        dense.unlink()
+    else:
+        (folder / "index.json").write_text({"index": "{", "empty index": "", "other index": '{"files": []}'}[damage])
+    assert store.load(digest) is None
+    load_runtime(weights, "onnxruntime")
+    assert store.load(digest) is not None
+    assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = weights.parent / "file"
+    blocked.write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    assert load_runtime(weights, "openvino").name == "openvino"
+
+
+def test_a_note_of_what_is_fastest_may_be_damaged(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "_TRIAL", (64, 96))
+    first = load_runtime(weights)
+    folder = store.folder_of(sha256_of(weights))
+    (note,) = folder.glob("fastest-*.json")
+    assert json.loads(note.read_text())["order"][0] == [first.name, first.precision]
+    note.write_text('{"order": [["torch", "float32"]]}')
+    assert load_runtime(weights).name == "torch"
+    for text in ("[", "[]", '{"order": 3}', '{"order": [["onnxruntime"]]}'):
+        note.write_text(text)
+        assert select._remembered(sha256_of(weights), note.stem) == []
+    note.write_text('{"order": [["what", "float32"], ["onnxruntime", "float32"]]}')
+    assert load_runtime(weights).name == "onnxruntime"
+
+
+def test_processes_that_export_at_the_same_time_leave_whole_graphs(weights: Path) -> None:
+    code = f"from frontend.runtime import load_runtime\nload_runtime({str(weights)!r}, 'onnxruntime')"
+    running = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for _ in range(2)]
+    assert [process.wait(200) for process in running] == [0, 0]
+    assert store.load(sha256_of(weights)) is not None
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_the_command_line_loads_no_torch_with_a_graph_at_hand(weights: Path, name: str, make_scene) -> None:
+    load_runtime(weights, name)
+    cv2.imwrite(str(weights.parent / "a.png"), make_scene(120, 160))
+    image = str(weights.parent / "a.png")
+    arguments = [image, image, "--model", str(weights), "--device", "cpu", "--runtime", name]
+    code = (
+        "import sys\nfrom frontend.cli.match import main\n"
+        f"code = main({arguments!r})\nassert 'torch' not in sys.modules\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (0, 3), done.stderr
+    assert "keypoints" in done.stdout

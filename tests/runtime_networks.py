@@ -1,0 +1,31 @@
+"""Untrained networks whose signal does not fade, for tests of runtimes."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from frontend.model import MODEL_PRESETS, SuperPointNet
+
+
+@cache
+def network(preset: str) -> SuperPointNet:
+    """A network of a preset, folded; its refiner moves keypoints and adds to descriptors."""
+    return unfolded(preset).fold()
+
+
+def unfolded(preset: str) -> SuperPointNet:
+    """The same as it is stored in weight files."""
+    torch.manual_seed(0)
+    made = SuperPointNet(MODEL_PRESETS[preset])
+    for module in made.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            torch.nn.init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+    if made.refiner is not None:
+        with torch.no_grad():
+            made.refiner.position_out.weight *= 0.1  # type: ignore[union-attr, operator]
+            made.refiner.local.weight *= 0.05  # type: ignore[union-attr, operator]
+    return made.eval()

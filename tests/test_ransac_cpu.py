@@ -1,0 +1,113 @@
+"""Homographies in NumPy: the same equations and the same answers as the batched ones in PyTorch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from homography_scenes import TURNED, scene
+
+from frontend import homography_cpu as cpu
+from frontend import homography_solver as reference
+from frontend.homography import corner_error
+from frontend.ransac import batched_ransac
+from frontend.ransac_config import RansacConfig
+from frontend.ransac_cpu import _prepare, _score, ransac
+from frontend.verification import verify_homography
+from frontend.verification_cpu import verify
+
+
+@pytest.fixture
+def models(rng: np.random.Generator) -> np.ndarray:
+    return reference.unit_norm(torch.from_numpy(np.eye(3) + rng.normal(0, 0.1, (5, 3, 3)))).numpy()
+
+
+def test_adjugates_are_inverses_times_determinants(models: np.ndarray) -> None:
+    expected = np.linalg.inv(models) * np.linalg.det(models)[:, None, None]
+    np.testing.assert_allclose(cpu.adjugate(models), expected, atol=1e-12)
+
+
+def test_minimal_samples_are_judged_and_solved_alike(rng: np.random.Generator) -> None:
+    points0, points1, _ = scene(60, 0.4, 0.5)
+    matches, _, _ = _prepare(points0, points1)
+    index = rng.integers(0, 60, (4, 400))
+    sample0, sample1 = matches.low0[:2, index], matches.low1[:2, index]
+    torches = [torch.from_numpy(np.ascontiguousarray(s.transpose(2, 1, 0))) for s in (sample0, sample1)]
+    good = cpu.good_samples(sample0, sample1)
+    np.testing.assert_array_equal(good, reference.is_good_sample(*torches).numpy())
+    assert 10 < good.sum() < 390
+    got = cpu.from_4_points(sample0[:, :, good], sample1[:, :, good])
+    expected = reference.homography_from_4_points(*(t[torch.from_numpy(good)] for t in torches))
+    np.testing.assert_allclose(got, expected.numpy(), atol=2e-3)
+
+
+def test_steps_and_normal_equations_are_alike(models: np.ndarray, rng: np.random.Generator) -> None:
+    points0, points1, _ = scene(80, 0.2, 0.5)
+    matches, _, _ = _prepare(points0, points1)
+    units = matches.unit0, matches.unit1
+    weights = rng.uniform(0, 1, (5, 80))
+    ours = cpu.GaussNewton(matches.points0, matches.points1, *units)
+    theirs = reference.GaussNewton(
+        *(torch.from_numpy(p)[None] for p in (matches.points0, matches.points1)),
+        *(torch.tensor([unit], dtype=torch.float64) for unit in units),
+    )
+    at, expected_at = ours.linearise(models), theirs.linearise(torch.from_numpy(models)[None])
+    np.testing.assert_allclose(at.error, expected_at.error[0].numpy(), rtol=1e-9)
+    expected = theirs.normal_equations(expected_at, torch.from_numpy(weights)[None])
+    for a, b in zip(ours.normal_equations(at, weights), expected, strict=True):
+        np.testing.assert_allclose(a, b[0].numpy(), rtol=1e-7, atol=1e-9 * float(b.abs().max()))
+    step = theirs.step(expected_at, torch.from_numpy(weights)[None])[0].numpy()
+    np.testing.assert_allclose(ours.step(at, weights), step, atol=1e-6)
+
+
+def test_costs_are_sums_of_truncated_errors(models: np.ndarray) -> None:
+    points0, points1, _ = scene(300, 0.2, 0.5)
+    matches, _, _ = _prepare(points0, points1)
+    error = cpu.GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1).linearise(models).error
+    for threshold in (3.0, 30.0):
+        expected = np.minimum(error / (2 * threshold**2), 1).sum(axis=1)
+        np.testing.assert_allclose(_score(models.astype(np.float32), matches, threshold), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("count", "outliers"), [(40, 0.2), (200, 0.5), (1024, 0.5), (300, 0.8)])
+def test_models_are_those_of_the_batched_estimator(count: int, outliers: float) -> None:
+    config = RansacConfig()
+    for seed in range(3):
+        points0, points1, _ = scene(count, outliers, 1.0, seed=seed)
+        H, inliers, iterations = ransac(points0, points1, config)
+        batch = (torch.from_numpy(p)[None] for p in (points0, points1))
+        expected = batched_ransac(*batch, torch.ones(1, count, dtype=torch.bool), config)
+        assert H is not None
+        assert bool(expected.ok[0])
+        assert corner_error(H, expected.H[0].numpy(), (640, 480)) < 0.05
+        assert (inliers != expected.inliers[0].numpy()).sum() <= 1
+        assert corner_error(H, TURNED, (640, 480)) < 3
+        assert 0 < iterations <= config.max_iterations
+
+
+def test_the_same_models_stand(rng: np.random.Generator) -> None:
+    """Models near the truth and far from it, matches few and many, on a line and not: the same verdicts."""
+    verdicts = []
+    for seed in range(60):
+        count = int(rng.integers(6, 60))
+        points0, points1, _ = scene(count, float(rng.uniform(0, 0.8)), 1.0, seed=seed)
+        if seed % 4 == 0:
+            points0[:, 1] = points0[:, 0] * 0.3 + rng.normal(0, 0.5, count)
+            points1 = points0 + 20
+        matches, t0, t1 = _prepare(points0, points1)
+        truth = np.array([[1, 0, 20], [0, 1, 20], [0, 0, 1.0]]) if seed % 4 == 0 else TURNED
+        h = cpu.unit_norm(t1 @ truth @ cpu.adjugate(t0) * (-1 if seed % 7 == 3 else 1))
+        units = matches.unit0, matches.unit1
+        inliers, ok = verify(h, (matches.points0, matches.points1), units, 3.0, 8)
+        expected_inliers, expected = verify_homography(
+            torch.from_numpy(h)[None],
+            *(torch.from_numpy(p)[None] for p in (matches.points0, matches.points1)),
+            (torch.tensor([units[0]]).double(), torch.tensor([units[1]]).double()),
+            torch.ones(1, count, dtype=torch.bool),
+            3.0,
+            8,
+        )
+        np.testing.assert_array_equal(inliers, expected_inliers[0].numpy())
+        assert ok == bool(expected[0]), seed
+        verdicts.append(ok)
+    assert 10 < sum(verdicts) < 50
