@@ -12,9 +12,9 @@ from collections.abc import Callable
 LONGEST_S = 200
 
 
-def start_python(*arguments: str) -> subprocess.Popen[str]:
-    """Python with these arguments, single-threaded, its output captured."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def start_python(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """Python with these arguments and environment variables, single-threaded, its output captured."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

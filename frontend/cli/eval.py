@@ -51,6 +51,12 @@ def add_homography_parser(benchmarks: Any) -> None:
         help="reduce longer images to this side; 0 never (default: 640)",
     )
     parser.add_argument("--pairs", choices=("viewpoint", "illumination", "both"), default="both", help="which pairs")
+    parser.add_argument(
+        "--rotations",
+        metavar="DEG,DEG,...",
+        help="from photographs, pairs turned by each of these angles with a change of scale, instead of --pairs; "
+        "such as 0,15,30,45,60,90,180",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the pairs made from photographs (default: 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N photographs or sequences")
     parser.add_argument("--device", default="auto", help="of the networks: auto, cpu, cuda or cuda:N (default: auto)")
@@ -60,6 +66,13 @@ def add_homography_parser(benchmarks: Any) -> None:
     parser.add_argument("--threshold", type=float, default=3.0, metavar="PX", help="of the estimator (default: 3)")
     parser.add_argument("--json", metavar="FILE|-", help="protocol, figures and pairs; - for stdout, table to stderr")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="MMA and accuracy curves (needs matplotlib)")
+    parser.add_argument("--worst", type=int, default=0, metavar="N", help="draw each method's N worst pairs")
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="folder of the drawn pairs: matches within 3 px of the truth in green, others in red",
+    )
     parser.set_defaults(run=run)
 
 
@@ -112,18 +125,29 @@ def run(args: argparse.Namespace) -> int:
     """
     from frontend.atomic import atomic_write
     from frontend.device import pick_device
+    from frontend.errors import ConfigError
     from frontend.evaluation.datasets import open_dataset
     from frontend.evaluation.homography import BenchmarkConfig, run_benchmark
     from frontend.evaluation.methods import MethodConfig, create_method
-    from frontend.evaluation.report import format_table, to_json
+    from frontend.evaluation.report import format_rotations, format_table, to_json
+    from frontend.evaluation.rotations import parse_angles, rotation_dataset
+    from frontend.evaluation.worst import draw_worst
 
     names = method_names(args.methods)
     device = str(pick_device(args.device))
     config = BenchmarkConfig(args.threshold, args.geometry_method, args.seed, device)
     resize = None if args.resize == 0 else args.resize
-    dataset = open_dataset(
-        args.dataset, kind=args.kind, pairs=args.pairs, seed=args.seed, resize=resize, limit=args.limit
-    )
+    if args.worst < 0 or (args.worst > 0) != (args.pictures is not None):
+        raise ConfigError(f"--worst is {args.worst}, --pictures {args.pictures}; expected both, or neither")
+    if args.rotations is not None:
+        if args.plot is not None:
+            raise ConfigError(f"--plot {args.plot} was given with --rotations; expected one of them")
+        angles = parse_angles(args.rotations)
+        dataset = rotation_dataset(args.dataset, angles, seed=args.seed, resize=resize, limit=args.limit)
+    else:
+        dataset = open_dataset(
+            args.dataset, kind=args.kind, pairs=args.pairs, seed=args.seed, resize=resize, limit=args.limit
+        )
     for option, target in (("--json", None if args.json == "-" else args.json), ("--plot", args.plot)):
         if target is not None:
             check_writable(option, Path(target))
@@ -135,7 +159,8 @@ def run(args: argparse.Namespace) -> int:
     method_config = MethodConfig(max_keypoints=args.max_keypoints, device=device)
     methods = {name: create_method(name, method_config) for name in names}
     result = run_benchmark(dataset, methods, config, max_keypoints=args.max_keypoints)
-    print(format_table(result), end="", file=sys.stderr if args.json == "-" else sys.stdout)
+    table = format_table(result) if args.rotations is None else format_rotations(result)
+    print(table, end="", file=sys.stderr if args.json == "-" else sys.stdout)
     if args.json is not None:
         document = to_json(result)
         if args.json == "-":
@@ -146,6 +171,8 @@ def run(args: argparse.Namespace) -> int:
         from frontend.evaluation.plot import save_plot
 
         save_plot(result, args.plot)
+    if args.worst:
+        draw_worst(result, methods, args.worst, args.pictures)
     return 0
 
 

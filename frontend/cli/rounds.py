@@ -70,7 +70,10 @@ def run_rounds(
         raise ConfigError(f"{train_config} asks for soft labels; they need labels with heat maps (give --heatmaps)")
     name, network = load_network(model)
     out.mkdir(parents=True, exist_ok=True)
-    decisive = {f"training's {key}": value for key, value in values.items() if key not in FREE_TO_CHANGE}
+    # those that came later are left out at their defaults: rounds begun by earlier versions go on
+    defaults = {option.name: option.default for option in train.SUPERPOINT_OPTIONS}
+    later = {name for name in ("ema", "device_augment") if values[name] == defaults[name]}
+    decisive = {f"training's {key}": value for key, value in values.items() if key not in FREE_TO_CHANGE | later}
     check_settings(out, {**label_settings(network, name, config), **decisive})
     newest = model
     for number in range(1, rounds + 1):

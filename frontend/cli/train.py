@@ -26,6 +26,8 @@ _COMMON = (
     Option("workers", 2, "processes that make the data"),
     Option("checkpoint_seconds", 60.0, "between checkpoints"),
     Option("log_every", 20, "steps between log entries"),
+    Option("ema", 0.0, "decay of a moving average of the weights, such as 0.999, which is then the result; 0 is none"),
+    Option("compile", False, "run encoder and heads through torch.compile, where that works"),
 )
 # at their defaults, these are not part of what a run is described by: runs from before there were any go on
 _DETECTOR_OPTIONS = (
@@ -71,9 +73,15 @@ SUPERPOINT_OPTIONS = (
     Option("anisotropy", 0.35, "standard deviation of the log ratio of the scales along two axes of a pair"),
     Option("rotation", 0.7, "largest relative rotation of a pair, radians"),
     Option("any_rotation", 0.1, "share of pairs rotated by anything up to 180 degrees"),
+    Option("device_augment", "auto", "make the views on the network's device; auto is on a GPU", ("auto", "on", "off")),
     *_DETECTOR_OPTIONS,
     *_TOKEN_OPTIONS,
 )
+_TORCHRUN = """\
+A run in the folder --out is resumed, from its newest checkpoint; one that goes on needs no --init. Several processes:
+torchrun --nproc-per-node N -m frontend.cli.main train ...: they share the samples of each step (--batch-size is that
+of all together), with gloo on CPUs and NCCL on GPUs. 'superpoint state' carries a run to another machine.
+"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -81,13 +89,15 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("train", help="train a network")
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
 
-    magicpoint = tasks.add_parser("magicpoint", help="step 1: the detector on synthetic shapes")
+    magicpoint = tasks.add_parser("magicpoint", help="step 1: the detector on synthetic shapes", description=_TORCHRUN)
     magicpoint.add_argument("--out", type=Path, required=True, help="folder of the run; a run in it is resumed")
     magicpoint.add_argument("--init", default=None, metavar="NAME|PATH", help="weights to start from")
     add_options(magicpoint, MAGICPOINT_OPTIONS)
     magicpoint.set_defaults(run=_run_magicpoint)
 
-    superpoint = tasks.add_parser("superpoint", help="step 3: detector and descriptor on warped pairs")
+    superpoint = tasks.add_parser(
+        "superpoint", help="step 3: detector and descriptor on warped pairs", description=_TORCHRUN
+    )
     superpoint.add_argument("--images", type=Path, required=True, help="folder of photographs")
     superpoint.add_argument("--labels", type=Path, required=True, help="folder that 'superpoint label' made")
     superpoint.add_argument("--out", type=Path, required=True, help="folder of the run; a run in it is resumed")
@@ -102,25 +112,31 @@ def _model_config(preset: Any, encoder: str) -> Any:
     return dataclasses.replace(preset, encoder=encoder) if encoder else preset
 
 
-def _train_config(values: dict[str, Any]) -> Any:
+def _train_config(values: dict[str, Any], device: Any) -> Any:
     import dataclasses
 
-    from frontend.device import pick_device
     from frontend.training.trainer import TrainConfig
 
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     chosen = {name: value for name, value in values.items() if name in names}
-    return TrainConfig(**{**chosen, "device": str(pick_device(values["device"]))})
+    return TrainConfig(**{**chosen, "device": str(device)})
 
 
 def _initial_network(args: argparse.Namespace, values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The network with its initial weights, and what describes them."""
     import torch
 
-    from frontend.model import MODEL_PRESETS, SuperPointNet, transfer
+    from frontend.model import MODEL_PRESETS, ModelConfig, SuperPointNet, transfer
+    from frontend.training.state import described_by
     from frontend.weights import load_network, sha256_of
 
     torch.manual_seed(values["seed"])
+    if args.init is None and not values["model"] and not values["encoder"]:
+        # a run that goes on knows what it began with
+        begun = described_by(args.out)
+        if begun is not None:
+            held = {"init_sha256": begun["init_sha256"]} if "init_sha256" in begun else {}
+            return SuperPointNet(ModelConfig.from_dict(begun["model"])), held
     if args.init is None and values["freeze_encoder"]:
         raise ConfigError("freeze_encoder was given without weights to start from; expected --init NAME|PATH")
     if args.init is None:
@@ -153,12 +169,39 @@ def _frozen(network: Any, values: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _run_magicpoint(args: argparse.Namespace) -> int:
+    from frontend.training.distributed import joined
+
+    values = resolve_options(args, MAGICPOINT_OPTIONS)
+    with joined(values["device"]) as device:
+        return _train_magicpoint(args, values, device)
+
+
+def _run_superpoint(args: argparse.Namespace) -> int:
+    from frontend.training.distributed import joined
+
+    values = resolve_options(args, SUPERPOINT_OPTIONS)
+    with joined(values["device"]) as device:
+        return _train_superpoint(args, values, device)
+
+
+def _train(
+    task: Any, network: Any, args: argparse.Namespace, values: dict[str, Any], device: Any, described: Any
+) -> int:
+    from frontend.training.distributed import rank
+    from frontend.training.trainer import Trainer
+
+    config = _train_config(values, device)
+    weights = Trainer(task, network, config, args.out, described, _frozen(network, values), values).run()
+    if rank() == 0:
+        print(weights)
+    return 0
+
+
+def _train_magicpoint(args: argparse.Namespace, values: dict[str, Any], device: Any) -> int:
     from frontend.training.augmentation import AugmentationConfig
     from frontend.training.datasets import SyntheticShapes
     from frontend.training.tasks import MagicPointTask
-    from frontend.training.trainer import Trainer
 
-    values = resolve_options(args, MAGICPOINT_OPTIONS)
     network, described = _initial_network(args, values)
     size = (values["width"], values["height"])
     augmentation = AugmentationConfig(values["mosaic"], values["rotate"], values["scale_jitter"])
@@ -171,25 +214,26 @@ def _run_magicpoint(args: argparse.Namespace) -> int:
     )
     task = MagicPointTask(data, _detector_loss(values), values["auxiliary_weight"])
     described |= {"size": list(size), **_changed(values, _DETECTOR_OPTIONS + _SYNTHETIC_OPTIONS)}
-    print(Trainer(task, network, _train_config(values), args.out, described, _frozen(network, values)).run())
-    return 0
+    return _train(task, network, args, values, device, described)
 
 
-def _run_superpoint(args: argparse.Namespace) -> int:
+def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: Any) -> int:
     import dataclasses
 
     from frontend.training.datasets import PairConfig, WarpedPairs
     from frontend.training.tasks import SuperPointTask
     from frontend.training.token_labelling import TokenLabelling
-    from frontend.training.trainer import Trainer
 
-    values = resolve_options(args, SUPERPOINT_OPTIONS)
     network, described = _initial_network(args, values)
     # not stated where they are off: runs begun by earlier versions go on
     optional = _DETECTOR_OPTIONS + _TOKEN_OPTIONS
-    left_out = {"device", "model", "encoder"} | {option.name for option in optional}
+    left_out = {"device", "model", "encoder", "ema", "compile", "device_augment"} | {option.name for option in optional}
     described |= {name: values[name] for name in values if name not in left_out}
     described |= _changed(values, optional)
+    choice = values["device_augment"]
+    on_device = choice == "on" or (choice == "auto" and device.type == "cuda")
+    if on_device:
+        described["device_augment"] = True
     config = PairConfig()
     config = dataclasses.replace(
         config,
@@ -201,6 +245,7 @@ def _run_superpoint(args: argparse.Namespace) -> int:
         any_rotation=values["any_rotation"],
         soft=values["token_weight"] > 0 or values["soft_weight"] > 0,
         mix_tokens=values["mix_tokens"],
+        on_device=on_device,
     )
     weights = {option.name: values[option.name] for option in _TOKEN_OPTIONS}
     token_labelling = TokenLabelling(network, **weights) if any(weights.values()) else None
@@ -217,5 +262,4 @@ def _run_superpoint(args: argparse.Namespace) -> int:
         detector=_detector_loss(values),
         token_labelling=token_labelling,
     )
-    print(Trainer(task, network, _train_config(values), args.out, described, _frozen(network, values)).run())
-    return 0
+    return _train(task, network, args, values, device, described)

@@ -15,7 +15,7 @@ from frontend.evaluation.methods import Method
 from frontend.evaluation.pairs import KINDS, ImagePair
 from frontend.homography import corner_error
 from frontend.progress import Progress
-from frontend.types import Features, Float64Array
+from frontend.types import Features, Float64Array, Homography, Matches
 
 CORRECT_PX = 3.0
 """Distance within which a point is repeated and a match is right: the paper's epsilon."""
@@ -142,8 +142,10 @@ class BenchmarkResult:
     pairs: Mapping[str, list[PairResult]]
 
     def kinds(self) -> list[str]:
-        """The kinds of pairs that there are, viewpoint first."""
-        return [kind for kind in KINDS if self.dataset.counts.get(kind)]
+        """The kinds of pairs that there are: viewpoint first, rotations last and in their order."""
+        counts = self.dataset.counts
+        others = [kind for kind in counts if kind not in KINDS]
+        return [kind for kind in (*KINDS, *others) if counts.get(kind)]
 
     def of(self, method: str, kind: str) -> list[PairResult]:
         """The results of one method on the pairs of one kind."""
@@ -152,6 +154,23 @@ class BenchmarkResult:
     def summary(self, method: str, kind: str) -> Summary:
         """The means of one method on the pairs of one kind."""
         return summarize(self.of(method, kind))
+
+
+def match_and_fit(features0: Features, features1: Features, config: BenchmarkConfig) -> tuple[Matches, Homography]:
+    """Mutual nearest neighbours, and the homography that fits them best."""
+    from frontend.homography_estimation import estimate_homography
+    from frontend.matching import match_features
+
+    found = match_features(features0, features1, matcher="mnn")
+    geometry = estimate_homography(
+        features0.keypoints[found.matches[:, 0]],
+        features1.keypoints[found.matches[:, 1]],
+        method="opencv" if config.geometry_method == "opencv" else "ransac",
+        threshold=config.threshold,
+        seed=config.seed,
+        device=config.device,
+    )
+    return found, geometry
 
 
 def evaluate_pair(pair: ImagePair, features0: Features, features1: Features, config: BenchmarkConfig) -> PairResult:
@@ -163,21 +182,11 @@ def evaluate_pair(pair: ImagePair, features0: Features, features1: Features, con
         features1: of image 1.
         config: of the estimator.
     """
-    from frontend.homography_estimation import estimate_homography
-    from frontend.matching import match_features
-
     size0 = (pair.image0.shape[1], pair.image0.shape[0])
     size1 = (pair.image1.shape[1], pair.image1.shape[0])
     points0, points1 = features0.keypoints, features1.keypoints
-    matches = match_features(features0, features1, matcher="mnn").matches
-    geometry = estimate_homography(
-        points0[matches[:, 0]],
-        points1[matches[:, 1]],
-        method="opencv" if config.geometry_method == "opencv" else "ransac",
-        threshold=config.threshold,
-        seed=config.seed,
-        device=config.device,
-    )
+    found, geometry = match_and_fit(features0, features1, config)
+    matches = found.matches
     detector = metrics.repeatability(points0, points1, pair.H, size0, size1, CORRECT_PX)
     precision = metrics.nearest_neighbor_ap(
         points0, points1, features0.descriptors, features1.descriptors, pair.H, size0, size1, CORRECT_PX

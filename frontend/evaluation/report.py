@@ -54,11 +54,25 @@ def format_table(result: BenchmarkResult) -> str:
     return "\n".join(lines) + "\n"
 
 
+def format_rotations(result: BenchmarkResult) -> str:
+    """Three measures, a column for each angle; for a run on :mod:`frontend.evaluation.rotations` alone."""
+    width = max(len("method"), *(len(name) for name in result.pairs))
+    kinds = result.kinds()
+    lines = [protocol_line(result)]
+    for title, field, spec in (_COLUMNS[1], _COLUMNS[4], _COLUMNS[5]):
+        lines += ["", f"{title} by in-plane rotation in degrees, {result.dataset.counts[kinds[0]]} pairs each"]
+        lines.append(f"{'method':<{width}}" + "".join(f"  {kind.split()[-1]:>7}" for kind in kinds))
+        for name in result.pairs:
+            cells = (format(getattr(result.summary(name, kind), field), spec) for kind in kinds)
+            lines.append(f"{name:<{width}}" + "".join(f"  {cell:>7}" for cell in cells))
+    return "\n".join(lines) + "\n"
+
+
 def protocol_line(result: BenchmarkResult) -> str:
     """The protocol in one line: figures without it compare with nothing."""
     dataset = result.dataset
     size = f"longest side at most {dataset.resize} px" if dataset.resize else "images as they are"
-    seed = f", seed {dataset.seed}" if dataset.kind == "photos" else ""
+    seed = f", seed {dataset.seed}" if dataset.kind in ("photos", "rotations") else ""
     estimator = _ESTIMATORS[result.config.geometry_method]
     # the line ends up in pictures that are passed on; where the data lies on this machine does not belong there
     name = "/".join(dataset.path.resolve().parts[-2:]).lstrip("/")

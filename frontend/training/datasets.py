@@ -6,6 +6,7 @@ So a run that is resumed at step n sees just what it would have seen, whatever t
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from frontend.homography import (
     warp_points,
 )
 from frontend.training.augmentation import AugmentationConfig, augmented, repeated_weights
-from frontend.training.labels import LabelledPhoto, decode_heatmap, load_labelled_photos
+from frontend.training.device_views import draw_noise, finish_views
+from frontend.training.labels import LabelledPhoto, content_digest, decode_heatmap, load_labelled_photos
 from frontend.training.mixtoken import rectangle
 from frontend.training.photometric import PhotometricConfig, photometric_noise
 from frontend.training.soft_labels import soft_labels, warp_probabilities
@@ -35,6 +37,7 @@ from frontend.training.targets import cell_labels, cell_mask, spaced
 from frontend.types import BoolArray, Float64Array
 
 Sample = dict[str, Tensor]
+_NO_NOISE = PhotometricConfig(probability=0.0, exposure=0.0)
 
 
 class SyntheticShapes(Dataset[Sample]):
@@ -98,13 +101,14 @@ class PairConfig:
         relative: homography between the views.
         any_rotation: share of the pairs whose relative rotation is anything up to 180 degrees.
         mirror: share of the photographs that are mirrored.
-        noise: photometric noise on both views.
+        noise: photometric noise on both views; none where None.
         label_threshold: least score of a label that counts.
         label_spacing: suppression radius among the labels of a view, pixels of the view; 0 keeps all.
         labelled_points: labelled correspondences of a pair, at most.
         random_points: random ones besides.
         soft: whether samples have soft labels, from the heat maps of the labels.
         mix_tokens: probability that a view is to have the tokens of a rectangle replaced (MixToken).
+        on_device: whether the images of the views are made on the network's device, see :meth:`WarpedPairs.on_device`.
     """
 
     size: tuple[int, int] = (256, 192)
@@ -120,13 +124,14 @@ class PairConfig:
     )
     any_rotation: float = 0.1
     mirror: float = 0.5
-    noise: PhotometricConfig = field(default_factory=lambda: PhotometricConfig(exposure=2.5, jpeg=30))
+    noise: PhotometricConfig | None = field(default_factory=lambda: PhotometricConfig(exposure=2.5, jpeg=30))
     label_threshold: float = 0.0
     label_spacing: int = 4
     labelled_points: int = 200
     random_points: int = 100
     soft: bool = False
     mix_tokens: float = 0.0
+    on_device: bool = False
 
 
 class WarpedPairs(Dataset[Sample]):
@@ -173,6 +178,42 @@ class WarpedPairs(Dataset[Sample]):
         if lacking:
             raise DataError(f"{lacking} of {len(photos)} photographs have no heat map; soft labels need one for each")
         self.photos = photos
+        self._folders = (images, labels)
+        self._side = max(max(photo.image.shape) for photo in photos)
+
+    def content(self) -> str:
+        """SHA-256 of the photographs and labels, hexadecimal: of what the files hold, not of where they lie."""
+        images, labels = self._folders
+        if images is not None and labels is not None:
+            return content_digest(images, labels, self.config.soft)
+        digest = hashlib.sha256()
+        for photo in self.photos:
+            for array in (photo.image, photo.points, photo.scores):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def on_device(self, batch: Sample) -> Sample:
+        """What remains to be done to a batch where the network is: with ``config.on_device``, to make its images."""
+        return finish_views(batch, self.config.size) if self.config.on_device else batch
+
+    def _unfinished(self, index: int, photo: LabelledPhoto, homographies: list[Float64Array], border: int) -> Sample:
+        """What the images of the views are made from, see :mod:`frontend.training.device_views`."""
+        # a generator of its own: the labels' draws are those of views without noise
+        rng = np.random.default_rng((self.seed, index, 2))
+        height, width = photo.image.shape
+        padded = np.zeros((self._side, self._side), np.uint8)
+        padded[:height, :width] = photo.image
+        back = [np.linalg.inv(H) for H in homographies]
+        drawn = [draw_noise(rng, self.config.size, self.config.noise or _NO_NOISE) for _ in homographies]
+        return {
+            "photo": torch.from_numpy(padded),
+            "back": torch.from_numpy(np.stack([H / H[2, 2] for H in back]).astype(np.float32)),
+            "extent": torch.tensor([width, height]),
+            "reflect": torch.tensor(border == cv2.BORDER_REFLECT_101),
+            "noise": torch.from_numpy(np.stack([row for row, _ in drawn])),
+            "kernel": torch.from_numpy(np.stack([kernel for _, kernel in drawn])),
+            "noise_seed": torch.from_numpy(rng.integers(1 << 31, size=len(drawn))),
+        }
 
     def _photo(self, index: int, rng: np.random.Generator) -> LabelledPhoto:
         epoch, place = divmod(index, len(self.photos))
@@ -250,8 +291,9 @@ class WarpedPairs(Dataset[Sample]):
         border = cv2.BORDER_REFLECT_101 if rng.random() < 0.5 else cv2.BORDER_CONSTANT
         images, labels, masks = [], [], []
         for H in (first, relative @ first):
-            view = warp_image(photo.image, H, config.size, border=border)
-            images.append(photometric_noise(view, rng, config.noise))
+            if not config.on_device:
+                view = warp_image(photo.image, H, config.size, border=border)
+                images.append(view if config.noise is None else photometric_noise(view, rng, config.noise))
             points = warp_points(photo.points, H)
             scores = photo.scores
             if config.label_spacing:
@@ -261,8 +303,9 @@ class WarpedPairs(Dataset[Sample]):
             # beyond the photograph nothing is labelled, so nothing there may count as "no point"
             masks.append(cell_mask(valid_mask(H, photo_size, config.size)))
         pairs, valid = self._correspondences(rng, photo, first, relative @ first)
+        made = self._unfinished(index, photo, [first, relative @ first], border) if config.on_device else {}
         sample = {
-            "image": torch.from_numpy(np.stack(images)),
+            **(made or {"image": torch.from_numpy(np.stack(images))}),
             "labels": torch.from_numpy(np.stack(labels)),
             "mask": torch.from_numpy(np.stack(masks)),
             "points": torch.from_numpy(pairs),

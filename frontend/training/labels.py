@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -134,6 +135,31 @@ def read_heatmap(path: Path) -> np.ndarray | None:
     if coded is not None and (coded.ndim != 2 or coded.dtype != np.uint8):
         raise DataError(f"label file {path} has a heat map {coded.dtype} {coded.shape}; expected (H, W) uint8")
     return coded
+
+
+def content_digest(images: Path, labels: Path, heatmaps: bool = False) -> str:
+    """SHA-256 of a set of labelled photographs, hexadecimal: of their files and of the numbers in the label files.
+
+    Args:
+        images: folder of photographs.
+        labels: folder of label files.
+        heatmaps: whether the heat maps are part of it.
+
+    Raises:
+        DataError: a folder is missing, or a label file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for name in find_images(images):
+        path = label_path(labels, name)
+        if not path.is_file():
+            continue
+        digest.update(hashlib.sha256((images / name).read_bytes()).digest())
+        points, scores, size = read_labels(path)
+        heatmap = read_heatmap(path) if heatmaps else None
+        for array in (points, scores, np.array(size), heatmap):
+            if array is not None:
+                digest.update(hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest())
+    return digest.hexdigest()
 
 
 def _iterate(

@@ -9,12 +9,18 @@ from torch.nn import functional
 from frontend.heads import CELL
 from frontend.homography import warp_points
 from frontend.keypoints import refine_subpixel
+from frontend.training.distributed import mean_over_ranks, world_size
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``values`` where ``mask``; 0 where there is none. Same shapes; a scalar."""
+    """Mean of ``values`` where ``mask``; 0 where there is none. Same shapes; a scalar.
+
+    In a run of several processes the count is that of all of them, so that the mean over ranks of what they get is the
+    mean over all values.
+    """
     weight = mask.to(values.dtype)
-    return (values * weight).sum() / weight.sum().clamp_min(1.0)
+    count: Tensor = mean_over_ranks(weight.sum()).clamp_min(1 / world_size())
+    return (values * weight).sum() / count
 
 
 def detector_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:

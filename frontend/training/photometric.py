@@ -59,7 +59,8 @@ def _shadow_map(rng: np.random.Generator, shape: tuple[int, int], config: Photom
     return cv2.resize(gain, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
 
 
-def _motion_kernel(rng: np.random.Generator, longest: int) -> Float32Array:
+def motion_kernel(rng: np.random.Generator, longest: int) -> Float32Array:
+    """Draw the kernel of a motion blur: (k, k) float32 of sum 1, k odd and at most ``longest`` or one more."""
     length = int(rng.integers(2, longest + 1)) | 1
     kernel = np.zeros((length, length), np.float32)
     angle = rng.uniform(0, np.pi)
@@ -102,7 +103,7 @@ def photometric_noise(image: GrayImage, rng: np.random.Generator, config: Photom
         exponent = float(np.exp(rng.uniform(-np.log(config.gamma), np.log(config.gamma))))
         out = cv2.pow(np.clip(out, 0, 255) / np.float32(255), exponent) * np.float32(255)
     if config.motion > 1 and rng.random() < p / 3:
-        out = cv2.filter2D(out, -1, _motion_kernel(rng, config.motion), borderType=cv2.BORDER_REFLECT)
+        out = cv2.filter2D(out, -1, motion_kernel(rng, config.motion), borderType=cv2.BORDER_REFLECT)
     elif config.blur > 0 and rng.random() < p:
         out = cv2.GaussianBlur(out, (0, 0), float(rng.uniform(0.2, config.blur)))
     if config.noise > 0 and rng.random() < p:

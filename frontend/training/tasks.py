@@ -15,6 +15,7 @@ from frontend.refinement import Refinement, add_local
 from frontend.training.context_losses import auxiliary_losses
 from frontend.training.datasets import Sample
 from frontend.training.detector_losses import DetectorLoss
+from frontend.training.distributed import sum_over_ranks
 from frontend.training.losses import detector_loss, dual_softmax_loss, hinge_descriptor_loss, position_loss
 from frontend.training.mixtoken import cell_targets, clear_of_pasted, pasting, without_pasted
 from frontend.training.refinement import correspond, matching_loss, position_nll, repetition_loss
@@ -72,8 +73,8 @@ class MagicPointTask:
 
     def forward(self, network: SuperPointNet, batch: Sample) -> tuple[Tensor, ...]:
         image = to_network_input(batch["image"])
-        # decided by the batch itself, so that a resumed run decides alike
-        given = "regions" in batch and int(batch["image"].long().sum()) % 2 == 0
+        # decided by the batch itself, so that a resumed run decides alike, and by all ranks' parts of it together
+        given = "regions" in batch and int(sum_over_ranks(batch["image"].long().sum())) % 2 == 0
         raster = shape_raster(batch["regions"], network.map_layers) if given and network.map_layers else None
         features, auxiliary = network.encode(image, raster)
         self._outputs = tuple(auxiliary)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,17 @@ from frontend.device import autocast, check_precision
 from frontend.errors import ConfigError, FrontendError
 from frontend.model import SuperPointNet
 from frontend.progress import Progress
+from frontend.training import distributed
+from frontend.training.compilation import compile_parts
 from frontend.training.datasets import Sample
+from frontend.training.ema import WeightAverage
+from frontend.training.state import CHECKPOINT, read_checkpoint
 from frontend.training.tasks import Task
 from frontend.weights import save_network
 
-CHECKPOINT = "checkpoint.pt"
 # settings that may differ between a run and its resumption: they change where and how fast it runs, not what it does
-FREE_TO_CHANGE = frozenset({"workers", "device", "checkpoint_seconds", "log_every"})
+FREE_TO_CHANGE = frozenset({"workers", "device", "checkpoint_seconds", "log_every", "compile"})
+_COMPILED = ("encoder", "detector", "descriptor")
 
 
 class TrainingError(FrontendError):
@@ -51,6 +58,9 @@ class TrainConfig:
         workers: processes that make the data.
         checkpoint_seconds: between checkpoints.
         log_every: steps between log entries.
+        ema: decay of the moving average of the weights, which is then what the run gives; 0 for none. See
+            :class:`frontend.training.ema.WeightAverage`.
+        compile: whether encoder and heads run through ``torch.compile``, where that works.
     """
 
     steps: int = 2000
@@ -67,6 +77,8 @@ class TrainConfig:
     workers: int = 2
     checkpoint_seconds: float = 60.0
     log_every: int = 20
+    ema: float = 0.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
@@ -75,6 +87,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
         if self.workers < 0:
             raise ConfigError(f"workers is {self.workers}; expected 0 or more")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema is {self.ema}; expected a decay between 0 and 1, or 0 for none")
 
     @property
     def last_step(self) -> int:
@@ -91,14 +105,15 @@ class TrainConfig:
 
 
 class _NumberedBatches:
-    """Batch sampler: batch n holds samples n * size to (n + 1) * size - 1."""
+    """Batch sampler: batch n holds samples n * size to (n + 1) * size - 1; a rank gets its part of them."""
 
-    def __init__(self, first: int, last: int, size: int) -> None:
+    def __init__(self, first: int, last: int, size: int, rank: int = 0, ranks: int = 1) -> None:
         self.first, self.last, self.size = first, last, size
+        self.own = range(size * rank // ranks, size * (rank + 1) // ranks)
 
     def __iter__(self) -> Iterator[list[int]]:
         for n in range(self.first, self.last):
-            yield list(range(n * self.size, (n + 1) * self.size))
+            yield [n * self.size + k for k in self.own]
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -118,7 +133,11 @@ class Trainer:
     The output folder holds ``checkpoint.pt`` (the newest state), TensorBoard logs, and, at the end,
     ``NAME.safetensors``, the trained network with its batch norms. A task's ``auxiliary`` module, where it has one, is
     trained along; it is in the checkpoint and not in the weights. A run that is started again with the same
-    settings goes on from its newest checkpoint.
+    settings goes on from its newest checkpoint. Within :func:`frontend.training.distributed.joined` the processes share
+    the work, and rank 0 alone reads and writes the folder.
+
+    A task's data may have ``content()``, a checksum of what the samples are made from, kept in the checkpoint and
+    compared on resumption, and ``on_device(batch)``, what remains to be done to a batch on the network's device.
 
     Args:
         task: what to train.
@@ -128,6 +147,10 @@ class Trainer:
         described: what else decides the result (data, initial weights); stored with the weights, and compared
             on resumption.
         frozen: modules of the network that stay as they are: no gradients, and batch norms in evaluation mode.
+        settings: options of the command that began the run; kept in the checkpoint for the user alone.
+
+    Raises:
+        ConfigError: the samples of a step do not divide among the processes.
     """
 
     def __init__(
@@ -138,7 +161,12 @@ class Trainer:
         out: Path,
         described: dict[str, Any],
         frozen: Sequence[nn.Module] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
+        if config.batch_size % distributed.world_size():
+            raise ConfigError(
+                f"batch_size is {config.batch_size}; expected a multiple of the {distributed.world_size()} processes"
+            )
         self.task = task
         self.config = config
         self.out = out
@@ -147,6 +175,8 @@ class Trainer:
         self.frozen = frozen
         for module in frozen:
             module.requires_grad_(False)
+        self.average = WeightAverage(self.network, config.ema) if config.ema else None
+        distributed.share_batch_norms(self.network)
         # what a task trains beside the network and nobody needs afterwards; most have nothing
         self.auxiliary: torch.nn.Module | None = getattr(task, "auxiliary", None)
         self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
@@ -155,7 +185,12 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.step = 0
         self.seconds = 0.0
-        self.described = {**described, "task": task.name, **asdict(config), "model": network.config.to_dict()}
+        self.settings = dict(settings or {})
+        content = getattr(task.data, "content", None)
+        self.content: str | None = content() if content is not None else None
+        # not stated where it is off: runs begun by earlier versions go on
+        values = {name: value for name, value in asdict(config).items() if name not in ("ema", "compile") or value}
+        self.described = {**described, "task": task.name, **values, "model": network.config.to_dict()}
 
     @property
     def weights_path(self) -> Path:
@@ -164,9 +199,14 @@ class Trainer:
 
     def _restore(self) -> None:
         path = self.out / CHECKPOINT
-        if not path.is_file():
+        leads = distributed.rank() == 0
+        held = read_checkpoint(self.out) if leads and path.is_file() else None
+        state = distributed.share(held)
+        if state is None:
+            modules = [self.network, self.auxiliary, self.average and self.average.network]
+            for module in filter(None, modules):
+                distributed.share_tensors(module.state_dict().values())
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
         before = state["described"]
         for key in sorted((set(before) | set(self.described)) - FREE_TO_CHANGE):
             if before.get(key) != self.described.get(key):
@@ -174,22 +214,40 @@ class Trainer:
                     f"{path} was trained with {key} = {before.get(key)}; got {self.described.get(key)}"
                     " (give another --out, or the same settings)"
                 )
+        if state.get("content") and self.content and state["content"] != self.content:
+            raise TrainingError(
+                f"{path} was trained on data with checksum {state['content'][:12]}; got {self.content[:12]}"
+                " (give the same images and labels; they may lie elsewhere)"
+            )
         self.network.load_state_dict(state["network"])
         if self.auxiliary is not None:
             self.auxiliary.load_state_dict(state["auxiliary"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
+        # the memory layout of the weights, which loading loses, decides the last bit of some sums
+        for parameter, values in self.optimiser.state.items():
+            for name, value in values.items():
+                if value.shape == parameter.shape:
+                    values[name] = torch.empty_like(parameter).copy_(value)
         self.step, self.seconds = state["step"], state["seconds"]
 
     def _checkpoint(self) -> None:
+        if distributed.rank():
+            return
         state = {
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
             "described": self.described,
+            "content": self.content,
+            "settings": self.settings,
         }
         if self.auxiliary is not None:
             state["auxiliary"] = self.auxiliary.state_dict()
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
         with atomic_path(self.out / CHECKPOINT) as temporary:
             torch.save(state, temporary)
 
@@ -197,7 +255,9 @@ class Trainer:
         config = self.config
         return DataLoader(
             self.task.data,
-            batch_sampler=_NumberedBatches(self.step, config.last_step, config.batch_size),
+            batch_sampler=_NumberedBatches(
+                self.step, config.last_step, config.batch_size, distributed.rank(), distributed.world_size()
+            ),
             num_workers=config.workers,
             worker_init_fn=_start_worker if config.workers else None,
             prefetch_factor=4 if config.workers else None,
@@ -208,16 +268,38 @@ class Trainer:
         config = self.config
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate_at(self.step)
-        moved = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
-        with autocast(config.precision, self.device):
-            outputs = self.task.forward(self.network, moved)
-        loss, logged = self.task.loss(tuple(output.float() for output in outputs), moved)
+        loss, logged = self._loss(batch)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        distributed.average_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip)
         self.optimiser.step()
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.network, self.step)
         return {**logged, "loss/total": loss.detach(), "gradient_norm": norm}
+
+    def _loss(self, batch: Sample) -> tuple[Tensor, dict[str, Tensor]]:
+        moved = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        finish = getattr(self.task.data, "on_device", None)
+        if finish is not None:
+            moved = finish(moved)
+        with autocast(self.config.precision, self.device):
+            outputs = self.task.forward(self.network, moved)
+        return self.task.loss(tuple(output.float() for output in outputs), moved)
+
+    def _start(self) -> None:
+        """Bring the network to its training form, compiled where asked for."""
+        self.network.train()
+        for module in self.frozen:
+            module.eval()
+        if self.device.type == "cuda":
+            # all batches have one shape: the fastest algorithm is searched once
+            torch.backends.cudnn.benchmark = True
+        if self.config.compile:
+            batch = next(iter(self._batches()))
+            compile_parts(self.network, _COMPILED, lambda: self._loss(batch)[0])
+            self.optimiser.zero_grad(set_to_none=True)
 
     def probe(self, steps: int = 6) -> float:
         """Seconds of a training step, measured on the first batches.
@@ -227,7 +309,7 @@ class Trainer:
         Args:
             steps: that are timed, after two that are not.
         """
-        self.network.train()
+        self._start()
         began = 0.0
         for number, batch in enumerate(self._batches()):
             if number == 2:
@@ -243,42 +325,70 @@ class Trainer:
         Raises:
             TrainingError: the folder holds a run with other settings, or the loss is no longer finite.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.out.mkdir(parents=True, exist_ok=True)
+        leads = distributed.rank() == 0
+        if leads:
+            self.out.mkdir(parents=True, exist_ok=True)
         self._restore()
-        if self.step >= self.config.last_step and self.weights_path.is_file():
+        if distributed.share(self.step >= self.config.last_step and self.weights_path.is_file()):
             return self.weights_path
-        self.network.train()
-        for module in self.frozen:
-            module.eval()
+        self._start()
         began, saved = time.monotonic() - self.seconds, time.monotonic()
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
         counted = 0
-        writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
+        log = _Log(self.out / "tensorboard", self.step) if leads else None
         label = f"train {self.task.name}"
-        progress = Progress(self.config.last_step, label, start=self.step, unit="step", interval_s=30)
-        with writer, progress:
+        stream = sys.stderr if leads else io.StringIO()
+        progress = Progress(self.config.last_step, label, start=self.step, unit="step", stream=stream, interval_s=30)
+        with log or nullcontext(), progress:
             for batch in self._batches():
-                logged = self._train_step(batch)
+                # summed where they are: reading a value off a GPU would wait for it at every step
+                for key, value in self._train_step(batch).items():
+                    sums[key] = sums.get(key, 0.0) + value.detach().double()
                 counted += 1
-                for key, value in logged.items():
-                    sums[key] = sums.get(key, 0.0) + float(value)
-                if not math.isfinite(sums["loss/total"]):
-                    raise TrainingError(f"the loss is not finite at step {self.step}; try a lower learning rate")
                 note = ""
+                due = time.monotonic() - saved >= self.config.checkpoint_seconds
+                if due or self.step % self.config.log_every == 0 or self.step == self.config.last_step:
+                    self._check_finite(sums)
                 if self.step % self.config.log_every == 0 or self.step == self.config.last_step:
-                    means = {key: total / counted for key, total in sums.items()}
-                    for key, mean in means.items():
-                        writer.add_scalar(key, mean, self.step)
-                    writer.add_scalar("learning_rate", self.config.learning_rate_at(self.step - 1), self.step)
+                    total = distributed.mean_over_ranks(torch.stack([value.to(self.device) for value in sums.values()]))
+                    means = dict(zip(sums, (total / counted).tolist(), strict=True))
+                    if log is not None:
+                        log.add({**means, "learning_rate": self.config.learning_rate_at(self.step - 1)}, self.step)
                     note = "  ".join(f"{key.removeprefix('loss/')} {mean:.4f}" for key, mean in means.items())
                     sums, counted = {}, 0
                 progress.update(note=note)
                 self.seconds = time.monotonic() - began
-                if time.monotonic() - saved >= self.config.checkpoint_seconds:
+                if due:
                     self._checkpoint()
                     saved = time.monotonic()
         self._checkpoint()
-        save_network(self.weights_path, self.network, {**self.described, "seconds": round(self.seconds)})
+        if leads:
+            result = self.network if self.average is None else self.average.network
+            save_network(self.weights_path, result, {**self.described, "seconds": round(self.seconds)})
+        # nobody goes on before the weights are there
+        distributed.share(None)
         return self.weights_path
+
+    def _check_finite(self, sums: dict[str, Tensor]) -> None:
+        if not math.isfinite(float(sums["loss/total"])):
+            raise TrainingError(f"the loss is not finite at step {self.step}; try a lower learning rate")
+
+
+class _Log:
+    """TensorBoard's log of a run; a context manager."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder), purge_step=step)
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.writer.close()
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Write scalars of a step."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)

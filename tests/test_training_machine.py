@@ -1,0 +1,350 @@
+"""Training that uses the machine: averaged weights, compilation, several processes, state that is carried."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from processes import LONGEST_S, finished, kill_when, start_python
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import Dataset
+
+from frontend.cli.main import main
+from frontend.model import ModelConfig, SuperPointNet
+from frontend.training import compilation
+from frontend.training.datasets import Sample, SyntheticShapes
+from frontend.training.ema import WeightAverage
+from frontend.training.labels import label_path, write_labels
+from frontend.training.state import export_state, import_state, read_checkpoint
+from frontend.training.synthetic import synthetic_image
+from frontend.training.tasks import MagicPointTask
+from frontend.training.trainer import TrainConfig, Trainer, TrainingError
+
+EXACT = ["--precision", "fp32", "--device", "cpu", "--workers", "0", "--log-every", "2", "--warmup-steps", "3"]
+TINY = ModelConfig(
+    encoder="vgg(channels=[8,8,8,16])",
+    detector="paper",
+    descriptor="paper",
+    descriptor_dim=16,
+    detector_options={"hidden": 16},
+    descriptor_options={"hidden": 16},
+)
+
+
+@pytest.fixture(autouse=True)
+def _single_threaded() -> Iterator[None]:
+    """As the processes beside: how a sum is cut in pieces decides its last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Shapes(Dataset[Sample]):
+    """Small synthetic images."""
+
+    def __init__(self, checksum: str = "abc") -> None:
+        self.shapes = SyntheticShapes(0, (32, 32))
+        self.checksum = checksum
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.shapes[index]
+
+    def content(self) -> str:
+        return self.checksum
+
+
+def trainer(out: Path, steps: int = 6, data: Shapes | None = None, **settings: object) -> Trainer:
+    torch.manual_seed(0)
+    values = {"batch_size": 2, "precision": "fp32", "workers": 0, "warmup_steps": 2, "log_every": 2, **settings}
+    config = TrainConfig(steps=steps, **values)  # type: ignore[arg-type]
+    return Trainer(MagicPointTask(data or Shapes()), SuperPointNet(TINY), config, out, {})
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def test_averaged_weights_follow_the_recurrence() -> None:
+    network = SuperPointNet(TINY)
+    average = WeightAverage(network, 0.9)
+    name = next(key for key, value in network.state_dict().items() if value.ndim == 4)
+    expected = network.state_dict()[name].double().clone()
+    mean_name = next((key for key in network.state_dict() if key.endswith("running_mean")), None)
+    assert mean_name is not None
+    expected_mean = network.state_dict()[mean_name].double().clone()
+    for step in range(1, 40):
+        with torch.no_grad():
+            for tensor in network.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.add_(torch.randn_like(tensor) * 0.1)
+                else:
+                    tensor += 1
+        average.update(network, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * network.state_dict()[name].double()
+        expected_mean = decay * expected_mean + (1 - decay) * network.state_dict()[mean_name].double()
+    np.testing.assert_allclose(average.state_dict()[name].numpy(), expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(average.state_dict()[mean_name].numpy(), expected_mean.numpy(), atol=1e-5)
+    counts = [key for key in network.state_dict() if key.endswith("num_batches_tracked")]
+    assert counts
+    assert all(int(average.state_dict()[key]) == 39 for key in counts)
+
+
+def test_averaged_weights_are_the_result_and_change_nothing_else(tmp_path: Path) -> None:
+    trainer(tmp_path / "plain").run()
+    averaged = trainer(tmp_path / "averaged", ema=0.99)
+    averaged.run()
+    plain = load_file(tmp_path / "plain" / "magicpoint.safetensors")
+    assert differing(plain, dict(read_checkpoint(tmp_path / "averaged")["network"])) == []
+    result = load_file(tmp_path / "averaged" / "magicpoint.safetensors")
+    assert len(differing(plain, result)) > 10
+    assert averaged.average is not None
+    assert differing(averaged.average.state_dict(), result) == []
+
+
+def test_averaged_weights_are_exact_after_a_stop(tmp_path: Path) -> None:
+    trainer(tmp_path / "whole", ema=0.95).run()
+    trainer(tmp_path / "parts", ema=0.95, stop=3).run()
+    # a stop is part of what a run is described by; the rest of the state is what matters here
+    state = read_checkpoint(tmp_path / "parts")
+    state["described"]["stop"] = 0
+    torch.save(state, tmp_path / "parts" / "checkpoint.pt")
+    trainer(tmp_path / "parts", ema=0.95).run()
+    whole, parts = (load_file(tmp_path / name / "magicpoint.safetensors") for name in ("whole", "parts"))
+    assert differing(whole, parts) == []
+
+
+def test_checkpoints_from_before_there_were_averages_and_checksums_go_on(tmp_path: Path) -> None:
+    trainer(tmp_path / "run", stop=3).run()
+    state = read_checkpoint(tmp_path / "run")
+    for key in ("content", "settings"):
+        state.pop(key)
+    assert not {"ema", "compile"} & set(state["described"])
+    torch.save(state, tmp_path / "run" / "checkpoint.pt")
+    trainer(tmp_path / "run", stop=3).run()
+    with pytest.raises(TrainingError, match=r"ema = None; got 0\.9"):
+        trainer(tmp_path / "run", stop=3, ema=0.9).run()
+
+
+def test_other_data_are_refused(tmp_path: Path) -> None:
+    trainer(tmp_path, stop=2).run()
+    with pytest.raises(TrainingError, match="data with checksum abc; got xyz"):
+        trainer(tmp_path, stop=2, data=Shapes("xyz")).run()
+
+
+def test_compiled_parts_train_alike_and_their_files_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # tracing and differentiation are those of the real compiler; only the code generator is left out
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
+    trainer(tmp_path / "plain").run()
+    compiled = trainer(tmp_path / "compiled", compile=True)
+    compiled.run()
+    assert compiled.network.encoder._compiled_call_impl is not None
+    assert "torch.compile" not in capsys.readouterr().err
+    plain, other = (load_file(tmp_path / name / "magicpoint.safetensors") for name in ("plain", "compiled"))
+    assert plain.keys() == other.keys()
+    for name, tensor in plain.items():
+        np.testing.assert_allclose(tensor.numpy(), other[name].numpy(), rtol=2e-3, atol=2e-4)
+
+
+def test_where_compilation_fails_training_goes_on_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", lambda graph, inputs: 1 / 0)
+    trainer(tmp_path / "plain").run()
+    trainer(tmp_path / "failed", compile=True).run()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "torch.compile" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("torch.compile does not work here, going on without: ")
+    plain, failed = (load_file(tmp_path / name / "magicpoint.safetensors") for name in ("plain", "failed"))
+    assert differing(plain, failed) == []
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 12 images and their labels."""
+    root = tmp_path_factory.mktemp("data")
+    for n in range(12):
+        image, points = synthetic_image(np.random.default_rng(n), (96, 72), shape="polygons")
+        (root / "images").mkdir(exist_ok=True)
+        cv2.imwrite(str(root / "images" / f"{n:03}.png"), image)
+        path = label_path(root / "labels", Path(f"{n:03}.png"))
+        write_labels(path, points.astype(np.float32), np.ones(len(points), np.float32), (96, 72))
+    return root
+
+
+def pairs_command(data: Path, out: Path, *more: str) -> list[str]:
+    folders = ["--images", str(data / "images"), "--labels", str(data / "labels"), "--out", str(out)]
+    return ["train", "superpoint", *folders, *more]
+
+
+PAIRS = [
+    *["--model", "vgg", "--encoder", "vgg(channels=[8,8,8,16])", "--steps", "8", "--batch-size", "4"],
+    *["--width", "64", "--height", "64", "--photo-side", "96"],
+]
+
+
+def test_a_run_is_carried_to_another_folder_with_the_data_elsewhere(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*PAIRS, *EXACT, "--ema", "0.9"]
+    assert main(pairs_command(photographs, tmp_path / "whole", *settings)) == 0
+    first = pairs_command(photographs, tmp_path / "here", *settings, "--checkpoint-seconds", "0")
+    kill_when(start_python("-m", "frontend.cli.main", *first), lambda: step_of(tmp_path / "here") >= 3)
+    assert 3 <= step_of(tmp_path / "here") < 8
+
+    file = tmp_path / "run.state"
+    assert main(["state", "export", str(tmp_path / "here"), "--out", str(file)]) == 0
+    elsewhere = tmp_path / "other machine"
+    shutil.copytree(photographs / "images", elsewhere / "images")
+    shutil.copytree(photographs / "labels", elsewhere / "labels")
+    assert main(["state", "import", str(file), "--out", str(elsewhere / "run")]) == 0
+    again = pairs_command(elsewhere, elsewhere / "run", "--config", str(elsewhere / "run" / "settings.toml"))
+    assert main([*again, "--device", "cpu", "--workers", "0"]) == 0
+    whole, carried = (load_file(run / "superpoint.safetensors") for run in (tmp_path / "whole", elsewhere / "run"))
+    assert differing(whole, carried) == []
+
+    capsys.readouterr()
+    assert main(["state", "import", str(file), "--out", str(elsewhere / "run")]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert main(["state", "import", str(file), "--out", str(elsewhere / "third")]) == 0
+    image = sorted((elsewhere / "images").iterdir())[4]
+    cv2.imwrite(str(image), 255 - cv2.imread(str(image), cv2.IMREAD_UNCHANGED))
+    again[again.index(str(elsewhere / "run"))] = str(elsewhere / "third")
+    assert main([*again, "--device", "cpu", "--workers", "0"]) == 2
+    assert "was trained on data with checksum" in capsys.readouterr().err
+
+
+def step_of(run: Path) -> int:
+    return int(read_checkpoint(run)["step"]) if (run / "checkpoint.pt").is_file() else 0
+
+
+def test_compact_states_are_smaller_and_nearly_exact(tmp_path: Path) -> None:
+    trainer(tmp_path / "run", ema=0.9).run()
+    exact, compact = tmp_path / "exact", tmp_path / "compact"
+    sizes = [export_state(tmp_path / "run", exact), export_state(tmp_path / "run", compact, compact=True)]
+    assert sizes == [exact.stat().st_size, compact.stat().st_size]
+    state = read_checkpoint(tmp_path / "run")
+    values = sum(tensor.numel() for tensor in state["network"].values())
+    assert sizes[0] > 15 * values
+    assert sizes[1] < 10 * values + 30_000
+    import_state(exact, tmp_path / "a")
+    import_state(compact, tmp_path / "b")
+    a, b = read_checkpoint(tmp_path / "a"), read_checkpoint(tmp_path / "b")
+    for other in (a, b):
+        assert {key: other[key] for key in ("step", "described", "content")} == {
+            key: state[key] for key in ("step", "described", "content")
+        }
+        assert differing(state["network"], other["network"]) == []
+        assert other["optimiser"]["param_groups"] == state["optimiser"]["param_groups"]
+    assert differing(state["average"], a["average"]) == []
+    for index, moments in state["optimiser"]["state"].items():
+        assert differing(moments, a["optimiser"]["state"][index]) == []
+        for name, tensor in b["optimiser"]["state"][index].items():
+            np.testing.assert_allclose(tensor.numpy(), moments[name].numpy(), rtol=1 / 256, atol=1e-12)
+    for name, tensor in b["average"].items():
+        distance = (state["average"][name] - state["network"][name]).abs().numpy()
+        assert (np.abs(tensor.numpy() - state["average"][name].numpy()) <= distance / 200 + 1e-6).all()
+
+
+def test_what_is_no_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text").write_text("no state")
+    assert main(["state", "import", str(tmp_path / "text"), "--out", str(tmp_path / "run")]) == 2
+    assert main(["state", "export", str(tmp_path), "--out", str(tmp_path / "file")]) == 2
+    trainer(tmp_path / "made").run()
+    weights = tmp_path / "made" / "magicpoint.safetensors"
+    assert main(["state", "show", str(weights)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert "cannot be read as a training state" in errors[0]
+    assert "has no checkpoint.pt" in errors[1]
+    assert "is no training state" in errors[2]
+
+
+def torchrun(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        [*command, "-m", "frontend.cli.main", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_processes_train_as_one_and_go_on_after_kill_9(photographs: Path, tmp_path: Path) -> None:
+    """The weights of one process, to what rounding does to them in Adam's first steps; a kill changes nothing."""
+    settings = [*PAIRS, *EXACT, "--learning-rate", "1e-4"]
+    assert main(pairs_command(photographs, tmp_path / "one", *settings)) == 0
+    process = torchrun(*pairs_command(photographs, tmp_path / "two", *settings, "--checkpoint-seconds", "0"))
+    limit = time.monotonic() + LONGEST_S
+    while step_of(tmp_path / "two") < 2:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) == 2
+    # torchrun first: it would end the other worker in an orderly way
+    for pid in (process.pid, *map(int, workers)):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    assert 2 <= step_of(tmp_path / "two") < 8
+    assert not (tmp_path / "two" / "superpoint.safetensors").exists()
+    out = finished(torchrun(*pairs_command(photographs, tmp_path / "two", *settings)))
+    assert out.count("superpoint.safetensors") == 1
+    one, two = (load_file(tmp_path / name / "superpoint.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        # each of 8 steps moves a weight by 1e-4 at most either way, and a gradient of zero has a random sign
+        np.testing.assert_allclose(two[name].numpy(), tensor.numpy(), rtol=2e-2, atol=2e-3, err_msg=name)
+
+
+def test_ranks_hold_the_same_and_compute_what_one_process_computes(tmp_path: Path) -> None:
+    """Loss, gradients and statistics of the batch norms of one step, and the logged losses of three."""
+    script = str(Path(__file__).with_name("training_rank.py"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    finished(start_python(script, str(tmp_path / "alone")))
+    ranks = [
+        start_python(
+            script, str(tmp_path / "both"), RANK=str(n), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+        for n in range(2)
+    ]
+    for process in ranks:
+        finished(process)
+    alone = torch.load(tmp_path / "alone" / "rank0.pt", weights_only=True)
+    first, second = (torch.load(tmp_path / "both" / f"rank{n}.pt", weights_only=True) for n in range(2))
+    for part in ("trained", "average", "buffers", "gradients"):
+        assert differing(first[part], second[part]) == []
+    assert first["loss"] != second["loss"]
+    assert (first["loss"] + second["loss"]) / 2 == pytest.approx(alone["loss"], rel=1e-5)
+    assert any(name.endswith("running_var") for name in alone["buffers"])
+    for part in ("buffers", "gradients"):
+        scale = max(float(tensor.abs().max()) for tensor in alone[part].values())
+        for name, tensor in alone[part].items():
+            np.testing.assert_allclose(first[part][name].numpy(), tensor.numpy(), rtol=1e-3, atol=1e-5 * scale)
+    assert len(alone["gradients"]) > 20
+    logs = [EventAccumulator(str(tmp_path / name / "run" / "tensorboard")) for name in ("alone", "both")]
+    for log in logs:
+        log.Reload()
+    losses = [[event.value for event in log.Scalars("loss/total")] for log in logs]
+    assert len(losses[0]) == len(losses[1]) == 3
+    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-3)
