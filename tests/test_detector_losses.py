@@ -315,7 +315,9 @@ class Stopped:
     described: dict[str, Any]
     frozen: tuple[Any, ...]
 
-    def __init__(self, task: Any, network: Any, config: Any, out: Path, described: Any, frozen: Any) -> None:
+    def __init__(
+        self, task: Any, network: Any, config: Any, out: Path, described: Any, frozen: Any, settings: Any
+    ) -> None:
         Stopped.task, Stopped.described, Stopped.frozen = task, described, frozen
 
     def run(self) -> str:
