@@ -20,6 +20,9 @@ from service.wire import FORMATS, encode
 
 _LIMIT_S = 600.0
 _TURNS = 2  # the first allocates, the second finds what has been allocated
+_LONE = (
+    10  # images one at a time at the end: what large batches have freed goes back to the system, and costs once more
+)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -39,12 +42,13 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def batch_sizes(extractor: SuperPoint, max_batch: int) -> list[int]:
-    """Sizes of batches worth warming: on a GPU each may choose kernels of its own, on a CPU the largest is the last to
-    allocate.
+    """Sizes of batches worth warming, the largest first, so that what runs last is what the first client sends.
+
+    On a GPU each may choose kernels of its own; on a CPU the largest allocates for all.
     """
     if extractor.device.type == "cuda":
-        return list(range(1, max_batch + 1))
-    return sorted({1, min(2, max_batch), max_batch})
+        return list(range(max_batch, 0, -1))
+    return sorted({1, min(2, max_batch), max_batch}, reverse=True)
 
 
 def warm_up(engine: Engine, pool: Executor, extractor: SuperPoint, size: tuple[int, int]) -> None:
@@ -75,3 +79,6 @@ def warm_up(engine: Engine, pool: Executor, extractor: SuperPoint, size: tuple[i
             pool.submit(partial(tracker.update, found[0], stamp)).result()
         for kind in FORMATS:
             encode({"keypoints": found[0].keypoints, "descriptors": found[0].descriptors}, kind)
+    for _ in range(_LONE):
+        prepared = pool.submit(lambda: extractor.prepare(decode_image(data, "warm-up"))).result()
+        engine.call(partial(extract_prepared, extractor, [prepared]), deadline).result()
