@@ -28,6 +28,7 @@ def test_recipes_hold_known_settings(path: Path) -> None:
     assert values != {option.name: option.default for option in options}
 
 
-def test_the_script_runs_every_recipe_once() -> None:
-    text = (RECIPES / "train-edge.sh").read_text(encoding="utf-8")
-    assert sorted(re.findall(r"edge-\w+\.toml", text)) == sorted(path.name for path in RECIPES.glob("*.toml"))
+@pytest.mark.parametrize("model", sorted({path.stem.split("-")[0] for path in RECIPES.glob("*.toml")}))
+def test_a_model_has_a_script_that_runs_each_of_its_recipes_once(model: str) -> None:
+    text = (RECIPES / f"train-{model}.sh").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"[\w-]+\.toml", text)) == sorted(path.name for path in RECIPES.glob(f"{model}-*.toml"))
