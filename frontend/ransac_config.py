@@ -13,6 +13,8 @@ from frontend.types import Float64Array
 
 SAMPLE_SIZE = 4
 """Matches that define a homography."""
+LEAST_THRESHOLD = 1e-3
+"""Least threshold, pixels."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class RansacConfig:
     """Settings of the robust estimation.
 
     Attributes:
-        threshold: largest RMS of an inlier's two transfer errors, pixels.
+        threshold: largest RMS of an inlier's two transfer errors, pixels; at least ``LEAST_THRESHOLD``.
         confidence: probability of having drawn one outlier-free sample, in (0, 1), at which drawing stops.
         max_iterations: samples drawn at most.
         min_inliers: inliers below which there is no model; at least 4.
@@ -34,8 +36,9 @@ class RansacConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.threshold) and self.threshold > 0):
-            raise ConfigError(f"RANSAC threshold is {self.threshold}; expected a positive number of pixels")
+        # squares of less are lost in float32, and no image is as exact
+        if not (math.isfinite(self.threshold) and self.threshold >= LEAST_THRESHOLD):
+            raise ConfigError(f"RANSAC threshold is {self.threshold}; expected {LEAST_THRESHOLD} pixels or more")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"RANSAC confidence is {self.confidence}; expected a value between 0 and 1")
         if self.max_iterations < 1:

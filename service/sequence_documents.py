@@ -12,7 +12,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 GivenRow = Annotated[list[Finite], Field(min_length=3, max_length=3)]
 GivenMatrix = Annotated[list[GivenRow], Field(min_length=3, max_length=3)]
 MAX_TRACKS = 16_384
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", strict=True)
 _K: list[Any] = [[525.0, 0.0, 319.5], [0.0, 525.0, 239.5], [0.0, 0.0, 1.0]]
 
 
@@ -49,7 +49,7 @@ class PolicyDocument(BaseModel):
     max_gap: int | None = Field(default=None, ge=0, le=10_000, description="Frames that a track may go unseen.")
     max_tracks: int | None = Field(default=None, ge=1, le=MAX_TRACKS, description="Tracks that are remembered.")
     threshold: float | None = Field(
-        default=None, gt=0, le=1000, description="Largest error of an inlier of the motion, pixels."
+        default=None, ge=1e-3, le=1000, description="Largest error of an inlier of the motion, pixels."
     )
     keyframe_share: float | None = Field(
         default=None, ge=0, le=1, description="A keyframe sees less than this share of the last keyframe's tracks."
@@ -64,6 +64,7 @@ class OpenSequence(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,
         json_schema_extra={
             "example": {
                 "camera_id": "front",

@@ -32,7 +32,7 @@ async def homography(
     method: Annotated[
         Literal["ransac", "opencv"], Query(description="RANSAC on the device, or OpenCV's USAC_MAGSAC.")
     ] = "ransac",
-    threshold: Annotated[float, Query(gt=0, le=1000, description="Largest error of an inlier, pixels.")] = 3.0,
+    threshold: Annotated[float, Query(ge=1e-3, le=1000, description="Largest error of an inlier, pixels.")] = 3.0,
     confidence: Annotated[
         float, Query(gt=0, lt=1, description="Probability of one sample without outliers at which drawing stops.")
     ] = 0.999,

@@ -27,7 +27,7 @@ Ratio = Annotated[
     float | None, Query(gt=0, le=1, description="Of the ratio test; none where it is not given.", examples=[0.9])
 ]
 MinSimilarity = Annotated[float | None, Query(ge=-1, le=1, description="Least cosine of a match.", examples=[0.7])]
-Threshold = Annotated[float, Query(gt=0, le=1000, description="Largest error of an inlier, pixels.")]
+Threshold = Annotated[float, Query(ge=1e-3, le=1000, description="Largest error of an inlier, pixels.")]
 CameraText = Annotated[
     str | None,
     Query(
