@@ -304,6 +304,6 @@ def test_refuses_bad_settings(setting: dict[str, object]) -> None:
 def test_thresholds_whose_squares_are_lost_are_refused() -> None:
     corners = np.array([[0.0, 0], [600, 0], [600, 400], [0, 400]] * 2)
     for threshold in (5e-324, 1e-9, 0.0, -1.0, float("nan")):
-        with pytest.raises(ConfigError, match="RANSAC threshold is .*; expected 0.001 pixels or more"):
+        with pytest.raises(ConfigError, match=r"RANSAC threshold is .*; expected 0.001 pixels or more"):
             estimate_homography(corners, corners, threshold=threshold)
     assert estimate_homography(corners, corners, threshold=1e-3).inliers.shape == (8,)
