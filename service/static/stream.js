@@ -46,6 +46,7 @@ export async function openStream(id, onanswer, onend) {
     mostPending: STREAM_PENDING,
     paced: 2,
     send(frameId, blob) {
+      if (socket.readyState !== WebSocket.OPEN) return; // it is closing: the event that follows says why
       socket.send(JSON.stringify({ stamp_ns: stamp(), frame_id: frameId, right: false }));
       socket.send(blob);
     },
