@@ -188,14 +188,13 @@ def planar_matches(count: int, outliers: float, seed: int) -> tuple[Float32Array
 
 def matching_cases(keypoints: int, dim: int, device: str) -> list[Case]:
     """Matching of ``keypoints`` x ``keypoints`` descriptors; homographies of as many matches, half of them wrong."""
-    from frontend import pipeline
+    from frontend.homography_estimation import estimate_homography
     from frontend.matching import match_features
+    from frontend.pipeline import PipelineConfig
 
-    # what the pipeline itself calls, wherever it comes from
-    estimate_homography = vars(pipeline)["estimate_homography"]
     features = [random_features(keypoints, dim, (640, 480), seed) for seed in (0, 1)]
     points = cycle([planar_matches(keypoints, 0.5, seed) for seed in range(8)])
-    default = pipeline.PipelineConfig().ransac_method
+    default = PipelineConfig().ransac_method
 
     def match() -> None:
         match_features(*features, matcher="mnn", device=device)

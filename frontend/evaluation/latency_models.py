@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +13,7 @@ from numpy.typing import NDArray
 from frontend.errors import ConfigError, ImageError
 from frontend.extractor import ExtractorConfig, SuperPoint
 from frontend.image import is_image_name, read_image
+from frontend.runtime import available_runtimes, precisions_of
 from frontend.weights import DEFAULT_MODEL, list_models, resolve, save_network
 
 UInt8Image = NDArray[np.uint8]
@@ -124,13 +122,10 @@ def runtimes_for(device: str, runtimes: Sequence[str] = (), precisions: Sequence
     """
     if device != "cpu":
         pairs = [("torch", "float32"), ("torch", "bf16"), ("torch", "fp16")]
-    elif find_spec("frontend.runtime") is not None:
-        runtime_package = import_module("frontend.runtime")
-        # PyTorch first: it is the reference, and loads without an export
-        names = sorted(runtime_package.available_runtimes(), key=lambda name: name != "torch")
-        pairs = [(name, precision) for name in names for precision in runtime_package.precisions_of(name)]
     else:
-        pairs = [("torch", "float32")]
+        # PyTorch first: it is the reference, and loads without an export
+        names = sorted(available_runtimes(), key=lambda name: name != "torch")
+        pairs = [(name, precision) for name in names for precision in precisions_of(name)]
     found = [
         (runtime, precision)
         for runtime, precision in pairs
@@ -150,7 +145,4 @@ def open_extractor(
     Raises:
         ConfigError: the runtime or the precision is not to be had, or does not compute the network.
     """
-    options: dict[str, Any] = {}
-    if find_spec("frontend.runtime") is not None:
-        options = {"runtime": runtime, "precision": precision}
-    return SuperPoint.from_pretrained(model.source, device=device, config=config, **options)
+    return SuperPoint.from_pretrained(model.source, device=device, config=config, runtime=runtime, precision=precision)
