@@ -130,7 +130,7 @@ class Backend(Protocol):
 
     Attributes:
         device: "cpu", "cuda" or "cuda:N".
-        runtime: what runs the network: "torch", "onnxruntime" or "openvino".
+        runtime: what runs the network: "torch", "onnxruntime", "openvino" or "ncnn".
         precision: of the network: "float32", "bf16", "fp16" or "int8".
         encoder: specification of the network's encoder.
         descriptor_dim: D.

@@ -51,7 +51,8 @@ class SuperPoint:
         name: of the model, recorded in features.
         config: settings.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        runtime: of the network on a CPU: "torch", "onnxruntime", "openvino" or "auto", see :mod:`frontend.runtime`.
+        runtime: of the network on a CPU: "torch", "onnxruntime", "openvino", "ncnn" or "auto", see
+            :mod:`frontend.runtime`.
         precision: of the network: "float32", "bf16", "fp16", "int8", or "auto", which is what is fast there and safe.
     """
 
@@ -135,7 +136,7 @@ class SuperPoint:
 
     @property
     def runtime(self) -> str:
-        """What runs the network: "torch", "onnxruntime" or "openvino"."""
+        """What runs the network: "torch", "onnxruntime", "openvino" or "ncnn"."""
         return self.backend.runtime
 
     @property

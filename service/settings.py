@@ -16,7 +16,7 @@ class Settings(BaseSettings):
     model: str = Field(default="superpoint-edge", description="released model or weight file, the default of requests")
     models: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description="further models for requests to name")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
-    runtime: str = Field(default="auto", description="on a CPU: auto, torch, onnxruntime or openvino")
+    runtime: str = Field(default="auto", description="on a CPU: auto, torch, onnxruntime, openvino or ncnn")
     precision: str = Field(default="auto", description="of the network: auto, float32, bf16, fp16 or int8")
 
     host: str = Field(default="127.0.0.1", description="address that superpoint serve listens at")

@@ -115,7 +115,7 @@ def test_the_path_of_a_cpu_loads_no_torch() -> None:
     loaded = loaded_by(
         "import frontend.cpu_backend, frontend.pipeline, frontend.runtime, frontend.tracking, frontend.viz"
     )
-    assert not loaded & {"torch", "onnx", "onnxruntime", "openvino"}
+    assert not loaded & {"torch", "onnx", "onnxruntime", "openvino", "ncnn"}
 
 
 @pytest.mark.parametrize("code", ["import frontend.pipeline, frontend.viz", "import service.app"])

@@ -96,7 +96,12 @@ def build_parser() -> argparse.ArgumentParser:
     pixels = _number(float, 1e-3, 1e4, "a number of pixels above 0")
     add("--ransac-threshold", metavar="PX", type=pixels, default=3.0, help="inlier distance, pixels [%(default)s]")
     add("--device", metavar="auto|cpu|cuda|cuda:N", type=_device, default="auto", help="[%(default)s]")
-    add("--runtime", metavar="NAME", default="auto", help="on a CPU: auto, torch, onnxruntime, openvino [%(default)s]")
+    add(
+        "--runtime",
+        metavar="NAME",
+        default="auto",
+        help="on a CPU: auto, torch, onnxruntime, openvino, ncnn [%(default)s]",
+    )
     add("--precision", metavar="NAME", default="auto", help="auto, float32, bf16, fp16, int8 [%(default)s]")
     add("--rotations", type=int, choices=(1, 4), default=1, help="4: try IMG1 at 0, 90, 180, 270 degrees [%(default)s]")
     add("--warp", metavar="OUT.png", help="lay IMG0, warped by the homography, over IMG1 (many: into this directory)")

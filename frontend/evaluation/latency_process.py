@@ -28,7 +28,16 @@ _FLAGS = (
     *("amx_tile", "amx_bf16", "amx_int8", "asimd", "asimddp", "asimdhp", "bf16", "i8mm", "sve", "sve2"),
 )
 _PACKAGES = (
-    *("superpoint-frontend", "torch", "numpy", "opencv-python", "opencv-python-headless", "onnxruntime", "openvino"),
+    *(
+        "superpoint-frontend",
+        "torch",
+        "numpy",
+        "opencv-python",
+        "opencv-python-headless",
+        "onnxruntime",
+        "openvino",
+        "ncnn",
+    ),
     *("kornia", "lightglue", "hloc"),
 )
 FLAT = 0.01

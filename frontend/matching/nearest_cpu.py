@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 
 from frontend.matching.base import check_limits
 from frontend.types import Float32Array, Matches
 
-# similarities held at once: 16 MiB of float32
-BLOCK = 2048 * 2048
+# similarities held at once: 2 MiB of float32, which stay in a cache between the product and what reads them
+BLOCK = 512 * 1024
+_ROWS = 128  # at least, or the product would be slow
+
+_local = threading.local()
+
+
+def _workspace(rows: int, columns: int) -> Float32Array:
+    """(rows, columns) float32, this thread's own; fresh memory for every pair would cost as much as half the product."""
+    size = rows * columns
+    if getattr(_local, "size", 0) < size:
+        _local.array, _local.size = np.empty(size, np.float32), size
+    array: Float32Array = _local.array[:size].reshape(rows, columns)
+    return array
 
 
 def mutual_nearest_neighbours(
@@ -17,7 +31,7 @@ def mutual_nearest_neighbours(
     *,
     ratio: float | None = None,
     min_similarity: float | None = None,
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> Matches:
     """Match descriptors that are each other's nearest: :func:`frontend.matching.nearest.mutual_nearest_neighbours`.
 
@@ -26,7 +40,7 @@ def mutual_nearest_neighbours(
         descriptors1: (N1, D) float32, of unit norm.
         ratio: as there.
         min_similarity: as there.
-        block: similarities held at once; one row at least.
+        block: similarities held at once; one row at least. Some 2 MiB of them where None.
 
     Returns:
         The matches, in the order of image 0; of equal similarities the first.
@@ -41,10 +55,11 @@ def mutual_nearest_neighbours(
     nearest = np.empty(rows, np.int64)
     first, second = np.empty(rows, np.float32), np.full(rows, -2.0, np.float32)
     highest = np.full(columns, -np.inf, np.float32)
-    step = max(block // columns, 1)
+    step = min(rows, max(BLOCK // columns, _ROWS) if block is None else max(block // columns, 1))
+    held = _workspace(step, columns)
     for start in range(0, rows, step):
-        similarity = descriptors0[start : start + step] @ descriptors1.T
-        count = len(similarity)
+        count = min(step, rows - start)
+        similarity = np.matmul(descriptors0[start : start + count], descriptors1.T, out=held[:count])
         part, every = slice(start, start + count), np.arange(count)
         np.maximum(highest, similarity.max(axis=0), out=highest)
         nearest[part] = similarity.argmax(axis=1)

@@ -1,4 +1,4 @@
-"""Runtimes: PyTorch, ONNX Runtime and OpenVINO behind one call, on the CPU.
+"""Runtimes: PyTorch, ONNX Runtime, OpenVINO and ncnn behind one call, on the CPU.
 
     from frontend.runtime import available_runtimes, load_runtime
 

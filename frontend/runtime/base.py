@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from frontend.errors import ConfigError
 from frontend.types import Float32Array
 
-RUNTIMES = ("auto", "torch", "onnxruntime", "openvino")
+RUNTIMES = ("auto", "torch", "onnxruntime", "openvino", "ncnn")
 """Names that may be asked for."""
 
 PRECISIONS = ("auto", "float32", "bf16", "fp16", "int8")
@@ -71,7 +71,7 @@ class Runtime(Protocol):
     """Runs a network on the CPU; threads may share it.
 
     Attributes:
-        name: "torch", "onnxruntime" or "openvino".
+        name: "torch", "onnxruntime", "openvino" or "ncnn".
         precision: of the dense part.
         info: of the network.
     """

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from frontend.runtime.base import Maps, NetworkInfo, Refined
 from frontend.runtime.threads import settle_threads
 from frontend.types import Float32Array
+
+
+def open_session(model: bytes) -> Any:
+    """A session of an ONNX model on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settle_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # threads that spin after a call would take the CPU from what comes next: the keypoints
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 class OnnxRuntime:
@@ -21,22 +35,10 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self, info: NetworkInfo, parts: Mapping[str, bytes], precision: str = "float32") -> None:
-        import onnxruntime
-
         self.info = info
         self.precision = precision
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = settle_threads()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # threads that spin after a call would take the CPU from what comes next: the keypoints
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-
-        def session(part: str) -> onnxruntime.InferenceSession:
-            return onnxruntime.InferenceSession(parts[part], options, providers=["CPUExecutionProvider"])
-
-        self._dense = session("dense-int8" if precision == "int8" else "dense")
-        self._refine = session("refine") if info.patch else None
+        self._dense = open_session(parts["dense-int8" if precision == "int8" else "dense"])
+        self._refine = open_session(parts["refine"]) if info.patch else None
 
     def dense(self, images: Float32Array, raster: Float32Array | None = None) -> Maps:
         return Maps(*self._dense.run(["heat", "descriptors"], {"image": images}))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,13 @@ from frontend.weights import load_network, resolve, sha256_of
 if TYPE_CHECKING:
     from frontend.model import SuperPointNet
 
-_INSTALLED = {"openvino": "openvino", "onnxruntime": "onnxruntime", "torch": "torch"}
+# what each needs, its own package first: ncnn leaves refiners to ONNX Runtime
+_NEEDED = {
+    "openvino": ("openvino",),
+    "ncnn": ("ncnn", "onnxruntime"),
+    "onnxruntime": ("onnxruntime",),
+    "torch": ("torch",),
+}
 _TRIAL = (240, 320)  # size that candidates are timed at
 _TRIALS = 3
 _BRIEF = 8  # images of the trial's size that a pair of 640 x 480 is worth
@@ -31,7 +38,7 @@ _TORCH_IMPORT_MS = 2000.0  # torch is loaded where it exports, so that its impor
 
 def available_runtimes() -> tuple[str, ...]:
     """The runtimes that are installed; loads none."""
-    return tuple(name for name, module in _INSTALLED.items() if find_spec(module) is not None)
+    return tuple(name for name, needed in _NEEDED.items() if all(find_spec(module) is not None for module in needed))
 
 
 def precisions_of(runtime: str) -> tuple[str, ...]:
@@ -45,6 +52,8 @@ def precisions_of(runtime: str) -> tuple[str, ...]:
         return (*native_precisions(), "int8")
     if runtime == "onnxruntime":
         return ("float32", "int8")
+    if runtime == "ncnn":
+        return ("float32",)
     import torch
 
     return ("float32", "bf16") if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ("float32",)
@@ -53,7 +62,7 @@ def precisions_of(runtime: str) -> tuple[str, ...]:
 def _check(runtime: str, precision: str) -> None:
     check_names(runtime, precision)
     if runtime not in available_runtimes():
-        raise ConfigError(f"runtime is '{runtime}', which is not installed: pip install {_INSTALLED[runtime]}")
+        raise ConfigError(f"runtime is '{runtime}', which is not installed: pip install {' '.join(_NEEDED[runtime])}")
     known = precisions_of(runtime)
     if precision not in known:
         raise ConfigError(
@@ -79,6 +88,10 @@ def build(graphs: store.Graphs, runtime: str, precision: str) -> Runtime:
         from frontend.runtime.openvino_runtime import OpenVinoRuntime
 
         made = OpenVinoRuntime(graphs.info, graphs.files, precision)
+    elif runtime == "ncnn":
+        from frontend.runtime.ncnn_runtime import NcnnRuntime
+
+        made = NcnnRuntime(graphs.info, graphs.files, precision)
     else:
         from frontend.runtime.onnx_runtime import OnnxRuntime
 
@@ -126,8 +139,20 @@ class _Network:
                 store.save(self.digest, self._graphs)
         return self._graphs
 
+    def prepare(self, runtime: str) -> None:
+        """Make what a runtime loads, where it is not at hand."""
+        if runtime == "torch" or (runtime != "ncnn" and self.graphs) or "ncnn-param" in self.graphs.files:
+            return
+        from frontend.runtime.ncnn_graph import export_ncnn
+
+        self._graphs = replace(self.graphs, files={**self.graphs.files, **export_ncnn(self.network)})
+        if self.digest:
+            store.save(self.digest, self._graphs)
+
     def build(self, runtime: str, precision: str) -> Runtime:
         if runtime != "torch":
+            _check(runtime, precision)
+            self.prepare(runtime)
             return build(self.graphs, runtime, precision)
         from frontend.runtime.torch_runtime import TorchRuntime
 
@@ -195,7 +220,7 @@ def _note_name(runtimes: tuple[str, ...], precision: str) -> str:
 
 def _version(runtime: str) -> str:
     try:
-        return version(_INSTALLED[runtime])
+        return version(_NEEDED[runtime][0])
     except PackageNotFoundError:  # installed without metadata
         return "?"
 
@@ -230,8 +255,9 @@ def _timed(source: _Network, runtimes: tuple[str, ...], precision: str) -> list[
     image = parity.scene(*_TRIAL)[None, None]
     reference: Maps | None = None
     timed: list[_Timed] = []
-    with suppress(ConfigError):  # each candidate says so itself
-        _ = source.graphs if runtimes != ("torch",) else None  # made before the clock runs
+    for name in runtimes:
+        with suppress(ConfigError):  # each candidate says so itself
+            source.prepare(name)  # before the clock runs
     failure: ConfigError | None = None
     for name in runtimes:
         kinds = [kind for kind in precisions_of(name) if kind != "int8"] if precision == "auto" else [precision]

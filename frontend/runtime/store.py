@@ -34,7 +34,7 @@ class Graphs:
     Attributes:
         info: what callers have to know of it.
         files: by name: the ONNX models "dense", "refine" (with a refiner) and "dense-int8" (where it was calibrated),
-            and "probe", see :mod:`frontend.runtime.parity`.
+            "ncnn-param" and "ncnn-bin" (where ncnn is installed), and "probe", see :mod:`frontend.runtime.parity`.
     """
 
     info: NetworkInfo

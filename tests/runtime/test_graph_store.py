@@ -44,6 +44,21 @@ def test_a_second_load_exports_nothing(weights: Path, monkeypatch: pytest.Monkey
         load_runtime(weights, "onnxruntime")
 
 
+def test_what_ncnn_loads_is_added_to_the_graphs_at_hand(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_runtime(weights, "onnxruntime")
+    digest = sha256_of(weights)
+    before = store.load(digest)
+    assert before is not None
+    assert "ncnn-bin" not in before.files
+    load_runtime(weights, "ncnn")
+    after = store.load(digest)
+    assert after is not None
+    assert set(after.files) == {*before.files, "ncnn-param", "ncnn-bin"}
+    assert all(after.files[name] == data for name, data in before.files.items())
+    monkeypatch.setattr("frontend.runtime.ncnn_graph.export_ncnn", no_export)
+    assert load_runtime(weights, "ncnn").name == "ncnn"
+
+
 @pytest.mark.parametrize("damage", ["cut", "swapped", "missing", "index", "empty index", "other index"])
 def test_damaged_graphs_are_made_again(weights: Path, damage: str) -> None:
     load_runtime(weights, "onnxruntime")
@@ -94,7 +109,7 @@ def test_processes_that_export_at_the_same_time_leave_whole_graphs(weights: Path
     assert store.load(sha256_of(weights)) is not None
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "ncnn"])
 def test_the_command_line_loads_no_torch_with_a_graph_at_hand(weights: Path, name: str, make_scene) -> None:
     load_runtime(weights, name)
     cv2.imwrite(str(weights.parent / "a.png"), make_scene(120, 160))

@@ -17,14 +17,14 @@ from frontend.torch_backend import TorchBackend
 from frontend.weights import save_network
 
 PRESETS = ("edge", "vgg")
-NAMES = ("torch", "onnxruntime", "openvino")
+NAMES = ("torch", "onnxruntime", "openvino", "ncnn")
 
 
 def images(height: int, width: int, count: int = 1) -> np.ndarray:
     return np.stack([scene(height, width, seed) for seed in range(10, 10 + count)])[:, None]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [*PRESETS, "slim"])
 @pytest.mark.parametrize("name", NAMES)
 def test_dense_maps_are_those_of_the_network(name: str, preset: str) -> None:
     runtime = runtime_for(network(preset), name, "float32")
@@ -97,6 +97,24 @@ def test_a_network_that_cannot_be_exported_runs_in_torch() -> None:
         runtime_for(takes_a_map, "onnxruntime")
 
 
+def test_what_ncnn_cannot_have_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    torch.manual_seed(0)
+    takes_a_map = SuperPointNet(ModelConfig(encoder="compact+map_fusion")).fold()
+    with pytest.raises(ConfigError, match="a network that takes a map runs in torch alone"):
+        runtime_for(takes_a_map, "ncnn")
+    with pytest.raises(ConfigError, match="ncnn on this CPU has no instructions for it"):
+        runtime_for(network("edge"), "ncnn", "int8")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pnnx", None)
+        with pytest.raises(ConfigError, match=r"conversion to ncnn needs: pip install 'superpoint-frontend\[ncnn\]'"):
+            runtime_for(network("edge"), "ncnn")
+    monkeypatch.setattr("pnnx.EXEC_PATH", "/no/such/program")
+    with pytest.raises(ConfigError, match=r"the network cannot be converted to ncnn: .*No such file"):
+        runtime_for(network("edge"), "ncnn")
+
+
 def test_emulated_precisions_are_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("frontend.runtime.openvino_runtime.native_precisions", lambda: ("float32",))
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
@@ -142,4 +160,4 @@ def test_a_graph_that_computes_something_else_is_refused(tmp_path, monkeypatch: 
     save_network(tmp_path / "net.safetensors", unfolded("edge"))
     with pytest.raises(ConfigError, match="runtime 'onnxruntime' in float32 does not compute this network: heat"):
         load_runtime(tmp_path / "net.safetensors", "onnxruntime")
-    assert load_runtime(tmp_path / "net.safetensors").name in ("torch", "openvino")
+    assert load_runtime(tmp_path / "net.safetensors").name in ("torch", "openvino", "ncnn")
