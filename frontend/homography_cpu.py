@@ -142,6 +142,18 @@ class GaussNewton:
         u, v = np.ascontiguousarray(target.T)
         return _Side(y, np.ascontiguousarray(moments), u, v, 1 / unit)
 
+    def subset(self, keep: BoolArray) -> GaussNewton:
+        """The same for the matches where ``keep`` (K,)."""
+        part = object.__new__(GaussNewton)
+        index = np.flatnonzero(keep)
+        part._forward, part._backward = (
+            _Side(
+                side.y.take(index, axis=1), side.moments.take(index, axis=0), side.u[index], side.v[index], side.pixels
+            )
+            for side in (self._forward, self._backward)
+        )
+        return part
+
     @staticmethod
     def _project(h: Float64Array, side: _Side) -> Projection:
         mapped = (h.reshape(-1, 3) @ side.y).reshape(len(h), 3, -1)

@@ -30,7 +30,7 @@ BLOCKS = ((256, 32), (1024, 128), (3072, 384))
 REFINED = 2  # hypotheses of a block that are locally optimised
 WIDENING = (3.0, 2.0, 1.5, 1.0)  # inlier thresholds of the local optimisation, relative to the final one
 POLISH_STEPS = 8
-POLISHED = 1e-7  # change of the unit-norm matrix below which polishing ends
+POLISHED = 1e-6  # change of the unit-norm matrix below which polishing ends: some 2e-4 px
 TUKEY = 6.0  # zero weight from this many times the median residual of the inliers: about 7 sigma of Gaussian noise
 POLISH_WIDEST = 3.0  # the same, at most this many thresholds
 POLISH_NARROWEST = 0.05  # and at least: noise-free matches have no scale
@@ -114,10 +114,16 @@ def _optimise_best(
     top = np.argsort(costs, kind="stable")[:REFINED]
     limit = 2 * threshold**2
     state = solver.linearise(unit_norm(h[top].astype(np.float64)))
+    # what is twice as far off as the widest weights reach stays an outlier
+    near: BoolArray = np.asarray((state.error <= limit * (2 * WIDENING[0]) ** 2).any(axis=0))
+    far = int(near.size - near.sum())
+    if far:
+        solver = solver.subset(near)
+        state = solver.linearise(state.h)
     for widening in WIDENING:
         # falling to zero at the limit, so that matches do not jump in and out
         state = solver.linearise(solver.step(state, np.maximum(1 - state.error / (limit * widening**2), 0.0)))
-    refined = np.minimum(state.error / limit, 1.0).sum(axis=1)
+    refined = np.minimum(state.error / limit, 1.0).sum(axis=1) + far
     winner = int(refined.argmin())
     if not refined[winner] < least:
         return None
@@ -147,12 +153,11 @@ def _search(matches: _Matches, solver: GaussNewton, config: RansacConfig) -> tup
     return None if best is None else best.h, iterations
 
 
-def _polish(h: Float64Array, matches: _Matches, solver: GaussNewton, threshold: float) -> Float64Array:
+def _polish(h: Float64Array, solver: GaussNewton, threshold: float) -> Float64Array:
     """Iteratively reweighted least squares with Tukey's biweight at the scale of the inliers' residuals."""
     limit = 2 * threshold**2
     # what is twice as far off as the widest weights reach stays without one
-    near = solver.linearise(h[None]).error[0] <= limit * (2 * POLISH_WIDEST) ** 2
-    solver = GaussNewton(matches.points0[near], matches.points1[near], matches.unit0, matches.unit1)
+    solver = solver.subset(solver.linearise(h[None]).error[0] <= limit * (2 * POLISH_WIDEST) ** 2)
     state = solver.linearise(h[None])
     for _ in range(POLISH_STEPS):
         inside = state.error[state.error <= limit]
@@ -171,12 +176,16 @@ def _polish(h: Float64Array, matches: _Matches, solver: GaussNewton, threshold: 
 
 
 def _finish(
-    h: Float64Array, matches: _Matches, t0: Float64Array, t1: Float64Array, config: RansacConfig
+    h: Float64Array,
+    matches: _Matches,
+    solver: GaussNewton,
+    t0: Float64Array,
+    t1: Float64Array,
+    config: RansacConfig,
 ) -> tuple[Float64Array | None, BoolArray]:
     """Verify a model between normalised points; H in pixels with H[2, 2] = 1, or None, and its inliers (K,)."""
-    inliers, ok = verify(
-        h, (matches.points0, matches.points1), (matches.unit0, matches.unit1), config.threshold, config.min_inliers
-    )
+    points, units = (matches.points0, matches.points1), (matches.unit0, matches.unit1)
+    inliers, ok = verify(h, points, units, config.threshold, config.min_inliers, solver)
     pixels = unit_norm(adjugate(t1) @ h @ t0)
     if not ok or abs(pixels[2, 2]) <= 1e-12:  # or the origin maps to infinity and H[2, 2] cannot be 1
         return None, np.zeros_like(inliers)
@@ -202,7 +211,7 @@ def ransac(
     h, iterations = _search(matches, solver, config)
     if h is None:
         return None, np.zeros(len(points0), np.bool_), iterations
-    return *_finish(_polish(h, matches, solver, config.threshold), matches, t0, t1, config), iterations
+    return *_finish(_polish(h, solver, config.threshold), matches, solver, t0, t1, config), iterations
 
 
 def opencv(
@@ -225,4 +234,4 @@ def opencv(
     # oriented by the matches that it fits, wherever they are
     solver = GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1)
     fits = (solver.linearise(np.stack((h, -h))).error <= 2 * config.threshold**2).sum(axis=1)
-    return *_finish(-h if fits[1] > fits[0] else h, matches, t0, t1, config), 0
+    return *_finish(-h if fits[1] > fits[0] else h, matches, solver, t0, t1, config), 0

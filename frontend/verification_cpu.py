@@ -43,6 +43,7 @@ def verify(
     units: tuple[float, float],
     threshold: float,
     min_inliers: int,
+    solver: GaussNewton | None = None,
 ) -> tuple[BoolArray, bool]:
     """The inliers of a homography, and whether it means anything: :func:`frontend.verification.verify_homography`.
 
@@ -52,11 +53,12 @@ def verify(
         units: length of a pixel of image 0 and of image 1 in units of its points.
         threshold: pixels.
         min_inliers: at least 4.
+        solver: of these points, where there is one at hand.
 
     Returns:
         inliers (K,) bool, and whether the model stands.
     """
-    solver = GaussNewton(*points, *units)
+    solver = solver or GaussNewton(*points, *units)
     state = solver.linearise(h[None])
     inliers: BoolArray = state.error[0] <= 2 * threshold**2
     count = int(inliers.sum())

@@ -17,7 +17,7 @@ _local = threading.local()
 
 
 def _workspace(rows: int, columns: int) -> Float32Array:
-    """(rows, columns) float32, this thread's own; fresh memory for every pair would cost as much as half the product."""
+    """(rows, columns) float32, this thread's own: fresh memory would cost half as much as the product."""
     size = rows * columns
     if getattr(_local, "size", 0) < size:
         _local.array, _local.size = np.empty(size, np.float32), size
