@@ -12,6 +12,7 @@ import numpy as np
 from frontend.extraction import Batch, ExtractorConfig, HostDescribed, HostKeypoints, Prepared, StageTimes
 from frontend.postprocess import Peaks, centre_of_mass, cut_patches, find_peaks, sample_rows, unit_rows
 from frontend.runtime.base import Maps, Refined, Runtime
+from frontend.runtime.memory import settle_memory
 from frontend.types import Float32Array
 
 
@@ -25,6 +26,7 @@ class CpuBackend:
     device = "cpu"
 
     def __init__(self, runner: Runtime) -> None:
+        settle_memory()
         self.runner = runner
         self.runtime = runner.name
         self.precision = runner.precision
