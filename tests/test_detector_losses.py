@@ -15,6 +15,7 @@ from torch import Tensor
 
 from frontend.cli.main import main
 from frontend.errors import ConfigError
+from frontend.folders import output_path
 from frontend.heads import DUSTBIN
 from frontend.model import SuperPointNet, heatmap
 from frontend.training.augmentation import AugmentationConfig, repeated_weights
@@ -29,7 +30,7 @@ from frontend.training.detector_losses import (
     make_detector_loss,
     sample_others,
 )
-from frontend.training.labels import label_path, write_labels
+from frontend.training.labels import write_labels
 from frontend.training.losses import detector_loss
 from frontend.training.tasks import MagicPointTask, SuperPointTask
 from frontend.training.trainer import TrainConfig, Trainer
@@ -332,7 +333,7 @@ def test_commands_pass_their_options_on(tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / "images").mkdir()
         cv2.imwrite(str(tmp_path / "images" / "a.png"), np.full((40, 48), 90, np.uint8))
         points, scores = np.array([[10.0, 10.0]], np.float32), np.ones(1, np.float32)
-        write_labels(label_path(tmp_path / "labels", Path("a.png")), points, scores, (48, 40))
+        write_labels(output_path(tmp_path / "labels", Path("a.png")), points, scores, (48, 40))
         command += ["--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels")]
     assert main(command) == 0
     assert Stopped.task.detector is detector_loss

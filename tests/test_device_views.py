@@ -12,9 +12,10 @@ import torch
 from torch.utils.data import default_collate
 
 from frontend.cli.main import main
+from frontend.folders import output_path
 from frontend.training.datasets import PairConfig, WarpedPairs
 from frontend.training.device_views import add_noise, compress, draw_noise, hash_normal, render
-from frontend.training.labels import LabelledPhoto, label_path, write_labels
+from frontend.training.labels import LabelledPhoto, write_labels
 from frontend.training.photometric import PhotometricConfig
 from frontend.training.state import read_checkpoint
 from frontend.training.synthetic import synthetic_image
@@ -173,7 +174,7 @@ def test_training_on_views_made_on_the_device(tmp_path: Path, capsys: pytest.Cap
         (tmp_path / "images").mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / "images" / f"{n}.png"), photo.image)
         size = (photo.image.shape[1], photo.image.shape[0])
-        path = label_path(tmp_path / "labels", Path(f"{n}.png"))
+        path = output_path(tmp_path / "labels", Path(f"{n}.png"))
         write_labels(path, photo.points.astype(np.float32), photo.scores, size)
     folders = ["--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels")]
     small = ["--model", "vgg", "--encoder", "vgg(channels=[8,8,8,16])", "--steps", "3", "--batch-size", "2"]

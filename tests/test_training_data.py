@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from frontend.errors import DataError
+from frontend.folders import find_images, output_path
 from frontend.homography import warp_points
 from frontend.training.datasets import PairConfig, SyntheticShapes, WarpedPairs
 from frontend.training.labels import (
     LabelledPhoto,
-    find_images,
-    label_path,
     load_labelled_photos,
     read_labels,
     write_labels,
@@ -176,7 +175,7 @@ def test_label_files_round_trip_and_are_checked(tmp_path: Path) -> None:
     (images / ".hidden.png").write_bytes(b"")
     assert find_images(images) == [Path("b.png"), Path("sub/a.png")]
     points, scores = np.array([[10.5, 20.25], [89, 59]], np.float32), np.array([0.5, 0.1], np.float32)
-    path = label_path(labels, Path("sub/a.png"))
+    path = output_path(labels, Path("sub/a.png"))
     write_labels(path, points, scores, (90, 60))
     assert path == labels / "sub" / "a.png.npz"
     got = read_labels(path)
@@ -189,9 +188,10 @@ def test_label_files_round_trip_and_are_checked(tmp_path: Path) -> None:
     write_labels(path, points, scores, (91, 60))
     with pytest.raises(DataError, match="was made for 91 x 60"):
         load_labelled_photos(images, labels, 180)
-    path.write_bytes(b"no zip")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_labels(path)
+    for data in (b"no zip", b""):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match="cannot be read"):
+            read_labels(path)
     with pytest.raises(DataError, match="is missing"):
         find_images(tmp_path / "nowhere")
     with pytest.raises(DataError, match="has no image"):

@@ -22,11 +22,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import Dataset
 
 from frontend.cli.main import main
+from frontend.folders import output_path
 from frontend.model import ModelConfig, SuperPointNet
 from frontend.training import compilation
 from frontend.training.datasets import Sample, SyntheticShapes
 from frontend.training.ema import WeightAverage
-from frontend.training.labels import label_path, write_labels
+from frontend.training.labels import write_labels
 from frontend.training.state import export_state, import_state, read_checkpoint
 from frontend.training.synthetic import synthetic_image
 from frontend.training.tasks import MagicPointTask
@@ -183,7 +184,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image, points = synthetic_image(np.random.default_rng(n), (96, 72), shape="polygons")
         (root / "images").mkdir(exist_ok=True)
         cv2.imwrite(str(root / "images" / f"{n:03}.png"), image)
-        path = label_path(root / "labels", Path(f"{n:03}.png"))
+        path = output_path(root / "labels", Path(f"{n:03}.png"))
         write_labels(path, points.astype(np.float32), np.ones(len(points), np.float32), (96, 72))
     return root
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from frontend.cli import bench, encoders, export, label, scenes, serve, state, train
+from frontend.cli import bench, encoders, export, extract, label, scenes, serve, state, train
 from frontend.cli import eval as eval_command
 from frontend.errors import FrontendError
 
@@ -16,10 +16,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all sub-commands; imports nothing heavy."""
     parser = argparse.ArgumentParser(
         prog="superpoint",
-        description="SuperPoint front-end: make images, label, train, evaluate, measure, export, serve.",
+        description="SuperPoint front-end: extract, make images, label, train, evaluate, measure, export, serve.",
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (scenes, label, train, state, eval_command, bench, encoders, export, serve):
+    for command in (extract, scenes, label, train, state, eval_command, bench, encoders, export, serve):
         command.add_parser(subparsers)
     return parser
 

@@ -56,7 +56,7 @@ def run_rounds(
         ConfigError: the training's settings do not fit.
         DataError: ``out`` holds rounds made with other settings.
     """
-    from frontend.training.adaptation import check_settings, label_folder, label_settings
+    from frontend.training.adaptation import check_label_settings, label_folder, label_settings
     from frontend.training.trainer import FREE_TO_CHANGE
     from frontend.weights import load_network
 
@@ -74,7 +74,7 @@ def run_rounds(
     defaults = {option.name: option.default for option in train.SUPERPOINT_OPTIONS}
     later = {name for name in ("ema", "device_augment") if values[name] == defaults[name]}
     decisive = {f"training's {key}": value for key, value in values.items() if key not in FREE_TO_CHANGE | later}
-    check_settings(out, {**label_settings(network, name, config), **decisive})
+    check_label_settings(out, {**label_settings(network, name, config), **decisive})
     newest = model
     for number in range(1, rounds + 1):
         labels, run = out / f"round{number}" / "labels", out / f"round{number}" / "train"

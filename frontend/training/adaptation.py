@@ -6,10 +6,7 @@ views that saw a pixel. What fires under all of them is an interest point.
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,18 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frontend.atomic import atomic_write, remove_leftovers
+from frontend.atomic import remove_leftovers
 from frontend.device import autocast, check_precision
-from frontend.errors import ConfigError, DataError, FrontendError
+from frontend.errors import ConfigError, FrontendError
+from frontend.folders import check_settings, find_images, output_path, read_ahead
 from frontend.homography import HomographyConfig, erode_mask, sample_homography, valid_mask, warp_image, warp_images
 from frontend.image import pad_to_multiple, read_image, rescale_points, resize_to, to_gray
 from frontend.keypoints import inside_border, non_maximum_suppression, refine_subpixel, top_k
 from frontend.model import SuperPointNet, heatmap
 from frontend.progress import Progress
-from frontend.training.labels import find_images, label_path, write_labels
+from frontend.training.labels import write_labels
 from frontend.types import Float32Array, Float64Array
 
-SETTINGS = "settings.json"
 # settings that folders of earlier versions do not state, and what they were
 _UNSTATED = {"heatmaps": False}
 
@@ -181,25 +178,9 @@ def label_settings(network: SuperPointNet, name: str, config: AdaptationConfig) 
     return {"model": name, "weights_crc32": _weights_digest(network), **settings}
 
 
-def check_settings(out: Path, settings: dict[str, object]) -> None:
-    """Record what a folder is made with, or compare with the record that it has.
-
-    Args:
-        out: the folder; exists.
-        settings: values that JSON has, by name.
-
-    Raises:
-        DataError: the folder was made with another value of one of them.
-    """
-    path = out / SETTINGS
-    if not path.is_file():
-        atomic_write(path, json.dumps(settings, indent=1) + "\n")
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    for key, value in settings.items():
-        held = before.get(key, _UNSTATED.get(key))
-        if held != value:
-            raise DataError(f"{out} holds labels made with {key} = {held}; got {value} (give another --out)")
+def check_label_settings(out: Path, settings: dict[str, object]) -> None:
+    """Record what a folder of labels is made with, or compare: :func:`frontend.folders.check_settings`."""
+    check_settings(out, settings, "labels", _UNSTATED)
 
 
 def _weights_digest(network: SuperPointNet) -> str:
@@ -231,14 +212,14 @@ def label_folder(
     names = find_images(images)
     network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     out.mkdir(parents=True, exist_ok=True)
-    check_settings(out, label_settings(network, name, config))
+    check_label_settings(out, label_settings(network, name, config))
     report = LabelReport()
-    todo = [image for image in names if not label_path(out, image).is_file()]
+    todo = [image for image in names if not output_path(out, image).is_file()]
     report.kept = len(names) - len(todo)
-    for folder in {label_path(out, image).parent for image in todo}:
+    for folder in {output_path(out, image).parent for image in todo}:
         remove_leftovers(folder)
     with Progress(len(names), "label", start=report.kept, unit="image", interval_s=15) as progress:
-        for image, pixels in _read_ahead(images, todo):
+        for image, pixels in read_ahead(lambda name: read_image(images / name), todo):
             if isinstance(pixels, FrontendError):
                 report.failed.append(str(pixels))
                 progress.write(f"skipped: {pixels}")
@@ -246,25 +227,8 @@ def label_folder(
                 rng = np.random.default_rng((config.seed, zlib.crc32(image.as_posix().encode())))
                 points, scores, mean = label_image(network, pixels, config, rng)
                 heat = mean.cpu().numpy() if config.heatmaps else None
-                write_labels(label_path(out, image), points, scores, (pixels.shape[1], pixels.shape[0]), heat)
+                write_labels(output_path(out, image), points, scores, (pixels.shape[1], pixels.shape[0]), heat)
                 report.labelled += 1
                 report.points += len(points)
             progress.update()
     return report
-
-
-def _read_ahead(folder: Path, names: list[Path]) -> Iterator[tuple[Path, np.ndarray | FrontendError]]:
-    """Read images in a thread, a few ahead of their use."""
-
-    def read(name: Path) -> np.ndarray | FrontendError:
-        try:
-            return read_image(folder / name)
-        except FrontendError as error:
-            return error
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        ahead = [pool.submit(read, name) for name in names[:4]]
-        for i, name in enumerate(names):
-            if i + 4 < len(names):
-                ahead.append(pool.submit(read, names[i + 4]))
-            yield name, ahead.pop(0).result()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +11,9 @@ import numpy as np
 
 from frontend.atomic import atomic_path
 from frontend.errors import DataError
-from frontend.image import is_image_name, read_image, rescale_points, resize_to, to_gray
+from frontend.folders import find_images, output_path, reading_npz
+from frontend.image import read_image, rescale_points, resize_to, to_gray
 from frontend.types import Float32Array, Float64Array
-
-_UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -59,29 +56,6 @@ def decode_heatmap(coded: np.ndarray) -> Float32Array:
     return probabilities
 
 
-def find_images(folder: Path) -> list[Path]:
-    """All images below a folder, sorted, as paths relative to it.
-
-    Raises:
-        DataError: the folder is missing or has none.
-    """
-    if not folder.is_dir():
-        raise DataError(f"image folder {folder} is missing")
-    found = (path for path in folder.rglob("*") if is_image_name(path) and path.is_file())
-    images = sorted(path.relative_to(folder) for path in found if not path.name.startswith("."))
-    if not images:
-        raise DataError(f"image folder {folder} has no image")
-    return images
-
-
-def label_path(labels: Path, image: Path) -> Path:
-    """The label file of an image, given by its path relative to the image folder.
-
-    The image's own ending stays in the name: ``a.jpg`` and ``a.png`` of one folder have a file each.
-    """
-    return labels / image.with_name(image.name + ".npz")
-
-
 def write_labels(
     path: Path,
     points: Float32Array,
@@ -113,12 +87,9 @@ def read_labels(path: Path) -> tuple[Float32Array, Float32Array, tuple[int, int]
     Raises:
         DataError: the file is no label file.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            width, height = (int(v) for v in file["image_size"])
-            return file["keypoints"], file["scores"], (width, height)
-    except _UNREADABLE as error:
-        raise DataError(f"label file {path} cannot be read: {error}") from None
+    with reading_npz(path, "label file") as file:
+        width, height = (int(v) for v in file["image_size"])
+        return file["keypoints"], file["scores"], (width, height)
 
 
 def read_heatmap(path: Path) -> np.ndarray | None:
@@ -127,11 +98,8 @@ def read_heatmap(path: Path) -> np.ndarray | None:
     Raises:
         DataError: the file is no label file.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            coded: np.ndarray | None = file.get("heatmap")
-    except _UNREADABLE as error:
-        raise DataError(f"label file {path} cannot be read: {error}") from None
+    with reading_npz(path, "label file") as file:
+        coded: np.ndarray | None = file.get("heatmap")
     if coded is not None and (coded.ndim != 2 or coded.dtype != np.uint8):
         raise DataError(f"label file {path} has a heat map {coded.dtype} {coded.shape}; expected (H, W) uint8")
     return coded
@@ -150,7 +118,7 @@ def content_digest(images: Path, labels: Path, heatmaps: bool = False) -> str:
     """
     digest = hashlib.sha256()
     for name in find_images(images):
-        path = label_path(labels, name)
+        path = output_path(labels, name)
         if not path.is_file():
             continue
         digest.update(hashlib.sha256((images / name).read_bytes()).digest())
@@ -166,7 +134,7 @@ def _iterate(
     images: Path, labels: Path, longest_side: int, threshold: float, heatmaps: bool
 ) -> Iterator[LabelledPhoto]:
     for name in find_images(images):
-        path = label_path(labels, name)
+        path = output_path(labels, name)
         if not path.is_file():
             continue
         points, scores, size = read_labels(path)

@@ -15,8 +15,9 @@ from frontend.encoders import build_encoder
 from frontend.errors import ConfigError
 from frontend.evaluation.detector import match_detections, synthetic_map
 from frontend.evaluation.zoo import ENTRIES, Zoo, ZooConfig, gmac, slug, table
+from frontend.folders import output_path
 from frontend.model import ModelConfig, SuperPointNet
-from frontend.training.labels import label_path, write_labels
+from frontend.training.labels import write_labels
 from frontend.training.photometric import PhotometricConfig
 from frontend.training.synthetic import SHAPES, synthetic_image
 from frontend.types import Features
@@ -92,7 +93,7 @@ def folders(make_scene: Scene, tmp_path: Path) -> tuple[Path, Path, Path]:
         name = f"{number}.png"
         cv2.imwrite(str(photographs / name), make_scene(150, 200, number))
         points = rng.uniform(0, [199, 149], (60, 2)).astype(np.float32)
-        write_labels(label_path(labels, Path(name)), points, np.ones(60, np.float32), (200, 150))
+        write_labels(output_path(labels, Path(name)), points, np.ones(60, np.float32), (200, 150))
     cv2.imwrite(str(evaluation / "a.png"), make_scene(96, 128, 9))
     return photographs, labels, evaluation
 

@@ -1,0 +1,52 @@
+"""``superpoint extract``: features of a folder of images, a file each."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from frontend.cli.options import Option, add_options, resolve_options
+
+EXTRACT_OPTIONS = (
+    Option("max_keypoints", 1024, "keypoints of an image"),
+    Option("detection_threshold", 0.005, "least score of a keypoint"),
+    Option("nms_radius", 3, "pixels kept free around a keypoint"),
+    Option("resize", 0, "longest side that images are brought to, pixels; 0 leaves them as they are"),
+    Option("half", False, "store descriptors in float16"),
+    Option("batch", 1, "images of one size that go through the network together; more helps a GPU"),
+    Option("device", "auto", "auto, cpu, cuda or cuda:N"),
+    Option("runtime", "auto", "on a CPU: auto, torch, onnxruntime, openvino, ncnn"),
+    Option("precision", "auto", "auto, float32, bf16, fp16, int8"),
+)
+_FILES = """\
+a.jpg becomes OUT/a.jpg.npz: keypoints (N, 2) float32 pixels of the image, scores (N,), descriptors (N, D) of unit norm,
+sigmas (N,) where the model knows how exact its keypoints are, image_size (width, height), model. Images that have a
+file are left alone, so the command goes on where it was stopped. frontend.feature_files reads the files.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``extract`` to the command line."""
+    parser = subparsers.add_parser("extract", help="features of a folder of images", description=_FILES)
+    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of images")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the feature files; what is there is kept")
+    parser.add_argument("--model", default="superpoint-edge", metavar="NAME|PATH", help="model name or weight file")
+    add_options(parser, EXTRACT_OPTIONS)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from frontend.extractor import ExtractorConfig, SuperPoint
+    from frontend.feature_files import extract_folder
+    from frontend.weights import resolve, sha256_of
+
+    values = resolve_options(args, EXTRACT_OPTIONS)
+    batch, half, resize = (values.pop(name) for name in ("batch", "half", "resize"))
+    where = {name: values.pop(name) for name in ("device", "runtime", "precision")}
+    config = ExtractorConfig(**values, resize=resize or None)
+    extractor = SuperPoint.from_pretrained(args.model, config=config, **where)
+    digest = sha256_of(resolve(args.model)[1])
+    report = extract_folder(extractor, args.images, args.out, batch=batch, half=half, weights_sha256=digest)
+    print(report.summary())
+    return 0

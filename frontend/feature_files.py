@@ -1,0 +1,168 @@
+"""Features of many images: extraction that reads ahead, and files that hold one image's features each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from frontend.atomic import atomic_path, remove_leftovers
+from frontend.errors import ConfigError, FrontendError
+from frontend.extraction import Prepared
+from frontend.extractor import SuperPoint
+from frontend.folders import check_settings, find_images, output_path, read_ahead, reading_npz
+from frontend.image import read_image
+from frontend.progress import Progress
+from frontend.types import Features
+
+
+def extract_files(
+    extractor: SuperPoint, paths: Iterable[Path], *, batch: int = 1
+) -> Iterator[tuple[Path, Features | FrontendError]]:
+    """Features of image files: while the network runs, the next images are read, decoded and resized.
+
+    Args:
+        extractor: what makes the features.
+        paths: of the images; taken as they are needed.
+        batch: images that go through the network together, where neighbours in ``paths`` have one padded size. More
+            than 1 gains on a GPU and next to nothing on a CPU.
+
+    Yields:
+        Each path with its features, or with the error of an image that cannot be read, in order.
+
+    Raises:
+        ConfigError: batch is less than 1.
+    """
+    if batch < 1:
+        raise ConfigError(f"batch is {batch}; expected 1 or more")
+    group: list[tuple[Path, Prepared]] = []
+
+    def finish() -> Iterator[tuple[Path, Features]]:
+        if group:
+            stacked = extractor.stack([prepared for _, prepared in group])
+            features = extractor.collect(extractor.postprocess(extractor.forward(stacked), stacked), stacked)
+            yield from zip([path for path, _ in group], features, strict=True)
+            group.clear()
+
+    for path, prepared in read_ahead(lambda path: extractor.prepare(read_image(path)), paths, ahead=batch + 3):
+        if isinstance(prepared, FrontendError):
+            yield from finish()
+            yield path, prepared
+            continue
+        if group and group[0][1].gray.shape != prepared.gray.shape:
+            yield from finish()
+        group.append((path, prepared))
+        if len(group) == batch:
+            yield from finish()
+    yield from finish()
+
+
+def write_features(path: Path, features: Features, *, half: bool = False) -> None:
+    """Write a feature file, atomically.
+
+    Args:
+        path: of the file, an NPZ with ``keypoints`` (N, 2), ``scores`` (N,), ``descriptors`` (N, D), ``image_size``
+            (2,), ``model``, and ``sigmas`` (N,) where there are any; its folder is made.
+        features: of an image.
+        half: whether descriptors are stored in float16, which costs their products 0.001 at most.
+    """
+    arrays = {
+        "keypoints": features.keypoints,
+        "scores": features.scores,
+        "descriptors": features.descriptors.astype(np.float16) if half else features.descriptors,
+        "image_size": np.array(features.image_size, np.int32),
+        "model": np.array(features.model),
+    }
+    if features.sigmas is not None:
+        arrays["sigmas"] = features.sigmas
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_features(path: Path) -> Features:
+    """Read a feature file; descriptors in float16 become float32 of unit norm again.
+
+    Raises:
+        DataError: the file is no feature file.
+    """
+    with reading_npz(path, "feature file") as file:
+        descriptors = file["descriptors"].astype(np.float32)
+        if file["descriptors"].dtype == np.float16:
+            descriptors /= np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-12)
+        width, height = (int(value) for value in file["image_size"])
+        return Features(
+            file["keypoints"], file["scores"], descriptors, (width, height), str(file["model"]), file.get("sigmas")
+        )
+
+
+@dataclass
+class ExtractionReport:
+    """What became of a folder's images.
+
+    Attributes:
+        extracted: images whose features were written.
+        kept: images that had a feature file already.
+        keypoints: of those extracted, in all.
+        failed: one line for each image that could not be read.
+    """
+
+    extracted: int = 0
+    kept: int = 0
+    keypoints: int = 0
+    failed: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """One line."""
+        mean = round(self.keypoints / self.extracted) if self.extracted else 0
+        return (
+            f"extracted {self.extracted} images with {mean} keypoints each; {self.kept} had features; "
+            f"{len(self.failed)} skipped as unreadable"
+        )
+
+
+def extract_folder(
+    extractor: SuperPoint,
+    images: Path,
+    out: Path,
+    *,
+    batch: int = 1,
+    half: bool = False,
+    weights_sha256: str | None = None,
+) -> ExtractionReport:
+    """Extract all images below a folder; go on where an earlier run stopped.
+
+    Feature files lie in ``out`` under the images' relative names, each whole or not there. An image that cannot be read
+    is reported and skipped.
+
+    Args:
+        extractor: what makes the features.
+        images: folder of images.
+        out: folder of the feature files, made if missing.
+        batch: see :func:`extract_files`.
+        half: see :func:`write_features`.
+        weights_sha256: of the model's weight file, recorded with the settings where it is known.
+
+    Raises:
+        DataError: there are no images, or ``out`` holds features made with other settings.
+    """
+    names = find_images(images)
+    out.mkdir(parents=True, exist_ok=True)
+    made_with = {"model": extractor.name, "weights_sha256": weights_sha256, "half": half, **asdict(extractor.config)}
+    check_settings(out, made_with, "features")
+    todo = [name for name in names if not output_path(out, name).is_file()]
+    report = ExtractionReport(kept=len(names) - len(todo))
+    for folder in {output_path(out, name).parent for name in todo}:
+        remove_leftovers(folder)
+    with Progress(len(names), "extract", start=report.kept, unit="image") as progress:
+        for path, found in extract_files(extractor, (images / name for name in todo), batch=batch):
+            if isinstance(found, FrontendError):
+                report.failed.append(str(found))
+                progress.write(f"skipped: {found}")
+            else:
+                write_features(output_path(out, path.relative_to(images)), found, half=half)
+                report.extracted += 1
+                report.keypoints += len(found)
+            progress.update()
+    return report

@@ -1,0 +1,137 @@
+"""Folders of images: what is in them, reading ahead of use, and outputs that say what they were made with."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from frontend.atomic import atomic_write
+from frontend.errors import DataError, FrontendError
+from frontend.image import is_image_name
+
+SETTINGS = "settings.json"
+"""Name of the file that records what a folder was made with."""
+
+# what NumPy raises for a file that is empty, cut, or something else, and for what is missing in it
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All images below a folder, sorted, as paths relative to it.
+
+    Raises:
+        DataError: the folder is missing or has none.
+    """
+    if not folder.is_dir():
+        raise DataError(f"image folder {folder} is missing")
+    found = (path for path in folder.rglob("*") if is_image_name(path) and path.is_file())
+    images = sorted(path.relative_to(folder) for path in found if not path.name.startswith("."))
+    if not images:
+        raise DataError(f"image folder {folder} has no image")
+    return images
+
+
+def output_path(out: Path, image: Path) -> Path:
+    """The file that goes with an image, given by its path relative to the image folder.
+
+    The image's own ending stays in the name: ``a.jpg`` and ``a.png`` of one folder have a file each.
+    """
+    return out / image.with_name(image.name + ".npz")
+
+
+def read_ahead(
+    read: Callable[[_Item], _Made], items: Iterable[_Item], ahead: int = 4
+) -> Iterator[tuple[_Item, _Made | FrontendError]]:
+    """Make something of each item in a thread, a few ahead of their use.
+
+    Args:
+        read: what to do; its FrontendErrors are handed on, others are raised where the item is due.
+        items: in order; taken as they are needed.
+        ahead: items at most that are being made or wait.
+
+    Yields:
+        Each item with what was made of it, in order.
+    """
+
+    def guarded(item: _Item) -> _Made | FrontendError:
+        try:
+            return read(item)
+        except FrontendError as error:
+            return error
+
+    rest = iter(items)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = deque((item, pool.submit(guarded, item)) for item in islice(rest, ahead))
+        try:
+            while waiting:
+                item, future = waiting.popleft()
+                made = future.result()
+                waiting.extend((following, pool.submit(guarded, following)) for following in islice(rest, 1))
+                yield item, made
+        finally:
+            # whoever stops early does not wait for what nobody will use
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def reading_npz(path: Path, what: str) -> Iterator[Any]:
+    """Open an NPZ file; give its arrays by name.
+
+    Args:
+        path: of the file.
+        what: it is, for the error.
+
+    Raises:
+        DataError: it cannot be read, or what is asked of it within the block is not there.
+    """
+    try:
+        # opened here: NumPy leaves a file open that turns out to be none of its own
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if not hasattr(file, "files"):
+                raise ValueError("it is no archive of arrays")
+            with file:
+                yield file
+    except _UNREADABLE as error:
+        raise DataError(f"{what} {path} cannot be read: {error}") from None
+
+
+def check_settings(
+    out: Path, settings: Mapping[str, object], what: str, unstated: Mapping[str, object] | None = None
+) -> None:
+    """Record what a folder is made with, or compare with the record that it has.
+
+    Args:
+        out: the folder; exists.
+        settings: values that JSON has, by name.
+        what: the folder holds, for the error.
+        unstated: settings that folders of earlier versions do not state, and what they were.
+
+    Raises:
+        DataError: the folder was made with another value of one of them, or its record cannot be read.
+    """
+    path = out / SETTINGS
+    if not path.is_file():
+        atomic_write(path, json.dumps(dict(settings), indent=1) + "\n")
+        return
+    try:
+        before: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    for key, value in settings.items():
+        held = before.get(key, (unstated or {}).get(key)) if isinstance(before, dict) else None
+        if held != value:
+            raise DataError(f"{out} holds {what} made with {key} = {held}; got {value} (give another --out)")

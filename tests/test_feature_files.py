@@ -1,0 +1,167 @@
+"""Features of folders: the same as one image at a time, read ahead, written whole, resumed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from processes import kill_when
+from runtime_networks import network, unfolded
+
+from frontend.cli.main import main
+from frontend.errors import ConfigError, DataError, FrontendError, ImageError
+from frontend.extractor import ExtractorConfig, SuperPoint
+from frontend.feature_files import extract_files, extract_folder, read_features, write_features
+from frontend.folders import read_ahead
+from frontend.image import read_image
+from frontend.types import Features
+from frontend.weights import save_network
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZES = ((64, 96), (64, 96), (64, 96), (72, 64), (64, 96))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_scene) -> Path:
+    """Five readable images, of which the second last is of another size, and one that is none."""
+    images = tmp_path / "images"
+    (images / "sub").mkdir(parents=True)
+    for i, size in enumerate(SIZES):
+        cv2.imwrite(str(images / ("sub" if i > 2 else "") / f"{i}.png"), np.roll(make_scene(*size), 7 * i, axis=1))
+    (images / "1b.jpg").write_bytes(b"no image")
+    return images
+
+
+@pytest.fixture(scope="module")
+def extractor() -> SuperPoint:
+    return SuperPoint(network("edge"), device="cpu", config=ExtractorConfig(max_keypoints=40, detection_threshold=0.0))
+
+
+def assert_same(a: Features, b: Features, atol: float = 0.0) -> None:
+    assert (a.image_size, a.model) == (b.image_size, b.model)
+    for name in ("keypoints", "scores", "descriptors", "sigmas"):
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=atol)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_files_give_the_features_of_one_image_at_a_time(folder: Path, extractor: SuperPoint, batch: int) -> None:
+    paths = sorted(folder.rglob("*.*"))
+    assert len(paths) == 6
+    found = list(extract_files(extractor, iter(paths), batch=batch))
+    assert [path for path, _ in found] == paths
+    for path, features in found:
+        if path.name == "1b.jpg":
+            assert isinstance(features, ImageError)
+            assert "1b.jpg" in str(features)
+        else:
+            assert isinstance(features, Features)
+            assert_same(features, extractor.extract(read_image(path)), atol=1e-4)
+
+
+def test_a_batch_of_none_is_refused(extractor: SuperPoint) -> None:
+    with pytest.raises(ConfigError, match="batch is 0; expected 1 or more"):
+        next(extract_files(extractor, [], batch=0))
+
+
+def test_reading_goes_ahead_but_not_far() -> None:
+    begun: list[int] = []
+    second = threading.Event()
+
+    def read(item: int) -> int:
+        begun.append(item)
+        if item == 2:
+            second.set()
+        if item == 5:
+            raise FrontendError("five")
+        return 10 * item
+
+    ahead = read_ahead(read, range(100), ahead=3)
+    assert next(ahead) == (0, 0)
+    # 1 and 2 are made although nobody has asked for them, and 3 that took the place of 0; no more
+    assert second.wait(5)
+    time.sleep(0.05)
+    assert set(begun) <= {0, 1, 2, 3}
+    rest = [value for item, value in ahead if item < 8]
+    assert rest[:4] == [10, 20, 30, 40]
+    assert str(rest[4]) == "five"
+    assert rest[5:] == [60, 70]
+    assert begun == list(range(100))
+
+
+def test_who_stops_early_waits_for_nothing() -> None:
+    begun: list[int] = []
+    ahead = read_ahead(lambda item: begun.append(item), range(50), ahead=2)
+    next(ahead)
+    ahead.close()
+    time.sleep(0.05)
+    assert len(begun) <= 3
+
+
+def test_an_error_of_the_program_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(read_ahead(lambda item: 1 // item, [1, 0]))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_files_round_trip(tmp_path: Path, half: bool) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((9, 16)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    points, scores = rng.uniform(0, 60, (9, 2)).astype(np.float32), np.linspace(1, 0.1, 9, dtype=np.float32)
+    given = Features(points, scores, rows, (64, 48), "m", scores + 1)
+    write_features(tmp_path / "sub" / "a.npz", given, half=half)
+    got = read_features(tmp_path / "sub" / "a.npz")
+    assert_same(got, given, atol=1e-3 if half else 0)
+    np.testing.assert_allclose(np.linalg.norm(got.descriptors, axis=1), 1, atol=1e-6)
+    assert got.descriptors.dtype == np.float32
+    write_features(tmp_path / "b.npz", replace(given, sigmas=None))
+    assert read_features(tmp_path / "b.npz").sigmas is None
+    whole = (tmp_path / "b.npz").read_bytes()
+    np.save(tmp_path / "array.npy", rows)
+    for data in (b"", whole[: len(whole) // 2], b"PK", (tmp_path / "array.npy").read_bytes()):
+        (tmp_path / "b.npz").write_bytes(data)
+        with pytest.raises(DataError, match=r"feature file .*b.npz cannot be read"):
+            read_features(tmp_path / "b.npz")
+
+
+def test_a_folder_is_extracted_once(folder: Path, extractor: SuperPoint, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = extract_folder(extractor, folder, out, batch=2)
+    assert (report.extracted, report.kept, len(report.failed)) == (5, 0, 1)
+    assert "extracted 5 images with 40 keypoints each; 0 had features; 1 skipped" in report.summary()
+    assert_same(read_features(out / "sub" / "3.png.npz"), extractor.extract(read_image(folder / "sub" / "3.png")), 1e-4)
+    (out / "0.png.npz").unlink()
+    again = extract_folder(extractor, folder, out)
+    assert (again.extracted, again.kept) == (1, 4)
+    other = extractor.configured(ExtractorConfig(max_keypoints=41, detection_threshold=0.0))
+    with pytest.raises(DataError, match=r"holds features made with max_keypoints = 40; got 41 \(give another --out\)"):
+        extract_folder(other, folder, out)
+    (out / "settings.json").write_text("{")
+    with pytest.raises(DataError, match=r"settings.json cannot be read"):
+        extract_folder(extractor, folder, out)
+
+
+def test_the_command_goes_on_after_kill_9(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(60):
+        cv2.imwrite(str(folder / f"more{i}.png"), cv2.imread(str(folder / "0.png")))
+    weights, out = tmp_path / "net.safetensors", tmp_path / "out"
+    save_network(weights, unfolded("edge"))
+    arguments = ["extract", str(folder), "--out", str(out), "--model", str(weights), "--device", "cpu"]
+    arguments += ["--runtime", "torch", "--max-keypoints", "30"]
+    running = subprocess.Popen([sys.executable, "-m", "frontend.cli.main", *arguments], cwd=ROOT)
+    kill_when(running, lambda: len(list(out.rglob("*.npz"))) >= 5)
+    before = len(list(out.rglob("*.npz")))
+    assert 5 <= before < 65
+    assert main(arguments) == 0
+    assert f"{before} had features; 1 skipped as unreadable" in capsys.readouterr().out
+    assert len(list(out.rglob("*.npz"))) == 65
+    assert all(len(read_features(path)) == 30 for path in out.rglob("*.npz"))
+    assert main([*arguments, "--half"]) == 2
+    assert "holds features made with half = False; got True" in capsys.readouterr().err
