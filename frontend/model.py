@@ -75,6 +75,7 @@ class ModelConfig:
         return asdict(self)
 
 
+_SMALL_PATCH: dict[str, Any] = {"size": 15, "channels": [16, 48], "kernels": [5, 3], "strides": [2, 2]}
 MODEL_PRESETS: dict[str, ModelConfig] = {
     "edge": ModelConfig(detector_options={"fine": 16}, refiner="patch"),
     "edge-dense": ModelConfig(detector_options={"fine": 16}),
@@ -85,9 +86,17 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
         descriptor="light",
         descriptor_dim=96,
         refiner="patch",
-        refiner_options={"size": 15, "channels": [16, 48], "kernels": [5, 3], "strides": [2, 2]},
+        refiner_options=_SMALL_PATCH,
     ),
     "vgg": ModelConfig(encoder="vgg", detector="paper", descriptor="paper", descriptor_dim=256),
+    "vgg-refined": ModelConfig(
+        encoder="vgg",
+        detector="paper",
+        descriptor="paper",
+        descriptor_dim=256,
+        refiner="patch",
+        refiner_options=_SMALL_PATCH,
+    ),
 }
 
 

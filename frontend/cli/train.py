@@ -10,7 +10,7 @@ from typing import Any
 from frontend.cli.options import Option, add_options, resolve_options
 from frontend.errors import ConfigError
 
-_MODELS = ("edge", "edge-dense", "edge-coarse", "slim", "vgg")
+_MODELS = ("edge", "edge-dense", "edge-coarse", "slim", "vgg", "vgg-refined")
 _COMMON = (
     Option("model", "", "network to train; where it is not given, that of --init, or edge", ("", *_MODELS)),
     Option("encoder", "", "specification of another encoder for it, see 'superpoint encoders'"),
