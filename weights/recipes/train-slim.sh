@@ -1,5 +1,5 @@
 #!/bin/sh
-# Train the slim network, which is not released yet: sh weights/recipes/train-slim.sh PHOTOGRAPHS [RUNS]
+# Train superpoint-slim as it was released: sh weights/recipes/train-slim.sh PHOTOGRAPHS [RUNS]
 # Every command goes on where it stopped, so the script can be started again after any interruption.
 set -eu
 photographs=${1:?usage: train-slim.sh PHOTOGRAPHS [RUNS]}
