@@ -70,10 +70,14 @@ def export_ncnn(network: SuperPointNet) -> dict[str, bytes]:
                 capture_output=True,
                 timeout=_TIMEOUT_S,
             )
-            return {
-                PARAM: traced.with_suffix(".ncnn.param").read_bytes(),
-                BIN: traced.with_suffix(".ncnn.bin").read_bytes(),
-            }
+            layers = traced.with_suffix(".ncnn.param").read_bytes()
+            weights = traced.with_suffix(".ncnn.bin").read_bytes()
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ConfigError(f"the network cannot be converted to ncnn: {reason}") from None
+    # what pnnx found no counterpart for keeps PyTorch's name, which has a dot
+    kinds = {line.split()[0] for line in layers.decode().splitlines()[2:] if line.strip()}
+    foreign = sorted(kind for kind in kinds if "." in kind)
+    if foreign:
+        raise ConfigError(f"the network cannot be converted to ncnn, which has no {', '.join(foreign)}")
+    return {PARAM: layers, BIN: weights}

@@ -141,11 +141,14 @@ class _Network:
 
     def prepare(self, runtime: str) -> None:
         """Make what a runtime loads, where it is not at hand."""
-        if runtime == "torch" or (runtime != "ncnn" and self.graphs) or "ncnn-param" in self.graphs.files:
+        if runtime == "torch":
+            return
+        graphs = self.graphs
+        if runtime != "ncnn" or "ncnn-param" in graphs.files:
             return
         from frontend.runtime.ncnn_graph import export_ncnn
 
-        self._graphs = replace(self.graphs, files={**self.graphs.files, **export_ncnn(self.network)})
+        self._graphs = replace(graphs, files={**graphs.files, **export_ncnn(self.network)})
         if self.digest:
             store.save(self.digest, self._graphs)
 

@@ -104,6 +104,9 @@ def test_what_ncnn_cannot_have_is_said_in_one_line(monkeypatch: pytest.MonkeyPat
     takes_a_map = SuperPointNet(ModelConfig(encoder="compact+map_fusion")).fold()
     with pytest.raises(ConfigError, match="a network that takes a map runs in torch alone"):
         runtime_for(takes_a_map, "ncnn")
+    mixer = SuperPointNet(ModelConfig(encoder="mlp_mixer")).fold()
+    with pytest.raises(ConfigError, match="the network cannot be converted to ncnn, which has no pnnx"):
+        runtime_for(mixer, "ncnn")
     with pytest.raises(ConfigError, match="ncnn on this CPU has no instructions for it"):
         runtime_for(network("edge"), "ncnn", "int8")
     with monkeypatch.context() as patch:
