@@ -118,7 +118,22 @@ class LightDetectorHead(nn.Module):
         return logits
 
 
-class LightDescriptorHead(nn.Module):
+class _ContextHead(nn.Module):
+    """What descriptor heads with a second branch at half the resolution have in common."""
+
+    context: nn.Module
+    hidden: nn.Module
+    out: nn.Module
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps (B, C, h, w) features to (B, D, h, w)."""
+        context = self.context(features)
+        context = functional.interpolate(context, size=features.shape[-2:], mode="bilinear", align_corners=False)
+        descriptors: Tensor = self.out(self.hidden(torch.cat([features, context], dim=1)))
+        return descriptors
+
+
+class LightDescriptorHead(_ContextHead):
     """:class:`ContextDescriptorHead` of separable convolutions.
 
     Args:
@@ -149,15 +164,8 @@ class LightDescriptorHead(nn.Module):
         )
         self.out = ConvBlock(hidden, dim, 1, norm="none", relu=False)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Maps (B, C, h, w) features to (B, D, h, w)."""
-        context = self.context(features)
-        context = functional.interpolate(context, size=features.shape[-2:], mode="bilinear", align_corners=False)
-        descriptors: Tensor = self.out(self.hidden(torch.cat([features, context], dim=1)))
-        return descriptors
 
-
-class ContextDescriptorHead(nn.Module):
+class ContextDescriptorHead(_ContextHead):
     """A descriptor head with a second branch at half the resolution, for a larger receptive field."""
 
     def __init__(
@@ -171,13 +179,6 @@ class ContextDescriptorHead(nn.Module):
         )
         self.hidden = ConvBlock(in_channels + context, hidden, norm=norm)
         self.out = ConvBlock(hidden, dim, 1, norm="none", relu=False)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Maps (B, C, h, w) features to (B, D, h, w)."""
-        context = self.context(features)
-        context = functional.interpolate(context, size=features.shape[-2:], mode="bilinear", align_corners=False)
-        descriptors: Tensor = self.out(self.hidden(torch.cat([features, context], dim=1)))
-        return descriptors
 
 
 DETECTOR_HEADS: Registry[type[nn.Module]] = Registry("detector head", "superpoint.detector_heads")

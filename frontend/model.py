@@ -76,6 +76,7 @@ class ModelConfig:
 
 
 _SMALL_PATCH: dict[str, Any] = {"size": 15, "channels": [16, 48], "kernels": [5, 3], "strides": [2, 2]}
+_PAPER = ModelConfig(encoder="vgg", detector="paper", descriptor="paper", descriptor_dim=256)
 MODEL_PRESETS: dict[str, ModelConfig] = {
     "edge": ModelConfig(detector_options={"fine": 16}, refiner="patch"),
     "edge-dense": ModelConfig(detector_options={"fine": 16}),
@@ -88,15 +89,8 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
         refiner="patch",
         refiner_options=_SMALL_PATCH,
     ),
-    "vgg": ModelConfig(encoder="vgg", detector="paper", descriptor="paper", descriptor_dim=256),
-    "vgg-refined": ModelConfig(
-        encoder="vgg",
-        detector="paper",
-        descriptor="paper",
-        descriptor_dim=256,
-        refiner="patch",
-        refiner_options=_SMALL_PATCH,
-    ),
+    "vgg": _PAPER,
+    "vgg-refined": replace(_PAPER, refiner="patch", refiner_options=_SMALL_PATCH),
 }
 
 

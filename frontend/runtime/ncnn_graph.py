@@ -15,9 +15,6 @@ from frontend.errors import ConfigError
 from frontend.heads import CELL, DUSTBIN
 from frontend.model import SuperPointNet
 
-PARAM, BIN = "ncnn-param", "ncnn-bin"
-"""Names of the two parts of an ncnn model: its layers, a text, and their weights."""
-
 _TIMEOUT_S = 300
 
 
@@ -41,7 +38,7 @@ def export_ncnn(network: SuperPointNet) -> dict[str, bytes]:
         network: folded, in evaluation mode, on the CPU.
 
     Returns:
-        The parts ``PARAM`` and ``BIN``.
+        Its layers, a text, as "ncnn-param", and their weights as "ncnn-bin".
 
     Raises:
         ConfigError: pnnx is not installed, or the network cannot be converted.
@@ -80,4 +77,4 @@ def export_ncnn(network: SuperPointNet) -> dict[str, bytes]:
     foreign = sorted(kind for kind in kinds if "." in kind)
     if foreign:
         raise ConfigError(f"the network cannot be converted to ncnn, which has no {', '.join(foreign)}")
-    return {PARAM: layers, BIN: weights}
+    return {"ncnn-param": layers, "ncnn-bin": weights}
