@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -234,6 +235,38 @@ def transfer(source: SuperPointNet, target: SuperPointNet) -> list[str]:
         raise ConfigError(f"a {source.config.encoder} network has no weights for a {target.config.encoder} network")
     target.load_state_dict({name: theirs[name] if name in common else tensor for name, tensor in ours.items()})
     return sorted(set(ours) - common)
+
+
+def adopt_refiner(source: SuperPointNet, target: SuperPointNet) -> SuperPointNet:
+    """A network with another one's refiner: a refiner sees pixels and scores alone, so it serves any network.
+
+    Where the descriptors are longer than the source's, the rows of the local part beyond its own are zero; where they
+    are shorter, the last ones are left out.
+
+    Args:
+        source: whose refiner is taken.
+        target: all else; left as it is.
+
+    Returns:
+        A new network, its configuration that of the target with the source's refiner.
+
+    Raises:
+        ConfigError: the source has no refiner.
+    """
+    if source.refiner is None:
+        raise ConfigError("the weights that a refiner is to be taken from have none; expected a network with one")
+    settings = {"refiner": source.config.refiner, "refiner_options": source.config.refiner_options}
+    network = SuperPointNet(replace(target.config, **settings))
+    assert network.refiner is not None
+    held = {name: value for name, value in target.state_dict().items() if not name.startswith("refiner.")}
+    for name, value in network.refiner.state_dict().items():
+        theirs = source.refiner.state_dict()[name]
+        if theirs.shape != value.shape:
+            rows = min(len(theirs), len(value))
+            theirs = torch.cat([theirs[:rows], torch.zeros_like(value[rows:])])
+        held[f"refiner.{name}"] = theirs
+    network.load_state_dict(held)
+    return network
 
 
 def heatmap(logits: Tensor) -> Tensor:

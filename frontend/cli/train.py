@@ -35,7 +35,7 @@ _DETECTOR_OPTIONS = (
     Option("eql_threshold", 0.1, "eql: share of the cells below which a class is rare"),
     Option("eql_gamma", 0.9, "eql: probability that a rare class is ignored in a cell of another class"),
     Option("bags_ratio", 8.0, "bags: cells without a point per cell with one, in the group of the positions"),
-    Option("freeze_encoder", False, "train the heads alone"),
+    Option("freeze", "", "modules that stay as they are, comma-separated: encoder,contexts or encoder.stages.0"),
 )
 _SYNTHETIC_OPTIONS = (
     Option("repeat_threshold", 0.0, "share of the corners below which a shape is drawn more often; 0 is off"),
@@ -102,6 +102,7 @@ def add_parser(subparsers: Any) -> None:
     superpoint.add_argument("--labels", type=Path, required=True, help="folder that 'superpoint label' made")
     superpoint.add_argument("--out", type=Path, required=True, help="folder of the run; a run in it is resumed")
     superpoint.add_argument("--init", default=None, metavar="NAME|PATH", help="weights to start from")
+    superpoint.add_argument("--refiner", default=None, metavar="NAME|PATH", help="weights whose refiner to start from")
     add_options(superpoint, SUPERPOINT_OPTIONS)
     superpoint.set_defaults(run=_run_superpoint)
 
@@ -128,17 +129,17 @@ def _initial_network(args: argparse.Namespace, values: dict[str, Any]) -> tuple[
 
     from frontend.model import MODEL_PRESETS, ModelConfig, SuperPointNet, transfer
     from frontend.training.state import described_by
-    from frontend.weights import load_network, sha256_of
+    from frontend.weights import load_network
 
     torch.manual_seed(values["seed"])
     if args.init is None and not values["model"] and not values["encoder"]:
         # a run that goes on knows what it began with
         begun = described_by(args.out)
         if begun is not None:
-            held = {"init_sha256": begun["init_sha256"]} if "init_sha256" in begun else {}
+            held = {key: begun[key] for key in ("init_sha256", "refiner_sha256") if key in begun}
             return SuperPointNet(ModelConfig.from_dict(begun["model"])), held
-    if args.init is None and values["freeze_encoder"]:
-        raise ConfigError("freeze_encoder was given without weights to start from; expected --init NAME|PATH")
+    if args.init is None and values["freeze"]:
+        raise ConfigError("freeze was given without weights to start from; expected --init NAME|PATH")
     if args.init is None:
         return SuperPointNet(_model_config(MODEL_PRESETS[values["model"] or "edge"], values["encoder"])), {}
     _, network = load_network(args.init, fold=False)
@@ -148,8 +149,26 @@ def _initial_network(args: argparse.Namespace, values: dict[str, Any]) -> tuple[
         source, network = network, SuperPointNet(wanted)
         fresh = transfer(source, network)
         print(f"--init {args.init} is another network: {len(fresh)} tensors start afresh", file=sys.stderr)
-    path = Path(args.init)
-    return network, {"init_sha256": sha256_of(path) if path.is_file() else args.init}
+    return network, {"init_sha256": _identity(args.init)}
+
+
+def _identity(weights: str) -> str:
+    """What a run remembers of the weights that it began with: a file's checksum, or a released name."""
+    from frontend.weights import sha256_of
+
+    path = Path(weights)
+    return sha256_of(path) if path.is_file() else weights
+
+
+def _with_refiner(network: Any, described: dict[str, Any], args: argparse.Namespace) -> Any:
+    """The network with the refiner of other weights, where ``--refiner`` asks for it and no run goes on."""
+    from frontend.model import adopt_refiner
+    from frontend.weights import load_network
+
+    if args.refiner is None or "refiner_sha256" in described:
+        return network
+    described["refiner_sha256"] = _identity(args.refiner)
+    return adopt_refiner(load_network(args.refiner, fold=False)[1], network)
 
 
 def _detector_loss(values: dict[str, Any]) -> Any:
@@ -165,7 +184,12 @@ def _changed(values: dict[str, Any], options: tuple[Option, ...]) -> dict[str, A
 
 
 def _frozen(network: Any, values: dict[str, Any]) -> tuple[Any, ...]:
-    return (network.encoder, network.contexts) if values["freeze_encoder"] else ()
+    names = [name.strip() for name in values["freeze"].split(",") if name.strip()]
+    try:
+        return tuple(network.get_submodule(name) for name in names)
+    except AttributeError:
+        known = ", ".join(name for name, _ in network.named_modules() if 0 < len(name) and name.count(".") < 3)
+        raise ConfigError(f"freeze is '{values['freeze']}'; expected modules of the network: {known}") from None
 
 
 def _run_magicpoint(args: argparse.Namespace) -> int:
@@ -225,6 +249,7 @@ def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: 
     from frontend.training.token_labelling import TokenLabelling
 
     network, described = _initial_network(args, values)
+    network = _with_refiner(network, described, args)
     # not stated where they are off: runs begun by earlier versions go on
     optional = _DETECTOR_OPTIONS + _TOKEN_OPTIONS
     left_out = {"device", "model", "encoder", "ema", "compile", "device_augment"} | {option.name for option in optional}
