@@ -273,7 +273,7 @@ def test_stage_two_trains_the_heads_alone(tmp_path: Path, capsys: pytest.Capture
     base = ["train", "magicpoint", *SMALL, *EXACT]
     assert main([*base, "--steps", "3", "--model", "edge-dense", "--out", str(first)]) == 0
     weights = str(first / "magicpoint.safetensors")
-    stage = [*base, "--steps", "3", "--init", weights, "--freeze-encoder", "--detector-loss", "bags"]
+    stage = [*base, "--steps", "3", "--init", weights, "--freeze", "encoder,contexts", "--detector-loss", "bags"]
     assert main([*stage, "--out", str(second)]) == 0
     before, after = load_file(weights), load_file(second / "magicpoint.safetensors")
     assert before.keys() == after.keys()
@@ -283,27 +283,45 @@ def test_stage_two_trains_the_heads_alone(tmp_path: Path, capsys: pytest.Capture
     heads = [name for name in before if name.startswith("detector.") and name.endswith("weight")]
     assert [name for name in heads if torch.equal(before[name], after[name])] == []
     state = torch.load(second / "checkpoint.pt", weights_only=True)
-    assert state["described"]["freeze_encoder"] is True
+    assert state["described"]["freeze"] == "encoder,contexts"
     assert state["described"]["detector_loss"] == "bags"
     assert len(state["described"]["init_sha256"]) == 64
     _, network = load_network(weights, fold=False)
     trained = [*network.detector.parameters(), *network.descriptor.parameters()]
     assert len(state["optimiser"]["param_groups"][0]["params"]) == len(trained)
     capsys.readouterr()
-    assert main([*stage, "--no-freeze-encoder", "--out", str(second)]) == 2
-    assert "freeze_encoder = True; got None" in capsys.readouterr().err
-    assert main([*base, "--steps", "3", "--freeze-encoder", "--out", str(tmp_path / "third")]) == 2
-    assert "freeze_encoder was given without weights" in capsys.readouterr().err
+    assert main([*stage, "--freeze", "", "--out", str(second)]) == 2
+    assert "freeze = encoder,contexts; got None" in capsys.readouterr().err
+    assert main([*base, "--steps", "3", "--freeze", "encoder", "--out", str(tmp_path / "third")]) == 2
+    assert "freeze was given without weights" in capsys.readouterr().err
+    assert main([*base, "--steps", "3", "--init", weights, "--freeze", "encodre", "--out", str(tmp_path / "third")]) == 2
+    message = capsys.readouterr().err
+    assert "freeze is 'encodre'; expected modules of the network: " in message and "encoder.layers" in message
+    assert message.count("\n") == 1
+
+
+def test_a_frozen_part_of_the_encoder(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    base = ["train", "magicpoint", *SMALL, *EXACT, "--steps", "3"]
+    assert main([*base, "--model", "vgg", "--out", str(first)]) == 0
+    weights = str(first / "magicpoint.safetensors")
+    assert main([*base, "--init", weights, "--freeze", "encoder.stages.0", "--out", str(second)]) == 0
+    before, after = load_file(weights), load_file(second / "magicpoint.safetensors")
+    frozen = [name for name in before if name.startswith("encoder.stages.0.")]
+    assert any(name.endswith("running_mean") for name in frozen)
+    assert [name for name in frozen if not torch.equal(before[name], after[name])] == []
+    others = [name for name in before if name.startswith("encoder.") and name not in frozen and name.endswith("weight")]
+    assert [name for name in others if torch.equal(before[name], after[name])] == []
 
 
 def test_defaults_describe_a_run_as_before(tmp_path: Path) -> None:
     """So that a run from before these options goes on; one with other options does not."""
     config = tmp_path / "recipe.toml"
-    config.write_text('freeze_encoder = false\ndetector_loss = "ce"\n')
+    config.write_text('freeze = ""\ndetector_loss = "ce"\n')
     command = ["train", "magicpoint", *SMALL, *EXACT, "--steps", "1", "--config", str(config)]
     assert main([*command, "--out", str(tmp_path / "run")]) == 0
     described = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["described"]
-    new = {"detector_loss", "eql_threshold", "eql_gamma", "bags_ratio", "freeze_encoder", "repeat_threshold", "mosaic"}
+    new = {"detector_loss", "eql_threshold", "eql_gamma", "bags_ratio", "freeze", "repeat_threshold", "mosaic"}
     assert not new & set(described)
     assert described["model"]["refiner"] == "patch"
     assert main([*command, "--mosaic", "0.5", "--out", str(tmp_path / "run")]) == 2
@@ -338,7 +356,7 @@ def test_commands_pass_their_options_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert main(command) == 0
     assert Stopped.task.detector is detector_loss
     assert Stopped.frozen == ()
-    assert not {"detector_loss", "freeze_encoder", "bags_ratio", "mosaic"} & set(Stopped.described)
+    assert not {"detector_loss", "freeze", "bags_ratio", "mosaic"} & set(Stopped.described)
     for name, flags, settings in (
         ("eql", ["--eql-gamma", "0.7", "--eql-threshold", "0.2"], {"gamma": 0.7, "threshold": 0.2}),
         ("bags", ["--bags-ratio", "3"], {"ratio": 3.0}),

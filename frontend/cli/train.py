@@ -188,7 +188,7 @@ def _frozen(network: Any, values: dict[str, Any]) -> tuple[Any, ...]:
     try:
         return tuple(network.get_submodule(name) for name in names)
     except AttributeError:
-        known = ", ".join(name for name, _ in network.named_modules() if 0 < len(name) and name.count(".") < 3)
+        known = ", ".join(name for name, _ in network.named_modules() if name and name.count(".") < 2)
         raise ConfigError(f"freeze is '{values['freeze']}'; expected modules of the network: {known}") from None
 
 
