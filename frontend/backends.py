@@ -63,7 +63,7 @@ def load_backend(
         from frontend.cpu_backend import CpuBackend
 
         name, _ = resolve(name_or_path)
-        return name, CpuBackend(load_runtime(name_or_path, runtime, precision, brief=brief))
+        return name, CpuBackend(load_runtime(name_or_path, runtime, precision, brief=brief), brief)
     name, network = load_network(name_or_path)
     return name, backend_of_network(network, str(where), runtime, precision)
 

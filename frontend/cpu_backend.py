@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from frontend.extraction import Batch, ExtractorConfig, HostDescribed, HostKeypoints, Prepared, StageTimes
-from frontend.postprocess import Peaks, centre_of_mass, cut_patches, find_peaks, sample_rows, unit_rows
+from frontend.kernels import load_kernels
+from frontend.postprocess import Peaks, centre_of_mass
 from frontend.runtime.base import Maps, Refined, Runtime
 from frontend.runtime.memory import settle_memory
 from frontend.types import Float32Array
@@ -21,12 +22,14 @@ class CpuBackend:
 
     Args:
         runner: runs the network.
+        brief: whether a pair of images is all that is to come, so that loading compiled kernels would not pay.
     """
 
     device = "cpu"
 
-    def __init__(self, runner: Runtime) -> None:
+    def __init__(self, runner: Runtime, brief: bool = False) -> None:
         settle_memory()
+        self.kernels = load_kernels(brief)
         self.runner = runner
         self.runtime = runner.name
         self.precision = runner.precision
@@ -54,7 +57,7 @@ class CpuBackend:
     ) -> HostDescribed:
         """Pick keypoints, refine and describe them."""
         found = [
-            find_peaks(
+            self.kernels.find_peaks(
                 heat,
                 radius=config.nms_radius,
                 border=config.border,
@@ -77,16 +80,15 @@ class CpuBackend:
             if extra is None or sigmas is None:
                 points = centre_of_mass(maps.heat[i], peaks) if config.subpixel else _points(peaks)
                 keypoints[i, :n], scores[i, :n] = points, peaks.scores
-                described[i, :n] = sample_rows(maps.descriptors[i], points, size)
+                described[i, :n] = self.kernels.describe(maps.descriptors[i], points, size)
                 continue
             order = np.argsort(-extra.position[:, 3], kind="stable")
+            position = extra.position[order]
             points = _points(peaks)[order]
-            position, local = extra.position[order], extra.local[order]
             if config.subpixel:
                 points += position[:, :2]
-            rows = sample_rows(maps.descriptors[i], points, size)
-            rows += local
-            keypoints[i, :n], described[i, :n] = points, unit_rows(rows)
+            keypoints[i, :n] = points
+            described[i, :n] = self.kernels.describe(maps.descriptors[i], points, size, extra.local, order)
             sigmas[i, :n], scores[i, :n] = position[:, 2], position[:, 3]
         return HostDescribed(HostKeypoints(keypoints, scores, valid), described, sigmas)
 
@@ -99,7 +101,7 @@ class CpuBackend:
         if not any(counts):
             nothing = Refined(np.zeros((0, 4), np.float32), np.zeros((0, self.descriptor_dim), np.float32))
             return [nothing] * len(found)
-        patches = [cut_patches(image[0], peaks, side) for image, peaks in zip(images, found, strict=True)]
+        patches = [self.kernels.cut_patches(image[0], peaks, side) for image, peaks in zip(images, found, strict=True)]
         together = (patches[0] if len(patches) == 1 else np.concatenate(patches))[:, None]
         scores = np.concatenate([peaks.scores for peaks in found])
         began = time.perf_counter()

@@ -255,8 +255,8 @@ def adopt_refiner(source: SuperPointNet, target: SuperPointNet) -> SuperPointNet
     """
     if source.refiner is None:
         raise ConfigError("the weights that a refiner is to be taken from have none; expected a network with one")
-    settings = {"refiner": source.config.refiner, "refiner_options": source.config.refiner_options}
-    network = SuperPointNet(replace(target.config, **settings))
+    ours = replace(target.config, refiner=source.config.refiner, refiner_options=source.config.refiner_options)
+    network = SuperPointNet(ours)
     assert network.refiner is not None
     held = {name: value for name, value in target.state_dict().items() if not name.startswith("refiner.")}
     for name, value in network.refiner.state_dict().items():

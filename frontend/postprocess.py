@@ -113,13 +113,24 @@ def find_peaks(
     flat = np.flatnonzero(keep.view(np.bool_))
     scores = heat.ravel()[flat]
     above = scores > threshold
-    flat, scores = flat[above], scores[above]
+    return best_peaks(flat[above], scores[above], count, heat.shape[1])
+
+
+def best_peaks(flat: IntArray, scores: Float32Array, count: int, width: int) -> Peaks:
+    """The best of candidates.
+
+    Args:
+        flat: (N,) int64 indices into a map, rising.
+        scores: (N,) float32.
+        count: keypoints at most.
+        width: of the map, pixels.
+    """
     if len(scores) > count:
         best = np.argpartition(-scores, count - 1)[:count]
         best.sort()  # equal scores in the order of rows
         flat, scores = flat[best], scores[best]
     order = np.argsort(-scores, kind="stable")
-    y, x = np.divmod(flat[order], heat.shape[1])
+    y, x = np.divmod(flat[order], width)
     return Peaks(x, y, scores[order])
 
 
@@ -194,3 +205,29 @@ def sample_rows(cells: Float32Array, points: Float32Array, size: tuple[int, int]
         corner *= weight[:, None]
         out += corner
     return unit_rows(out)
+
+
+def describe(
+    cells: Float32Array,
+    points: Float32Array,
+    size: tuple[int, int],
+    local: Float32Array | None = None,
+    order: IntArray | None = None,
+) -> Float32Array:
+    """Descriptors of keypoints: the map's, with the refiner's local part added where there is one.
+
+    Args:
+        cells: (h, w, D) float32, contiguous.
+        points: (N, 2) float32 pixels of the network's input.
+        size: (width, height) of the network's input, pixels.
+        local: (M, D) float32, contiguous.
+        order: (N,) int64, the row of ``local`` of each point; given with it.
+
+    Returns:
+        (N, D) float32 of unit norm.
+    """
+    rows = sample_rows(cells, points, size)
+    if local is None or order is None:
+        return rows
+    rows += local[order]
+    return unit_rows(rows)

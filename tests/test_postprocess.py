@@ -1,6 +1,10 @@
-"""The CPU's keypoints against the reference in PyTorch and against plain loops."""
+"""The CPU's keypoints, NumPy's and the compiled ones, against the reference in PyTorch and against plain loops."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+import threading
 
 import cv2
 import numpy as np
@@ -8,14 +12,20 @@ import pytest
 import torch
 
 from frontend import keypoints as reference
-from frontend import postprocess
+from frontend import native, postprocess
 from frontend.errors import ConfigError
+from frontend.kernels import Kernels, load_kernels
 from frontend.refinement import gather_patches
 
 
 def heat(height: int = 72, width: int = 104, seed: int = 0, sigma: float = 0.8) -> np.ndarray:
     noise = np.random.default_rng(seed).random((height, width), np.float32) ** 4
     return np.ascontiguousarray(cv2.GaussianBlur(noise, (0, 0), sigma))
+
+
+@pytest.fixture(params=[postprocess, native], ids=["numpy", "numba"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return request.param
 
 
 @pytest.mark.parametrize("radius", [0, 1, 3, 4, 8])
@@ -27,31 +37,101 @@ def test_suppression_is_that_of_the_reference(radius: int) -> None:
         np.testing.assert_array_equal(got, expected)
 
 
-def test_a_negative_radius_is_refused() -> None:
+def test_a_negative_radius_is_refused(kernels: Kernels) -> None:
     with pytest.raises(ConfigError, match="nms_radius is -1"):
-        postprocess.survivors(heat(), -1)
+        kernels.find_peaks(heat(), radius=-1, border=0, size=(104, 72), threshold=0.1, count=10)
 
 
+@pytest.mark.parametrize("steps", [0, 20], ids=["distinct", "plateaus"])
 @pytest.mark.parametrize(
-    ("radius", "border", "count"), [(3, 4, 40), (0, 0, 500), (4, 7, 10_000), (2, 36, 9), (2, 60, 9)]
+    ("radius", "border", "count"), [(3, 4, 40), (0, 0, 500), (4, 7, 10_000), (2, 36, 9), (2, 60, 9), (9, 0, 3000)]
 )
-def test_peaks_are_those_of_the_reference(radius: int, border: int, count: int) -> None:
+def test_peaks_are_those_of_the_reference(kernels: Kernels, radius: int, border: int, count: int, steps: int) -> None:
     maps, size = heat(seed=2), (99, 70)
+    if steps:
+        maps = np.round(maps * steps) / np.float32(steps)
     tensor = torch.from_numpy(maps)[None]
     kept = reference.inside_border(reference.non_maximum_suppression(tensor, radius), border, torch.tensor([size]))
     expected = reference.top_k(kept, count, 0.05, radius)
     n = int(expected.valid.sum())
-    got = postprocess.find_peaks(maps, radius=radius, border=border, size=size, threshold=0.05, count=count)
-    assert len(got.x) == n
+    got = kernels.find_peaks(maps, radius=radius, border=border, size=size, threshold=0.05, count=count)
     assert (n > 0) == (border < 30)
+    if steps:
+        # of neighbours of equal scores the reference's search over blocks takes one
+        kept[kept <= 0.05] = 0
+        ys, xs = np.nonzero(kept[0].numpy())
+        scores = kept[0].numpy()[ys, xs]
+        best = np.argsort(-scores, kind="stable")[:count]
+        np.testing.assert_array_equal(got.scores, scores[best])
+        assert set(zip(got.x.tolist(), got.y.tolist(), strict=True)) <= set(zip(xs.tolist(), ys.tolist(), strict=True))
+        return
+    assert len(got.x) == n
     np.testing.assert_array_equal(got.scores, expected.scores[0, :n].numpy())
     np.testing.assert_array_equal(np.stack([got.x, got.y], 1), expected.keypoints[0, :n].numpy())
 
 
-def test_equal_scores_come_in_the_order_of_rows() -> None:
+@pytest.mark.parametrize("threshold", [0.0, 0.02, 0.3, 0.9])
+@pytest.mark.parametrize("radius", [1, 3, 5])
+def test_compiled_peaks_are_numpy_s(radius: int, threshold: float) -> None:
+    """To the same order, at any threshold, also where many scores are equal, in maps of different sizes in turn."""
+    for seed in range(6):
+        maps = heat(64 + 8 * seed, 120, seed, sigma=0.6 + 0.3 * seed)
+        for given in (maps, np.round(maps, 1), np.round(maps, 2)):
+            settings = {"radius": radius, "border": 3, "size": (115, 61), "threshold": threshold, "count": 100}
+            for a, b in zip(
+                postprocess.find_peaks(given, **settings), native.find_peaks(given, **settings), strict=True
+            ):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_threads_do_not_share_their_workspace() -> None:
+    settings = {"radius": 3, "border": 4, "size": (640, 480), "threshold": 0.01, "count": 1000}
+    maps = [heat(480, 640, seed) for seed in range(4)]
+    expected = [postprocess.find_peaks(given, **settings) for given in maps]
+    wrong: list[int] = []
+
+    def work(n: int) -> None:
+        for _ in range(15):
+            got = native.find_peaks(maps[n], **settings)
+            wrong.extend(n for a, b in zip(got, expected[n], strict=True) if (a != b).any())
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_which_kernels_are_taken() -> None:
+    assert load_kernels() is native
+    assert load_kernels(brief=True) is postprocess
+    code = (
+        "import sys; sys.modules['numba'] = None\n"
+        "from frontend import postprocess; from frontend.kernels import load_kernels\n"
+        "assert load_kernels() is postprocess"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_a_folder_for_its_cache_numba_compiles_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bool] = []
+
+    def njit(signature: object, cache: bool = False, **options: object) -> object:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        made.append(cache)
+        return lambda function: function
+
+    monkeypatch.setattr(native, "njit", njit)
+    assert native._compiled(None)(len) is len
+    assert made == [False]
+
+
+def test_equal_scores_come_in_the_order_of_rows(kernels: Kernels) -> None:
     maps = np.zeros((16, 16), np.float32)
     maps[[2, 2, 9, 13], [12, 3, 7, 1]] = [0.5, 0.5, 0.9, 0.5]
-    got = postprocess.find_peaks(maps, radius=1, border=0, size=(16, 16), threshold=0.1, count=10)
+    got = kernels.find_peaks(maps, radius=1, border=0, size=(16, 16), threshold=0.1, count=10)
     assert list(zip(got.x.tolist(), got.y.tolist(), strict=True)) == [(7, 9), (3, 2), (12, 2), (1, 13)]
 
 
@@ -73,14 +153,14 @@ def test_centre_of_mass_is_that_of_the_reference(peaks: postprocess.Peaks) -> No
     np.testing.assert_allclose(postprocess.centre_of_mass(maps, peaks), expected, atol=1e-4)
 
 
-def test_patches_are_those_of_the_reference(peaks: postprocess.Peaks) -> None:
+def test_patches_are_those_of_the_reference(kernels: Kernels, peaks: postprocess.Peaks) -> None:
     gray = heat(seed=5)
     expected = gather_patches(torch.from_numpy(gray)[None, None], points_of(peaks), 17)[:, 0].numpy()
-    np.testing.assert_array_equal(postprocess.cut_patches(gray, peaks, 17), expected)
+    np.testing.assert_array_equal(kernels.cut_patches(gray, peaks, 17), expected)
 
 
 @pytest.mark.parametrize("cells", [(9, 13), (1, 5), (4, 1), (1, 1)])
-def test_descriptors_are_those_of_the_reference(cells: tuple[int, int]) -> None:
+def test_descriptors_are_those_of_the_reference(kernels: Kernels, cells: tuple[int, int]) -> None:
     random = np.random.default_rng(6)
     maps = random.normal(size=(*cells, 32)).astype(np.float32)
     size = (8 * cells[1], 8 * cells[0])
@@ -88,4 +168,13 @@ def test_descriptors_are_those_of_the_reference(cells: tuple[int, int]) -> None:
     points[0], points[1] = (0, 0), (size[0] - 1, size[1] - 1)
     tensor = torch.from_numpy(maps).permute(2, 0, 1)[None].contiguous()
     expected = reference.sample_descriptors(tensor, torch.from_numpy(points)[None], size)[0].numpy()
-    np.testing.assert_allclose(postprocess.sample_rows(maps, points, size), expected, atol=2e-5)
+    np.testing.assert_allclose(kernels.describe(maps, points, size), expected, atol=2e-5)
+    local, order = random.normal(size=(70, 32)).astype(np.float32), random.permutation(70)[:60]
+    whole = expected.astype(np.float64) + local[order]
+    whole /= np.linalg.norm(whole, axis=1, keepdims=True)
+    np.testing.assert_allclose(kernels.describe(maps, points, size, local, order), whole, atol=2e-5)
+
+
+def test_descriptors_of_zeros_are_zeros(kernels: Kernels) -> None:
+    points = np.array([[3.0, 9.0]], np.float32)
+    assert not kernels.describe(np.zeros((4, 4, 16), np.float32), points, (32, 32)).any()

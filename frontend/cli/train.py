@@ -136,7 +136,8 @@ def _initial_network(args: argparse.Namespace, values: dict[str, Any]) -> tuple[
         # a run that goes on knows what it began with
         begun = described_by(args.out)
         if begun is not None:
-            held = {key: begun[key] for key in ("init_sha256", "refiner_sha256") if key in begun}
+            kept = ("init_sha256", "refiner_sha256")
+            held: dict[str, Any] = {key: begun[key] for key in kept if key in begun}
             return SuperPointNet(ModelConfig.from_dict(begun["model"])), held
     if args.init is None and values["freeze"]:
         raise ConfigError("freeze was given without weights to start from; expected --init NAME|PATH")

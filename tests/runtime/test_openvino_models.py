@@ -1,0 +1,120 @@
+"""What the OpenVINO runtime does to its models: sizes that they are compiled for, grey levels, and whose refiner."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import openvino
+import pytest
+from runtime_networks import network
+
+from frontend.model import ModelConfig, SuperPointNet
+from frontend.runtime import openvino_runtime, runtime_for
+from frontend.runtime.graphs import export_parts
+from frontend.runtime.openvino_runtime import OpenVinoRuntime, _take_grey_levels
+from frontend.runtime.parity import scene
+
+
+def image(height: int, width: int, seed: int = 3) -> np.ndarray:
+    return scene(height, width, seed)[None, None]
+
+
+def test_sizes_that_keep_coming_are_compiled_for_and_give_the_same() -> None:
+    runtime = runtime_for(network("slim"), "openvino", "float32")
+    assert isinstance(runtime, OpenVinoRuntime)
+    model = runtime._dense
+    sizes = [(64, 96), (72, 96), (80, 96), (88, 96), (96, 96), (104, 96)]
+    # copies: the next call overwrites what one gives
+    first = {size: [value.copy() for value in runtime.dense(image(*size))] for size in sizes}
+    before = len(model._sized)  # the check of the graph asked for one size, once
+    for _ in range(6):
+        for size in sizes:
+            got = runtime.dense(image(*size))
+            np.testing.assert_allclose(got.heat, first[size][0], atol=1e-5)
+            np.testing.assert_allclose(got.descriptors, first[size][1], atol=1e-4 * np.abs(first[size][1]).max())
+    assert before == 0
+    # the first four, and no more: the others go on as they were
+    assert [dict(key)["image"][2:] for key in model._sized] == sizes[:4]
+
+
+def test_threads_share_a_model_and_not_its_results() -> None:
+    runtime = runtime_for(network("slim"), "openvino", "float32")
+    given = [image(64, 96, seed) for seed in range(4)]
+    expected = [runtime.dense(x).descriptors.copy() for x in given]
+    wrong: list[int] = []
+
+    def work(n: int) -> None:
+        for _ in range(20):
+            maps = runtime.dense(given[n])
+            if not np.allclose(maps.descriptors, expected[n], atol=1e-4 * np.abs(expected[n]).max()):
+                wrong.append(n)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("preset", ["slim", "edge", "vgg"])
+def test_models_of_grey_levels_compute_the_same(preset: str) -> None:
+    core = openvino.Core()
+    source = export_parts(network(preset))["dense"]
+    plain, scaled = core.read_model(source), core.read_model(source)
+    assert _take_grey_levels(scaled)
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    given = image(64, 96)
+    a = core.compile_model(plain, "CPU", settings)({"image": given})
+    b = core.compile_model(scaled, "CPU", settings)({"image": given * 255})
+    for name in ("heat", "descriptors"):
+        np.testing.assert_allclose(a[name], b[name], atol=1e-4 * np.abs(a[name]).max())
+
+
+def test_a_model_whose_image_goes_elsewhere_is_left_alone() -> None:
+    from openvino import Model, opset13
+
+    parameter = opset13.parameter([1, 1, 16, 16], np.float32, name="image")
+    weights = opset13.constant(np.ones((2, 1, 3, 3), np.float32))
+    convolved = opset13.convolution(parameter, weights, [1, 1], [1, 1], [1, 1], [1, 1])
+    model = Model([convolved.output(0), opset13.exp(parameter).output(0)], [parameter])
+    assert not _take_grey_levels(model)
+    given = np.full((1, 1, 16, 16), 0.5, np.float32)
+    got = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(given)
+    assert got[0].max() == pytest.approx(4.5, rel=1e-5)
+    assert got[1].max() == pytest.approx(np.exp(0.5), rel=1e-5)
+
+
+def test_half_precision_sees_grey_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever instructions the CPU has: the runtime scales what it gives a model that was changed."""
+    seen: list[float] = []
+
+    class Model:
+        levels = True
+
+        def __init__(self, *_: object) -> None: ...
+
+        def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            seen.append(float(inputs["image"].max()))
+            return {"heat": inputs["image"][:, 0], "descriptors": inputs["image"]}
+
+    monkeypatch.setattr(openvino_runtime, "_Model", Model)
+    net = SuperPointNet(ModelConfig())
+    runtime = OpenVinoRuntime(runtime_for(net.eval(), "torch").info, {"dense": b"", "refine": b""}, "bf16")
+    given = np.full((1, 1, 8, 8), 200 / 255, np.float32)
+    runtime.dense(given)
+    Model.levels = False
+    runtime.dense(given)
+    assert seen == [pytest.approx(200), pytest.approx(200 / 255)]
+
+
+def test_the_refiner_is_the_same_with_and_without_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = np.stack([scene(17, 17, seed) for seed in range(70)])[:, None]
+    scores = np.linspace(0.01, 0.9, 70, dtype=np.float32)
+    with_it = runtime_for(network("edge"), "openvino", "float32").refine(given, scores)
+    monkeypatch.setattr(openvino_runtime, "find_spec", lambda name: None)
+    without = runtime_for(network("edge"), "openvino", "float32").refine(given, scores)
+    np.testing.assert_allclose(with_it.position, without.position, atol=1e-4)
+    np.testing.assert_allclose(with_it.local, without.local, atol=1e-4)
+    assert np.abs(with_it.local).max() > 0.01
