@@ -89,7 +89,7 @@ def _survivors(heat, radius, iterations, box, keep_words, keep, free_words, free
     Given ``keep``, the local maxima among the pixels ``free``, which are those above the threshold: what is not never
     suppresses what is.
     """
-    height, width = heat.shape
+    width = heat.shape[1]
     count = _collect(keep_words, keep.ravel(), found)
     _cover(found, count, width, radius, free)
     waiting = _collect(free_words, free.ravel(), left)

@@ -36,7 +36,7 @@ def test_a_second_load_exports_nothing(weights: Path, monkeypatch: pytest.Monkey
     assert folder.is_relative_to(weights.parent / "cache" / "superpoint-frontend")
     monkeypatch.setattr(select, "export", no_export)
     given = np.full((1, 1, 16, 24), 0.5, np.float32)
-    a, b = (load_runtime(weights, name).dense(given) for name in ("onnxruntime", "openvino"))
+    a, b = (load_runtime(weights, name, "float32").dense(given) for name in ("onnxruntime", "openvino"))
     np.testing.assert_allclose(a.heat, b.heat, atol=1e-5)
     # other weights have other graphs
     save_network(weights, unfolded("edge-dense"))
