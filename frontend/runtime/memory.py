@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 
 import numpy as np
 
 _FREED = 30 << 20  # bytes; glibc learns from sizes below 32 MiB
+# mallopt(3)
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_KEPT = (1 << 31) - 1  # bytes at the top of the heap that are not given back
 
 
 @cache
@@ -18,3 +22,21 @@ def settle_memory() -> None:
     (mallopt(3), M_MMAP_THRESHOLD): one such block, never touched, is enough. Elsewhere this does nothing.
     """
     np.empty(_FREED, np.uint8)
+
+
+@cache
+def keep_large_blocks() -> bool:
+    """Have glibc keep blocks of any size, for a training: its activations are of the same sizes in every step.
+
+    Blocks of 32 MiB and more are otherwise mapped and unmapped each time, which is a quarter of a training step of the
+    paper's network in float32. The process does not shrink any more, so this is not for a service.
+
+    Returns:
+        Whether the C library could be told.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library
+        return False
+    settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _KEPT, _M_TOP_PAD: 64 << 20}
+    return all([mallopt(option, value) == 1 for option, value in settings.items()])

@@ -22,6 +22,7 @@ from frontend.device import autocast, check_precision
 from frontend.errors import ConfigError, FrontendError
 from frontend.model import SuperPointNet
 from frontend.progress import Progress
+from frontend.runtime.memory import keep_large_blocks
 from frontend.training import distributed
 from frontend.training.compilation import compile_parts
 from frontend.training.datasets import Sample
@@ -171,6 +172,8 @@ class Trainer:
         self.config = config
         self.out = out
         self.device = torch.device(config.device)
+        if self.device.type == "cpu":
+            keep_large_blocks()
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frozen = frozen
         for module in frozen:

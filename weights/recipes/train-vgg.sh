@@ -1,0 +1,13 @@
+#!/bin/sh
+# Train superpoint-vgg as it was released: sh weights/recipes/train-vgg.sh PHOTOGRAPHS [RUNS]
+# Every command goes on where it stopped, so the script can be started again after any interruption.
+set -eu
+photographs=${1:?usage: train-vgg.sh PHOTOGRAPHS [RUNS]}
+runs=${2:-runs}
+recipes=$(dirname "$0")
+
+superpoint label "$photographs" --model superpoint-edge --config "$recipes/vgg-label.toml" --out "$runs/vgg-labels"
+superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels" --refiner superpoint-edge \
+    --config "$recipes/vgg-superpoint1.toml" --out "$runs/vgg-small"
+superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels" \
+    --init "$runs/vgg-small/superpoint.safetensors" --config "$recipes/vgg-superpoint2.toml" --out "$runs/vgg"
