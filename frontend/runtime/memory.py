@@ -38,5 +38,8 @@ def keep_large_blocks() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library
         return False
-    settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _KEPT, _M_TOP_PAD: 64 << 20}
-    return all([mallopt(option, value) == 1 for option, value in settings.items()])
+    told = [
+        mallopt(option, value)
+        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _KEPT), (_M_TOP_PAD, 64 << 20))
+    ]
+    return told == [1, 1, 1]
