@@ -1,4 +1,4 @@
-"""Third-party SuperPoint checkpoints: their layouts, recognised by names, renamed to ours.
+"""Third-party SuperPoint checkpoints: their layouts, recognised by names, renamed to ours, and back.
 
 Only names and shapes are used, which are facts of the file formats.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from frontend.encoders import Part
-from frontend.errors import WeightsError
-from frontend.model import ModelConfig
+from frontend.errors import ConfigError, WeightsError
+from frontend.model import ModelConfig, SuperPointNet
 
 _PARTS = ("weight", "bias")
 _NORM_PARTS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -93,6 +94,31 @@ def convert_state_dict(state: Mapping[str, Tensor], source: str) -> tuple[ModelC
         f"weights {source} have an unknown layout of {len(state)} tensors ({first}, …); expected this project's, "
         "superpoint_v1, superpoint_v6_from_tf or the transformers library's"
     )
+
+
+def original_state_dict(network: SuperPointNet) -> dict[str, Tensor]:
+    """The paper's network in the layout of ``superpoint_v1`` (``conv1a`` … ``convDb``), for what others deploy.
+
+    That layout has no place for a refiner: without it keypoints are those of the heat map, and descriptors those of
+    the dense map alone.
+
+    Args:
+        network: folded, so that its batch norms are part of the convolutions.
+
+    Returns:
+        Its tensors, contiguous float32 on the CPU.
+
+    Raises:
+        ConfigError: it is another network, or not folded.
+    """
+    mapping = _plain(_magic_leap_names())
+    own = {name: value for name, value in network.state_dict().items() if not name.startswith("refiner.")}
+    if set(own) != set(mapping.values()):
+        raise ConfigError(
+            f"a network of encoder '{network.config.encoder}' has no superpoint_v1 layout; expected the paper's, "
+            "folded, such as superpoint-vgg"
+        )
+    return {name: own[target].detach().to("cpu", torch.float32).contiguous() for name, target in mapping.items()}
 
 
 def required_weight(counter: str) -> str:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from frontend import __version__
 from frontend.atomic import atomic_path, atomic_write
+from frontend.converters import original_state_dict
 from frontend.end_to_end import FeatureGraph, PairGraph
 from frontend.errors import ConfigError
 from frontend.extraction import ExtractorConfig
 from frontend.model import SuperPointNet
 from frontend.runtime.graphs import OPSET, DenseGraph, RefineGraph, info_of, to_onnx
 
-FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "superpoint-v1": ".pth"}
 """Formats and the endings of their files."""
 
 
@@ -29,7 +30,8 @@ class ExportConfig:
     """What to export.
 
     Attributes:
-        format: "onnx", "openvino" or "torch-export".
+        format: "onnx", "openvino", "torch-export", or "superpoint-v1": no graph, but the weights of the paper's network
+            under the names that other implementations load.
         size: (height, width) of the images, multiples of 8; any where None.
         batch: images of a batch; any where None.
         postprocessing: whether detection, top-K, refinement and the sampling of descriptors are in the graph.
@@ -51,6 +53,10 @@ class ExportConfig:
             raise ConfigError(f"export size is {self.size[0]}x{self.size[1]}; expected multiples of 8, 16 or more")
         if self.batch is not None and self.batch < 1:
             raise ConfigError(f"export batch is {self.batch}; expected 1 or more")
+        if self.format == "superpoint-v1" and (self.size or self.batch or self.postprocessing or self.matching):
+            raise ConfigError(
+                "export format superpoint-v1 has weights alone; expected no size, batch or post-processing"
+            )
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,11 @@ def export_network(network: SuperPointNet, path: Path, config: ExportConfig, nam
     ending = FORMATS[config.format]
     if path.suffix != ending:
         raise ConfigError(f"{path}: expected a name that ends in {ending} for the format {config.format}")
+    if config.format == "superpoint-v1":
+        state = original_state_dict(network)
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
+        return [path]
     if network.map_layers:
         raise ConfigError("a network that takes a map cannot be exported")
     # not the caller's own: a backend may have brought its weights to another memory layout, or to a GPU

@@ -9,7 +9,7 @@ from typing import Any
 from frontend.cli.options import Option, add_options, resolve_options
 
 EXPORT_OPTIONS = (
-    Option("format", "onnx", "of the file", ("onnx", "openvino", "torch-export")),
+    Option("format", "onnx", "of the file", ("onnx", "openvino", "torch-export", "superpoint-v1")),
     Option("size", "", "HxW of the images, multiples of 8; any size without"),
     Option("batch", 0, "images of a batch; any number with 0"),
     Option("with_postprocessing", False, "detection, top-K, refinement and descriptor sampling in the graph"),
@@ -26,7 +26,8 @@ EXPORT_OPTIONS = (
 _ABOUT = """\
 Without --with-postprocessing the graph gives the heat map and the semi-dense descriptors, and a refiner, where the
 network has one, lies beside it in NAME-refiner. With it, K keypoints of each image with scores (0 where there is none),
-descriptors and sigmas. --precision int8 quantises the dense part, measures its homography accuracy on half of the
+descriptors and sigmas. --format superpoint-v1 writes no graph but a state dict (.pth) of the paper's network, conv1a to
+convDb, for other implementations to load; it has no refiner. --precision int8 quantises the dense part, measures its homography accuracy on half of the
 photographs against float32, and refuses it where that drops by more than a point; --runtime onnxruntime or openvino
 with --precision int8 then uses it.
 """

@@ -14,13 +14,14 @@ import torch
 from runtime_networks import network, unfolded
 
 from frontend.cli.main import main
+from frontend.converters import original_state_dict
 from frontend.errors import ConfigError
 from frontend.export import ExportConfig, export_network
 from frontend.extraction import Batch, ExtractorConfig, Geometry
 from frontend.model import heatmap
 from frontend.runtime.parity import scene
 from frontend.torch_backend import TorchBackend
-from frontend.weights import save_network
+from frontend.weights import load_network, save_network
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SETTINGS = ExtractorConfig(max_keypoints=60, detection_threshold=0.001)
@@ -179,3 +180,37 @@ def test_the_recipe_for_tensorrt_names_what_the_graph_has(tmp_path: Path) -> Non
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="export format is 'tflite'; expected one of: onnx, openvino, torch-export"):
         ExportConfig("tflite")
+
+
+@pytest.mark.parametrize("preset", ["vgg", "vgg-refined"])
+def test_the_paper_s_network_in_the_layout_that_others_load(tmp_path: Path, preset: str) -> None:
+    """Loaded again, as other implementations' files are, it computes the same; without the refiner."""
+    save_network(tmp_path / "net.safetensors", unfolded(preset))
+    target = tmp_path / "net.pth"
+    options = ["--model", str(tmp_path / "net.safetensors"), "--format", "superpoint-v1", "--out", str(target)]
+    assert main(["export", *options]) == 0
+    state = torch.load(target, weights_only=True)
+    assert state["conv1a.weight"].shape == (64, 1, 3, 3)
+    assert state["convDb.bias"].shape == (256,)
+    assert len(state) == 24
+    _, again = load_network(target)
+    assert again.refiner is None
+    given = torch.from_numpy(images(48, 64, (3,)))
+    with torch.inference_mode():
+        expected, got = network(preset)(given), again.eval()(given)
+    for a, b in zip(expected, got, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4 * float(a.abs().max()), rtol=0)
+
+
+def test_what_has_no_such_layout_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_network(tmp_path / "net.safetensors", unfolded("slim"))
+    options = ["export", "--model", str(tmp_path / "net.safetensors"), "--format", "superpoint-v1"]
+    assert main([*options, "--out", str(tmp_path / "net.pth")]) == 2
+    assert "a network of encoder 'slim' has no superpoint_v1 layout" in capsys.readouterr().err
+    assert main([*options, "--out", str(tmp_path / "net.pth"), "--size", "64x64"]) == 2
+    assert "weights alone" in capsys.readouterr().err
+    assert main([*options, "--out", str(tmp_path / "net.onnx")]) == 2
+    assert ".pth" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="folded"):
+        original_state_dict(unfolded("vgg"))
+    assert not list(tmp_path.glob("*.pth"))
