@@ -27,9 +27,9 @@ _ABOUT = """\
 Without --with-postprocessing the graph gives the heat map and the semi-dense descriptors, and a refiner, where the
 network has one, lies beside it in NAME-refiner. With it, K keypoints of each image with scores (0 where there is none),
 descriptors and sigmas. --format superpoint-v1 writes no graph but a state dict (.pth) of the paper's network, conv1a to
-convDb, for other implementations to load; it has no refiner. --precision int8 quantises the dense part, measures its homography accuracy on half of the
-photographs against float32, and refuses it where that drops by more than a point; --runtime onnxruntime or openvino
-with --precision int8 then uses it.
+convDb, for other implementations to load; it has no refiner. --precision int8 quantises the dense part, measures its
+homography accuracy on half of the photographs against float32, and refuses it where that drops by more than a point;
+--runtime onnxruntime or openvino with --precision int8 then uses it.
 """
 
 
