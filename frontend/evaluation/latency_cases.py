@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from frontend.converters import convert_state_dict, original_state_dict
 from frontend.errors import ConfigError
 from frontend.evaluation.latency import Case, Outcome
 from frontend.evaluation.latency_models import ModelUnderTest, UInt8Image
@@ -133,12 +134,17 @@ class UsualSuperPoint:
 
 
 def usual_case(model: ModelUnderTest, images: Sequence[UInt8Image], keypoints: int, device: str) -> Case:
-    """The baseline: the same network in eager float32 PyTorch.
+    """The baseline: the same network in eager float32 PyTorch; the paper's without its refiner, as others deploy it.
 
     Raises:
-        ConfigError: the network has a refiner, which no usual SuperPoint has.
+        ConfigError: another network with a refiner, which no usual SuperPoint has.
     """
-    usual = UsualSuperPoint(load_network(model.source)[1], keypoints, ExtractorConfig().detection_threshold, device)
+    network = load_network(model.source)[1]
+    if network.refiner is not None:
+        config, state = convert_state_dict(original_state_dict(network), model.label)
+        network = SuperPointNet(config)
+        network.load_state_dict(state)
+    usual = UsualSuperPoint(network, keypoints, ExtractorConfig().detection_threshold, device)
     source = cycle(images)
 
     def call() -> Outcome:

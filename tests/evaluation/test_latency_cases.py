@@ -135,6 +135,15 @@ def test_cases_of_a_model(tiny: Path, tmp_path: Path) -> None:
         UsualSuperPoint(SuperPointNet(ModelConfig(refiner="patch")), 10, 0.1)
 
 
+def test_the_paper_s_network_is_usual_without_its_refiner(tmp_path: Path) -> None:
+    images = ImageSource().of_size((160, 120))
+    outcome = usual_case(find_model("vgg-refined", tmp_path), images, 50, "cpu").call()
+    assert outcome is not None
+    assert set(outcome.stages) == {"preprocess", "network", "keypoints"}
+    with pytest.raises(ConfigError, match="encoder 'compact' has no superpoint_v1 layout"):
+        usual_case(find_model("edge", tmp_path), images, 50, "cpu")
+
+
 def test_presets_get_the_same_random_weights(tmp_path: Path) -> None:
     first = find_model("edge-coarse", tmp_path)
     weights = Path(first.source).read_bytes()

@@ -8,6 +8,8 @@ recipes=$(dirname "$0")
 
 superpoint label "$photographs" --model superpoint-edge --config "$recipes/vgg-label.toml" --out "$runs/vgg-labels"
 superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels" --refiner superpoint-edge \
-    --config "$recipes/vgg-superpoint1.toml" --out "$runs/vgg-small"
+    --config "$recipes/vgg-superpoint1.toml" --out "$runs/vgg1"
 superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels" \
-    --init "$runs/vgg-small/superpoint.safetensors" --config "$recipes/vgg-superpoint2.toml" --out "$runs/vgg"
+    --init "$runs/vgg1/superpoint.safetensors" --config "$recipes/vgg-superpoint2.toml" --out "$runs/vgg2"
+superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels" \
+    --init "$runs/vgg2/superpoint.safetensors" --config "$recipes/vgg-superpoint3.toml" --out "$runs/vgg"
