@@ -94,3 +94,7 @@ def test_training_starts_from_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
     save_network(tmp_path / "source.safetensors", network_of(128, seed=2), {})
     assert main([*command, *given]) == 2
     assert "refiner_sha256" in capsys.readouterr().err
+    # nor where the run itself says what network it has
+    model = command.index("--model")
+    assert main([*command[:model], *command[model + 2 :], *given]) == 2
+    assert "refiner_sha256" in capsys.readouterr().err

@@ -162,13 +162,16 @@ def _identity(weights: str) -> str:
 
 
 def _with_refiner(network: Any, described: dict[str, Any], args: argparse.Namespace) -> Any:
-    """The network with the refiner of other weights, where ``--refiner`` asks for it and no run goes on."""
+    """The network with the refiner of other weights, where ``--refiner`` asks for it and no run goes on with its own."""
     from frontend.model import adopt_refiner
     from frontend.weights import load_network
 
-    if args.refiner is None or "refiner_sha256" in described:
+    if args.refiner is None:
         return network
-    described["refiner_sha256"] = _identity(args.refiner)
+    begun = "refiner_sha256" in described
+    described["refiner_sha256"] = _identity(args.refiner)  # the trainer refuses another one than the run began with
+    if begun:
+        return network
     return adopt_refiner(load_network(args.refiner, fold=False)[1], network)
 
 
