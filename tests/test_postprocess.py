@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -88,19 +88,14 @@ def test_threads_do_not_share_their_workspace() -> None:
     settings = {"radius": 3, "border": 4, "size": (640, 480), "threshold": 0.01, "count": 1000}
     maps = [heat(480, 640, seed) for seed in range(4)]
     expected = [postprocess.find_peaks(given, **settings) for given in maps]
-    wrong: list[int] = []
 
-    def work(n: int) -> None:
-        for _ in range(15):
-            got = native.find_peaks(maps[n], **settings)
-            wrong.extend(n for a, b in zip(got, expected[n], strict=True) if (a != b).any())
+    def work(n: int) -> int:
+        """How often the answer is wrong."""
+        found = [native.find_peaks(maps[n], **settings) for _ in range(15)]
+        return sum((a != b).any() for got in found for a, b in zip(got, expected[n], strict=True))
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(4))) == [0, 0, 0, 0]
 
 
 def test_which_kernels_are_taken() -> None:

@@ -25,21 +25,16 @@ def settle_memory() -> None:
 
 
 @cache
-def keep_large_blocks() -> bool:
+def keep_large_blocks() -> None:
     """Have glibc keep blocks of any size, for a training: its activations are of the same sizes in every step.
 
     Blocks of 32 MiB and more are otherwise mapped and unmapped each time, which is a quarter of a training step of the
-    paper's network in float32. The process does not shrink any more, so this is not for a service.
-
-    Returns:
-        Whether the C library could be told.
+    paper's network in float32. The process does not shrink any more, so this is not for a service. With another C
+    library it does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library
-        return False
-    told = [
+        return
+    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _KEPT), (_M_TOP_PAD, 64 << 20)):
         mallopt(option, value)
-        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _KEPT), (_M_TOP_PAD, 64 << 20))
-    ]
-    return told == [1, 1, 1]

@@ -13,7 +13,7 @@ import numpy as np
 
 from frontend.errors import ConfigError
 from frontend.runtime.base import Maps, NetworkInfo, Refined
-from frontend.runtime.onnx_runtime import open_session
+from frontend.runtime.onnx_runtime import open_refiner
 from frontend.runtime.threads import settle_threads
 from frontend.types import Float32Array
 
@@ -47,7 +47,7 @@ class NcnnRuntime:
         if self._net.load_param_mem(parts["ncnn-param"].decode()):
             raise ConfigError("ncnn cannot load this network: it lacks one of its layers")
         self._net.load_model_mem(self._weights)
-        self._refine = open_session(parts["refine"]) if info.patch else None
+        self._refine = open_refiner(parts["refine"]) if info.patch else None
 
     def dense(self, images: Float32Array, raster: Float32Array | None = None) -> Maps:
         found = [self._one(image) for image in images]
@@ -67,4 +67,4 @@ class NcnnRuntime:
     def refine(self, patches: Float32Array, scores: Float32Array) -> Refined:
         if self._refine is None:
             raise TypeError("this network has no refiner")
-        return Refined(*self._refine.run(["position", "local"], {"patches": patches, "scores": scores}))
+        return self._refine(patches, scores)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from frontend.runtime.base import Maps, NetworkInfo, Refined
@@ -23,6 +23,16 @@ def open_session(model: bytes) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+def open_refiner(model: bytes) -> Callable[[Float32Array, Float32Array], Refined]:
+    """The refiner from its ONNX model, as :meth:`frontend.runtime.base.Runtime.refine`; other runtimes take it too."""
+    session = open_session(model)
+
+    def refine(patches: Float32Array, scores: Float32Array) -> Refined:
+        return Refined(*session.run(["position", "local"], {"patches": patches, "scores": scores}))
+
+    return refine
+
+
 class OnnxRuntime:
     """See :class:`frontend.runtime.base.Runtime`.
 
@@ -38,7 +48,7 @@ class OnnxRuntime:
         self.info = info
         self.precision = precision
         self._dense = open_session(parts["dense-int8" if precision == "int8" else "dense"])
-        self._refine = open_session(parts["refine"]) if info.patch else None
+        self._refine = open_refiner(parts["refine"]) if info.patch else None
 
     def dense(self, images: Float32Array, raster: Float32Array | None = None) -> Maps:
         return Maps(*self._dense.run(["heat", "descriptors"], {"image": images}))
@@ -46,4 +56,4 @@ class OnnxRuntime:
     def refine(self, patches: Float32Array, scores: Float32Array) -> Refined:
         if self._refine is None:
             raise TypeError("this network has no refiner")
-        return Refined(*self._refine.run(["position", "local"], {"patches": patches, "scores": scores}))
+        return self._refine(patches, scores)
