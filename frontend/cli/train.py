@@ -162,7 +162,7 @@ def _identity(weights: str) -> str:
 
 
 def _with_refiner(network: Any, described: dict[str, Any], args: argparse.Namespace) -> Any:
-    """The network with the refiner of other weights, where ``--refiner`` asks for it; a run that goes on has its own."""
+    """The network with the refiner of the weights that ``--refiner`` names; a run that goes on has its own."""
     from frontend.model import adopt_refiner
     from frontend.weights import load_network
 
