@@ -21,14 +21,18 @@ def run() -> None:
 
     import frontend.cli.serve  # noqa: F401
     from frontend.cli.match import main as match
+    from frontend.runtime import available_runtimes
     from service.app import create_app
     from service.server import run  # noqa: F401
     from service.settings import Settings
 
     create_app(Settings()).openapi()
     samples = Path(str(files("frontend") / "samples"))
-    if match([str(samples / f"rocket_{index}.jpg") for index in (0, 1)]) != 0:
-        raise SystemExit("the sample pair does not match")
+    pair = [str(samples / f"rocket_{index}.jpg") for index in (0, 1)]
+    # what is fastest here, and what is taken on a GPU and for other weights
+    for runtime in (*available_runtimes(), "auto"):
+        if match([*pair, "--runtime", runtime]) != 0:
+            raise SystemExit(f"the sample pair does not match in {runtime}")
 
 
 def compile_module(module: ModuleType) -> bool:

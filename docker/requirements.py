@@ -23,19 +23,34 @@ else:
 # slim images have no libGL and no glib
 _REPLACED = {"opencv-python": "opencv-python-headless"}
 _BASE = ("torch", "numpy")
+_RUNTIMES = ("onnx", "openvino", "ncnn", "numba")
+# torch.onnx exports without it what this project exports
+_UNUSED = ("torch", "onnxscript")
 
 
-def requirements(project: Mapping[str, list[str]], extras: Mapping[str, list[str]]) -> list[str]:
+def requirements(
+    project: Mapping[str, list[str]], extras: Mapping[str, list[str]], runtimes: Iterable[str] = ()
+) -> list[str]:
     """The dependencies of the service but torch, OpenCV without windows.
 
     Args:
         project: the table ``project`` of pyproject.toml.
         extras: its optional dependencies.
+        runtimes: names of those that are for computing on a CPU.
     """
-    wanted = [Requirement(text) for text in (*project["dependencies"], *extras["service"])]
+    texts = [*project["dependencies"], *extras["service"]]
+    pending = list(runtimes)
+    while pending:
+        for text in extras[pending.pop()]:
+            ours = Requirement(text)
+            if ours.name == project["name"]:
+                pending += ours.extras
+            else:
+                texts.append(text)
+    wanted = [Requirement(text) for text in texts]
     for requirement in wanted:
         requirement.name = _REPLACED.get(requirement.name, requirement.name)
-    return [str(requirement) for requirement in wanted if requirement.name != "torch"]
+    return list(dict.fromkeys(str(requirement) for requirement in wanted if requirement.name not in _UNUSED))
 
 
 def constraints(lines: Iterable[str], base: Mapping[str, str], torch: str) -> list[str]:
@@ -69,10 +84,14 @@ def installed() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--torch", default="torch", help="requirement, or URL of a wheel")
+    parser.add_argument("--runtimes", default="", help=f"extras, with commas: {', '.join(_RUNTIMES)}")
     parser.add_argument("pyproject", type=Path)
     parser.add_argument("constraints", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
+    runtimes = [name for name in args.runtimes.split(",") if name]
+    if unknown := sorted({*runtimes} - {*_RUNTIMES}):
+        parser.error(f"--runtimes has '{unknown[0]}'; expected names of: {', '.join(_RUNTIMES)}")
 
     project = tomllib.loads(args.pyproject.read_text(encoding="utf-8"))["project"]
     base = installed()
@@ -82,7 +101,7 @@ def main() -> None:
         pins = [pin for pin in pins if not pin.endswith("==unknown")]
     for name, lines in (
         ("torch.txt", [] if base else [args.torch]),
-        ("requirements.txt", requirements(project, project["optional-dependencies"])),
+        ("requirements.txt", requirements(project, project["optional-dependencies"], runtimes)),
         ("pinned.txt", pins),
     ):
         (args.out / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

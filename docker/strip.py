@@ -1,4 +1,4 @@
-"""Removes from the virtual environment of the image what no service ever loads, above all parts of torch."""
+"""Removes from the virtual environment of the image what no service ever loads, above all of torch and OpenVINO."""
 
 from __future__ import annotations
 
@@ -20,6 +20,21 @@ UNUSED = (
     "torch/lib/libbackend_with_compiler.so",
     "torch/lib/libaoti_custom_ops.so",
     "nvidia/**/include",
+    # here OpenVINO reads ONNX and its own models, and computes on CPUs
+    "openvino/include",
+    "openvino/cmake",
+    "openvino/libs/libopenvino_intel_[gn]pu_plugin.so",
+    "openvino/libs/cache.json",
+    "openvino/libs/libopenvino_tensorflow*_frontend.so*",
+    "openvino/libs/libopenvino_pytorch_frontend.so*",
+    "openvino/libs/libopenvino_jax_frontend.so*",
+    "openvino/libs/libopenvino_paddle_frontend.so*",
+    "openvino/libs/libopenvino_gguf_frontend.so*",
+    "openvino/libs/libopenvino_c.so*",
+    # for programs in C++; Python's module has all of it inside
+    "onnxruntime/capi/libonnxruntime.so*",
+    "onnxruntime/transformers/models",
+    "onnx/backend/test",
     "**/*.pyi",
     "**/__pycache__",
     # tests that are installed with their packages

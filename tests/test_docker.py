@@ -207,12 +207,42 @@ def test_requirements_are_those_of_the_service_without_windows() -> None:
     assert Requirement(headless).specifier == Requirement(PROJECT["dependencies"][2]).specifier
 
 
+def default_runtimes() -> list[str]:
+    """Of the image, by its build argument."""
+    (default,) = (rest.partition("=")[2] for _, rest in instructions() if rest.startswith("RUNTIMES="))
+    return default.split(",")
+
+
+def test_runtimes_are_the_extras_without_what_only_tools_need() -> None:
+    extras = PROJECT["optional-dependencies"]
+    made = script("requirements").requirements
+    plain = {Requirement(text).name for text in made(PROJECT, extras)}
+    added = {Requirement(text).name for text in made(PROJECT, extras, default_runtimes())} - plain
+    assert added == {"onnx", "onnxruntime", "openvino"}
+    # an extra may name another one
+    ncnn = [Requirement(text).name for text in made(PROJECT, extras, ["ncnn"])]
+    assert {*ncnn} - plain == {"ncnn", "onnx", "onnxruntime", "pnnx"}
+    assert len(ncnn) == len({*ncnn})
+
+
+@pytest.mark.parametrize(("runtimes", "code"), [("openvino,onnx", 0), ("", 0), ("openvino,tensorrt", 2)])
+def test_unknown_runtimes_stop_the_build(runtimes: str, code: int, tmp_path: Path) -> None:
+    command = [sys.executable, str(DOCKER / "requirements.py"), "--runtimes", runtimes]
+    files = [str(ROOT / "pyproject.toml"), str(ROOT / "constraints.txt"), str(tmp_path)]
+    done = subprocess.run([*command, *files], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert ("'tensorrt'" in done.stderr) == (code != 0)
+    if code == 0:
+        assert ("openvino" in (tmp_path / "requirements.txt").read_text()) == bool(runtimes)
+
+
 def test_every_requirement_is_pinned() -> None:
     made = script("requirements")
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [Requirement(pin) for pin in made.constraints(lines, {}, "torch")]
     exact = {pin.name for pin in pins if str(pin.specifier).startswith("==")}
-    needed = {Requirement(text).name for text in made.requirements(PROJECT, PROJECT["optional-dependencies"])}
+    texts = made.requirements(PROJECT, PROJECT["optional-dependencies"], default_runtimes())
+    needed = {Requirement(text).name for text in texts}
     # tomli is for Python 3.10 alone, which constraints.txt leaves open
     assert {"torch", *needed} - exact <= {"tomli"}
 
@@ -237,6 +267,8 @@ def test_strip_keeps_what_is_loaded(tmp_path: Path) -> None:
         "torch/include/a.h",
         "torch/bin/protoc",
         "torch/lib/libjitbackend_test.so",
+        "openvino/libs/libopenvino_intel_gpu_plugin.so",
+        "onnxruntime/capi/libonnxruntime.so.1.32.0",
         "numpy/linalg/tests/test_a.py",
         "numpy/linalg/__pycache__/a.pyc",
         "pip/__init__.py",
@@ -246,6 +278,9 @@ def test_strip_keeps_what_is_loaded(tmp_path: Path) -> None:
         "torch/bin/torch_shm_manager",
         "torch/lib/libtorch_cpu.so",
         "torch/testing/__init__.py",
+        "openvino/libs/libopenvino_intel_cpu_plugin.so",
+        "openvino/libs/libopenvino_onnx_frontend.so.2641",
+        "onnxruntime/capi/onnxruntime_pybind11_state.so",
         "torch/test_of_nothing.py",
         "setuptools/__init__.py",
         "tests/__init__.py",

@@ -1,4 +1,4 @@
-"""Exported graphs in the user's cache directory.
+"""Exported graphs in the user's cache directory, and those that came with the package.
 
 A network's folder holds its files under names with their checksums, and ``index.json`` that lists them. Files come
 first and the index last, each under a temporary name that is renamed: whatever process is killed or runs beside
@@ -23,6 +23,9 @@ from frontend.runtime.base import NetworkInfo
 
 FORMAT = 1
 """Of the graphs and of the index; another one is not read."""
+
+SHIPPED = Path(__file__).resolve().parent.parent / "_graphs"
+"""Where graphs may have been installed with the package, laid out as in the cache; the container image has them."""
 
 _INDEX = "index.json"
 
@@ -50,14 +53,17 @@ def cache_dir() -> Path:
     return (home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache") / "superpoint-frontend"
 
 
-def folder_of(weights_sha256: str) -> Path:
-    """The folder of a weight file's graphs, by this version."""
-    return cache_dir() / f"{weights_sha256[:32]}-{__version__}-{FORMAT}"
+def folder_of(weights_sha256: str, root: Path | None = None) -> Path:
+    """The folder of a weight file's graphs, by this version: below ``root``, or in the cache."""
+    return (root or cache_dir()) / f"{weights_sha256[:32]}-{__version__}-{FORMAT}"
 
 
 def load(weights_sha256: str) -> Graphs | None:
-    """The graphs of a weight file; None where there are none, or they are damaged."""
-    folder = folder_of(weights_sha256)
+    """The graphs of a weight file, from the cache or the package; None where there are none, or they are damaged."""
+    return _read(folder_of(weights_sha256)) or _read(folder_of(weights_sha256, SHIPPED))
+
+
+def _read(folder: Path) -> Graphs | None:
     try:
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
         info = NetworkInfo(**index["info"])
@@ -69,9 +75,9 @@ def load(weights_sha256: str) -> Graphs | None:
         return None
 
 
-def save(weights_sha256: str, graphs: Graphs) -> bool:
-    """Store graphs; False where the cache cannot be written, which is no reason to stop."""
-    folder = folder_of(weights_sha256)
+def save(weights_sha256: str, graphs: Graphs, root: Path | None = None) -> bool:
+    """Store graphs, in the cache or below ``root``; False where it cannot be written, which is no reason to stop."""
+    folder = folder_of(weights_sha256, root)
     entries = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,8 +105,10 @@ def load_note(weights_sha256: str, name: str) -> dict[str, Any] | None:
 
 def save_note(weights_sha256: str, name: str, note: Mapping[str, Any]) -> None:
     """Store such a document, where the cache can be written."""
+    folder = folder_of(weights_sha256)
     with suppress(OSError):
-        atomic_write(folder_of(weights_sha256) / f"{name}.json", json.dumps(dict(note), indent=1))
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / f"{name}.json", json.dumps(dict(note), indent=1))
 
 
 def _digest(data: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from runtime_networks import unfolded
 
 from frontend.runtime import load_runtime, select, store
-from frontend.weights import save_network, sha256_of
+from frontend.weights import load_network, save_network, sha256_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -57,6 +58,28 @@ def test_what_ncnn_loads_is_added_to_the_graphs_at_hand(weights: Path, monkeypat
     assert all(after.files[name] == data for name, data in before.files.items())
     monkeypatch.setattr("frontend.runtime.ncnn_graph.export_ncnn", no_export)
     assert load_runtime(weights, "ncnn").name == "ncnn"
+
+
+def test_graphs_that_came_with_the_package(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container: nothing is exported, what is fastest is noted in the cache, and the cache comes first."""
+    digest = sha256_of(weights)
+    shipped = tmp_path / "package"
+    monkeypatch.setattr(store, "SHIPPED", shipped)
+    made = select.export(load_network(weights)[1])
+    assert store.save(digest, made, shipped)
+    monkeypatch.setattr(select, "export", no_export)
+    monkeypatch.setattr(select, "available_runtimes", lambda: ("openvino", "onnxruntime"))
+    chosen = load_runtime(weights)
+    folder = store.folder_of(digest)
+    assert [path.name.partition("-")[0] for path in folder.iterdir()] == ["fastest"]
+    monkeypatch.setattr(select, "_timed", no_export)
+    again = load_runtime(weights)
+    assert (again.name, again.precision) == (chosen.name, chosen.precision)
+
+    assert store.save(digest, dataclasses.replace(made, files={**made.files, "dense-int8": b"calibrated here"}))
+    found = store.load(digest)
+    assert found is not None
+    assert "dense-int8" in found.files
 
 
 @pytest.mark.parametrize("damage", ["cut", "swapped", "missing", "index", "empty index", "other index"])
