@@ -113,7 +113,9 @@ def original_state_dict(network: SuperPointNet) -> dict[str, Tensor]:
     """
     mapping = _plain(_magic_leap_names())
     own = {name: value for name, value in network.state_dict().items() if not name.startswith("refiner.")}
-    if set(own) != set(mapping.values()):
+    with torch.device("meta"):
+        paper = SuperPointNet(_config("none", 1e-5)).state_dict()
+    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in paper.items()}:
         raise ConfigError(
             f"a network of encoder '{network.config.encoder}' has no superpoint_v1 layout; expected the paper's, "
             "folded, such as superpoint-vgg"

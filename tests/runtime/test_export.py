@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from frontend.converters import original_state_dict
 from frontend.errors import ConfigError
 from frontend.export import ExportConfig, export_network
 from frontend.extraction import Batch, ExtractorConfig, Geometry
-from frontend.model import heatmap
+from frontend.model import SuperPointNet, heatmap
 from frontend.runtime.parity import scene
 from frontend.torch_backend import TorchBackend
 from frontend.weights import load_network, save_network
@@ -213,4 +214,8 @@ def test_what_has_no_such_layout_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert ".pth" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="folded"):
         original_state_dict(unfolded("vgg"))
+    # the same names, but of sizes that nobody else can load
+    narrow = SuperPointNet(replace(unfolded("vgg").config, encoder="vgg(channels=[32, 32, 64, 64])"))
+    with pytest.raises(ConfigError, match=r"encoder 'vgg\(channels=\[32, 32, 64, 64\]\)' has no superpoint_v1 layout"):
+        original_state_dict(narrow.eval().fold())
     assert not list(tmp_path.glob("*.pth"))
