@@ -6,7 +6,10 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -23,6 +26,8 @@ _MANY = 64  # patches are filled up to a multiple of this, so that their number 
 _HINTS = {"float32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
 _LEVELS = 255
 _LINEAR = ("Reshape", "Transpose", "SpaceToDepth", "Squeeze", "Unsqueeze")  # what may lie before a first convolution
+# layers, by parts of their names, that stay in float32 beside half precision
+_EXACT = ("/detector/out/", "/detector/fine/")
 _Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
@@ -69,6 +74,27 @@ def _take_grey_levels(model: Any) -> bool:
     return True
 
 
+def _keep_exact(model: Any, names: tuple[str, ...] = _EXACT) -> Any:
+    """The model, with the layers of these names in float32 whatever precision it is compiled for.
+
+    Which pixel is a peak is decided by differences of neighbouring logits, which bf16 rounds away for one or two peaks
+    of a hundred; these layers cost little. Python can set this attribute of a layer in a written model alone.
+    """
+    with TemporaryDirectory() as folder:
+        from openvino import Tensor, serialize
+
+        path = Path(folder) / "model.xml"
+        serialize(model, str(path))
+        root = ElementTree.parse(path).getroot()
+        for layer in root.iter("layer"):
+            if layer.get("type") != "Const" and any(name in layer.get("name", "") for name in names):
+                ElementTree.SubElement(
+                    ElementTree.SubElement(layer, "rt_info"), "attribute", name="precise", version="0"
+                )
+        weights = Tensor(np.fromfile(path.with_suffix(".bin"), np.uint8))
+        return _core().read_model(ElementTree.tostring(root), weights)
+
+
 class _Model:
     """An ONNX model, compiled for any size, and for those few that keep coming.
 
@@ -77,9 +103,11 @@ class _Model:
     """
 
     def __init__(self, model: bytes, hint: str, threads: int) -> None:
-        self._source = model
-        self._half = hint != "f32"
+        self._source = _core().read_model(model)
         self.levels = False
+        if hint != "f32":
+            self.levels = _take_grey_levels(self._source)
+            self._source = _keep_exact(self._source)
         self._settings = {
             "INFERENCE_PRECISION_HINT": hint,
             "PERFORMANCE_HINT": "LATENCY",
@@ -93,10 +121,9 @@ class _Model:
         self._mine = threading.local()  # a request serves one thread at a time
 
     def _compile(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        model = _core().read_model(self._source)
-        if self._half:
-            self.levels = _take_grey_levels(model)
+        model = self._source
         if shapes:
+            model = model.clone()
             model.reshape({name: list(shape) for name, shape in shapes.items()})
         return _core().compile_model(model, "CPU", self._settings)
 

@@ -12,7 +12,7 @@ from runtime_networks import network
 from frontend.model import ModelConfig, SuperPointNet
 from frontend.runtime import openvino_runtime, runtime_for
 from frontend.runtime.graphs import export_parts
-from frontend.runtime.openvino_runtime import OpenVinoRuntime, _take_grey_levels
+from frontend.runtime.openvino_runtime import OpenVinoRuntime, _keep_exact, _take_grey_levels, native_precisions
 from frontend.runtime.parity import scene
 
 
@@ -100,6 +100,36 @@ def test_half_precision_sees_grey_levels(monkeypatch: pytest.MonkeyPatch) -> Non
     Model.levels = False
     runtime.dense(given)
     assert seen == [pytest.approx(200), pytest.approx(200 / 255)]
+
+
+@pytest.mark.parametrize(("preset", "kept"), [("edge", 5), ("vgg", 1), ("slim", 1)])
+def test_the_last_layers_before_the_peaks_stay_in_float32(preset: str, kept: int) -> None:
+    """All convolutions of the detector's output and fine branch, no other one; computed as before."""
+    core = openvino.Core()
+    plain = core.read_model(export_parts(network(preset))["dense"])
+    exact = _keep_exact(plain)
+    marked = [
+        op.get_friendly_name()
+        for op in exact.get_ops()
+        if op.get_type_name() == "Convolution" and {*op.get_rt_info()} & {"precise_0", "DisablePrecisionConversion_0"}
+    ]
+    assert len(marked) == kept
+    assert all("/detector/" in name for name in marked)
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    given = image(64, 96)
+    a, b = (core.compile_model(model, "CPU", settings)({"image": given}) for model in (plain, exact))
+    for name in ("heat", "descriptors"):
+        np.testing.assert_array_equal(a[name], b[name])
+    if "bf16" not in native_precisions():
+        return
+    compiled = core.compile_model(exact, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    computed = {
+        op.get_friendly_name(): str(op.get_rt_info()["runtimePrecision"].value)
+        for op in compiled.get_runtime_model().get_ops()
+        if op.get_rt_info()["layerType"].value == "Convolution"
+    }
+    assert {name for name, precision in computed.items() if precision == "f32"} >= {*marked}
+    assert sum(precision == "bf16" for precision in computed.values()) >= len(computed) - kept - 1
 
 
 def test_the_refiner_is_the_same_with_and_without_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
