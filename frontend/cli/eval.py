@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from frontend.cli import eval_pose, eval_zoo
+from frontend.cli.options import add_network_options
 
 DEFAULT_METHODS = "superpoint-edge,sift,rootsift,orb"
 
@@ -59,7 +60,7 @@ def add_homography_parser(benchmarks: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the pairs made from photographs (default: 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N photographs or sequences")
-    parser.add_argument("--device", default="auto", help="of the networks: auto, cpu, cuda or cuda:N (default: auto)")
+    add_network_options(parser)
     parser.add_argument(
         "--geometry-method", choices=("opencv", "ransac"), default="opencv", help="homography estimator"
     )
@@ -89,7 +90,7 @@ def add_uncertainty_parser(benchmarks: Any) -> None:
     parser.add_argument("--resize", type=int, default=640, metavar="PX", help="longest side; 0 as it is (default: 640)")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs made from photographs (default: 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N photographs or sequences")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add_network_options(parser)
     parser.set_defaults(run=run_uncertainty)
 
 
@@ -104,7 +105,8 @@ def run_uncertainty(args: argparse.Namespace) -> int:
     from frontend.evaluation.methods import MethodConfig, create_method
     from frontend.evaluation.uncertainty import run_calibration
 
-    method = create_method(args.model, MethodConfig(device=str(pick_device(args.device))))
+    config = MethodConfig(1024, str(pick_device(args.device)), args.runtime, args.precision)
+    method = create_method(args.model, config)
     dataset = open_dataset(args.dataset, seed=args.seed, resize=args.resize or None, limit=args.limit)
     for kind, bins in run_calibration(dataset, method).items():
         print(kind)
@@ -156,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
 
         require_matplotlib()
         check_plot_path(args.plot)
-    method_config = MethodConfig(max_keypoints=args.max_keypoints, device=device)
+    method_config = MethodConfig(args.max_keypoints, device, args.runtime, args.precision)
     methods = {name: create_method(name, method_config) for name in names}
     result = run_benchmark(dataset, methods, config, max_keypoints=args.max_keypoints)
     table = format_table(result) if args.rotations is None else format_rotations(result)

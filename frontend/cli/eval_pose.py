@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from frontend.cli.options import add_network_options
+
 DEFAULT_METHODS = "superpoint-edge,sift,rootsift,orb"
 
 
@@ -42,7 +44,7 @@ def add_pose_parser(benchmarks: Any) -> None:
     parser.add_argument("--threshold", type=float, default=1.0, metavar="PX", help="of the estimators (default: 1)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="estimations of each pair (default: 5)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pairs")
-    parser.add_argument("--device", default="auto", help="of the networks: auto, cpu, cuda or cuda:N (default: auto)")
+    add_network_options(parser)
     parser.add_argument("--json", metavar="FILE|-", help="protocol, figures and pairs; - for stdout, table to stderr")
     parser.set_defaults(run=run)
 
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from frontend.cli.eval import check_writable, method_names
     from frontend.device import pick_device
     from frontend.errors import ConfigError
-    from frontend.evaluation.methods import MethodConfig, create_method
+    from frontend.evaluation.methods import MethodConfig, computed_by, create_method
     from frontend.evaluation.pose import PoseConfig, read_pairs, run_pose_benchmark
     from frontend.evaluation.pose_estimators import ESTIMATORS
     from frontend.evaluation.pose_report import format_table, to_json
@@ -78,15 +80,14 @@ def run(args: argparse.Namespace) -> int:
     pairs = read_pairs(args.folder)[: args.limit]
     if args.json not in (None, "-"):
         check_writable("--json", Path(args.json))
-    device = str(pick_device(args.device))
-    method_config = MethodConfig(max_keypoints=args.max_keypoints, device=device)
+    method_config = MethodConfig(args.max_keypoints, str(pick_device(args.device)), args.runtime, args.precision)
     methods = {name: create_method(name, method_config) for name in names}
     results = run_pose_benchmark(pairs, methods, config)
     folder = args.folder if args.folder.is_dir() else args.folder.parent
     table = format_table(folder, results, config, args.max_keypoints)
     print(table, end="", file=sys.stderr if args.json == "-" else sys.stdout)
     if args.json is not None:
-        document = to_json(folder, results, config, args.max_keypoints, device)
+        document = to_json(folder, results, config, args.max_keypoints, computed_by(methods))
         if args.json == "-":
             print(document)
         else:

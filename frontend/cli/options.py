@@ -49,6 +49,17 @@ class Option:
     choices: tuple[str, ...] = ()
 
 
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``, ``--runtime`` and ``--precision`` of the networks that a benchmark measures."""
+    known = (
+        ("device", "auto, cpu, cuda or cuda:N"),
+        ("runtime", "on a CPU: auto, torch, onnxruntime, openvino, ncnn"),
+        ("precision", "auto, float32, bf16, fp16, int8"),
+    )
+    for name, values in known:
+        parser.add_argument(f"--{name}", default="auto", help=f"of the networks: {values} (default: auto)")
+
+
 def add_options(parser: argparse.ArgumentParser, options: tuple[Option, ...]) -> None:
     """Add a flag for each option, and ``--config FILE.toml`` that sets them too; flags win over the file."""
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="settings by name; flags win over it")

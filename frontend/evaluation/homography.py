@@ -11,7 +11,7 @@ from frontend.errors import ConfigError
 from frontend.evaluation import metrics
 from frontend.evaluation.camera import UInt8Image
 from frontend.evaluation.datasets import PairDataset
-from frontend.evaluation.methods import Method
+from frontend.evaluation.methods import Method, computed_by
 from frontend.evaluation.pairs import KINDS, ImagePair
 from frontend.homography import corner_error
 from frontend.progress import Progress
@@ -134,12 +134,14 @@ class BenchmarkResult:
         config: how.
         max_keypoints: the budget of all methods.
         pairs: results of each pair, by method.
+        networks: what computed those methods that are networks, see :func:`~frontend.evaluation.methods.computed_by`.
     """
 
     dataset: PairDataset
     config: BenchmarkConfig
     max_keypoints: int
     pairs: Mapping[str, list[PairResult]]
+    networks: Mapping[str, str]
 
     def kinds(self) -> list[str]:
         """The kinds of pairs that there are: viewpoint first, rotations last and in their order."""
@@ -288,7 +290,7 @@ def run_benchmark(
                     raise ConfigError(f"method '{name}' returned {most} keypoints; expected at most {max_keypoints}")
                 results[name].append(evaluate_pair(pair, features0, features1, config))
             progress.update()
-    return BenchmarkResult(dataset, config, max_keypoints, results)
+    return BenchmarkResult(dataset, config, max_keypoints, results, computed_by(methods))
 
 
 SUMMARY_FIELDS = tuple(field.name for field in fields(Summary))

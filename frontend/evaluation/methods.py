@@ -6,7 +6,7 @@ Euclidean distance, and for binary descriptors the smallest Hamming distance (se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +29,14 @@ class MethodConfig:
     Attributes:
         max_keypoints: budget, the strongest responses first; >= 1.
         device: of networks: "auto", "cpu", "cuda" or "cuda:N".
+        runtime: of networks, see :meth:`frontend.SuperPoint.from_pretrained`.
+        precision: the same.
     """
 
     max_keypoints: int = 1024
     device: str = "auto"
+    runtime: str = "auto"
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         if self.max_keypoints < 1:
@@ -53,6 +57,7 @@ def create_method(name: str, config: MethodConfig | None = None) -> Method:
     Raises:
         RegistryError: no method, model or file has this name.
         WeightsError: a weight file is corrupt, or not the released one.
+        ConfigError: the runtime or the precision is not to be had here.
     """
     config = config or MethodConfig()
     if name in METHODS:
@@ -69,7 +74,15 @@ def create_method(name: str, config: MethodConfig | None = None) -> Method:
         known = ", ".join([*METHODS, *sorted(models)])
         raise RegistryError(f"unknown method '{name}'; expected a weight file or one of: {known}") from error
     settings = ExtractorConfig(max_keypoints=config.max_keypoints)
-    return SuperPoint.from_pretrained(name, device=config.device, config=settings).extract
+    return SuperPoint.from_pretrained(
+        name, config=settings, device=config.device, runtime=config.runtime, precision=config.precision
+    ).extract
+
+
+def computed_by(methods: Mapping[str, Method]) -> dict[str, str]:
+    """Runtime and precision of those methods that are networks, such as "openvino float32"; by name."""
+    backends = {name: getattr(getattr(method, "__self__", None), "backend", None) for name, method in methods.items()}
+    return {name: f"{b.runtime} {b.precision}" for name, b in backends.items() if b is not None}
 
 
 def unit_binary(bits: NDArray[np.uint8]) -> Float32Array:

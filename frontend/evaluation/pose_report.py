@@ -93,7 +93,7 @@ def format_table(folder: Path, results: Results, config: PoseConfig, max_keypoin
     return "\n".join(lines) + "\n"
 
 
-def to_json(folder: Path, results: Results, config: PoseConfig, max_keypoints: int, device: str) -> str:
+def to_json(folder: Path, results: Results, config: PoseConfig, max_keypoints: int, networks: Mapping[str, str]) -> str:
     """The JSON document: ``protocol``, ``metrics`` (method, estimator, measure) and ``pairs``; infinite is null."""
     document = {
         "protocol": {
@@ -109,7 +109,7 @@ def to_json(folder: Path, results: Results, config: PoseConfig, max_keypoints: i
             "seeds": config.seeds,
             "auc_thresholds_deg": list(AUC_THRESHOLDS),
             "epipolar_threshold": EPIPOLAR_THRESHOLD,
-            "device": device,
+            "networks": dict(networks),
             "versions": versions(),
         },
         "metrics": {

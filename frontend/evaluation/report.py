@@ -117,6 +117,7 @@ def protocol(result: BenchmarkResult) -> dict[str, Any]:
         "resize": dataset.resize,
         "max_keypoints": result.max_keypoints,
         "methods": list(result.pairs),
+        "networks": dict(result.networks),
         "matcher": "mnn",
         "estimator": _ESTIMATORS[result.config.geometry_method],
         "estimator_threshold_px": result.config.threshold,

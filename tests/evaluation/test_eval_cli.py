@@ -73,6 +73,7 @@ def test_runs_are_reproducible(photographs: Path, capsys: pytest.CaptureFixture[
         (["{}/photographs", "--methods", "sift", "--json", "{}/none/out.json"], "existing folder"),
         (["{}/photographs", "--methods", "sift", "--plot", "{}/out.doc"], "out.doc"),
         (["{}/photographs", "--methods", "sift", "--device", "tpu"], "tpu"),
+        (["{}/photographs", "--methods", "superpoint-slim", "--precision", "fp8"], "fp8"),
         (["{}/broken", "--methods", "sift"], "text.png"),
     ],
 )

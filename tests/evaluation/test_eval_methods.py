@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from frontend.errors import ConfigError, RegistryError
-from frontend.evaluation.methods import METHODS, MethodConfig, create_method, root_descriptors, unit_binary, unit_rows
+from frontend.evaluation.methods import (
+    METHODS,
+    MethodConfig,
+    computed_by,
+    create_method,
+    root_descriptors,
+    unit_binary,
+    unit_rows,
+)
 from frontend.extractor import ExtractorConfig, SuperPoint
 from frontend.model import ModelConfig, SuperPointNet
 from frontend.weights import save_network
@@ -93,6 +101,17 @@ def test_a_weight_file_is_a_method(make_scene: Scene, tmp_path: Path) -> None:
     expected = SuperPoint.from_pretrained(path, device="cpu", config=settings).extract(make_scene(96, 128))
     np.testing.assert_array_equal(found.keypoints, expected.keypoints)
     assert 0 < len(found) <= 30
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_what_computes_a_network_can_be_chosen_and_is_reported(tmp_path: Path, runtime: str) -> None:
+    path = tmp_path / "random.safetensors"
+    save_network(path, SuperPointNet(ModelConfig()))
+    config = MethodConfig(device="cpu", runtime=runtime, precision="float32")
+    methods = {name: create_method(name, config) for name in ("sift", str(path))}
+    assert computed_by(methods) == {str(path): f"{runtime} float32"}
+    with pytest.raises(ConfigError, match="precision is 'fp8'"):
+        create_method(str(path), MethodConfig(device="cpu", precision="fp8"))
 
 
 def test_refusals() -> None:
