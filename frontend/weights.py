@@ -42,6 +42,8 @@ class ModelInfo:
         trained_on: the images it was trained on, and the rights in them.
         recipe: how it was trained.
         figures: what it measures, by name.
+        int8: ONNX model of its dense part in int8, calibrated on what it was trained on; None where none was released.
+        int8_sha256: of that file, hexadecimal.
     """
 
     name: str
@@ -53,6 +55,8 @@ class ModelInfo:
     trained_on: str
     recipe: str
     figures: Mapping[str, Any]
+    int8: Path | None = None
+    int8_sha256: str = ""
 
 
 def weights_dir() -> Path:
@@ -85,6 +89,8 @@ def list_models() -> dict[str, ModelInfo]:
                 trained_on=entry["trained_on"],
                 recipe=entry["recipe"],
                 figures=entry.get("figures", {}),
+                int8=path.parent / entry["int8"] if "int8" in entry else None,
+                int8_sha256=entry["int8_sha256"] if "int8" in entry else "",
             )
             for name, entry in entries.items()
         }
@@ -130,6 +136,28 @@ def resolve(name_or_path: str | Path) -> tuple[str, Path]:
     if digest != info.sha256:
         raise WeightsError(f"weights {info.path} have sha256 {digest[:12]}…; the manifest expects {info.sha256[:12]}…")
     return text, info.path
+
+
+def released_int8(weights_sha256: str) -> bytes | None:
+    """The released int8 graph of a released model, by the checksum of its weights; None where there is none.
+
+    Raises:
+        WeightsError: it is missing, or not the one that was released.
+    """
+    for name, info in list_models().items():
+        if info.sha256 != weights_sha256 or info.int8 is None:
+            continue
+        try:
+            data = info.int8.read_bytes()
+        except OSError:
+            raise WeightsError(f"the int8 graph of '{name}' is missing: expected {info.int8}") from None
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != info.int8_sha256:
+            raise WeightsError(
+                f"int8 graph {info.int8} has sha256 {digest[:12]}…; the manifest expects {info.int8_sha256[:12]}…"
+            )
+        return data
+    return None
 
 
 def save_network(path: Path, network: SuperPointNet, training: Mapping[str, Any] | None = None) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from frontend.errors import WeightsError
 from frontend.model import MODEL_PRESETS, SuperPointNet
-from frontend.weights import list_models, load_network, resolve, save_network, weights_dir
+from frontend.weights import list_models, load_network, released_int8, resolve, save_network, weights_dir
 
 ENTRY = """
 [models.{name}]
@@ -117,6 +117,9 @@ def test_released_weights_are_those_of_the_manifest(monkeypatch: pytest.MonkeyPa
         assert network.config.encoder == info.encoder
         assert info.path.stat().st_size <= 6 * 2**20
         assert info.trained_on
+        if info.int8 is not None:
+            assert released_int8(info.sha256) == info.int8.read_bytes()
+    assert sum(path.stat().st_size for path in weights_dir().rglob("*") if path.is_file()) < 16e6
     assert (weights_dir() / "MODEL_CARD.md").is_file()
 
 

@@ -18,9 +18,7 @@ EXPORT_OPTIONS = (
     Option("detection_threshold", 0.005, "lowest score of a keypoint, with post-processing"),
     Option("nms_radius", 3, "pixels kept free around a keypoint, with post-processing"),
     Option("border", 4, "pixels along the edge without keypoints, with post-processing"),
-    Option(
-        "precision", "float32", "int8 needs --calibration, and goes to the cache of this machine", ("float32", "int8")
-    ),
+    Option("precision", "float32", "int8 needs --calibration; see above", ("float32", "int8")),
     Option("calibration", "", "folder of photographs like those to come, for int8"),
 )
 _ABOUT = """\
@@ -29,7 +27,7 @@ network has one, lies beside it in NAME-refiner. With it, K keypoints of each im
 descriptors and sigmas. --format superpoint-v1 writes no graph but a state dict (.pth) of the paper's network, conv1a to
 convDb, for other implementations to load; it has no refiner. --precision int8 quantises the dense part, measures its
 homography accuracy on half of the photographs against float32, and refuses it where that drops by more than a point;
---runtime onnxruntime or openvino with --precision int8 then uses it.
+--runtime onnxruntime or openvino with --precision int8 then uses it, on this machine; --out writes it to a file as well.
 """
 
 
@@ -73,7 +71,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.dynamic and (size is not None or values["batch"]):
         raise ConfigError("--dynamic with --size or --batch; expected one of them")
     if values["precision"] == "int8":
-        return _quantise(args.model, values["calibration"])
+        return _quantise(args.model, values["calibration"], args.out)
     if args.out is None:
         raise ConfigError("--out is missing; expected the file to write")
     from frontend.export import ExportConfig, export_network
@@ -100,12 +98,12 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _quantise(model: str, folder: str) -> int:
+def _quantise(model: str, folder: str, out: Path | None) -> int:
     from frontend.errors import ConfigError
 
     if not folder:
         raise ConfigError("--calibration is missing; expected a folder of photographs")
     from frontend.evaluation.quantisation import quantise_model
 
-    print(quantise_model(model, Path(folder)).summary())
+    print(quantise_model(model, Path(folder), out=out).summary())
     return 0

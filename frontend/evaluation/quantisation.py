@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from frontend.atomic import atomic_write
 from frontend.cpu_backend import CpuBackend
 from frontend.errors import ConfigError, ImageError
 from frontend.evaluation.homography import BenchmarkConfig, PairResult, Summary, evaluate_pair, summarize
@@ -145,13 +146,16 @@ def _kept_in_float(model: Any) -> list[str]:
     return sorted(first | last)
 
 
-def quantise_model(name_or_path: str | Path, folder: Path, *, runtime: str = "onnxruntime") -> Quantised:
+def quantise_model(
+    name_or_path: str | Path, folder: Path, *, runtime: str = "onnxruntime", out: Path | None = None
+) -> Quantised:
     """Make the int8 graph of a model, and store it in the cache where it is as accurate as float32.
 
     Args:
         name_or_path: see :func:`frontend.weights.load_network`.
         folder: of photographs; every second one calibrates, the others measure.
         runtime: that measures.
+        out: a file to write it to as well; ends in .onnx.
 
     Returns:
         The accuracies.
@@ -161,6 +165,8 @@ def quantise_model(name_or_path: str | Path, folder: Path, *, runtime: str = "on
         WeightsError: there are no such weights.
     """
     name, path = resolve(name_or_path)
+    if out is not None and (out.suffix != ".onnx" or not out.parent.is_dir()):
+        raise ConfigError(f"{out}: expected a file that ends in .onnx, in a folder that is there")
     if not folder.is_dir():
         raise ConfigError(f"{folder}: is no folder; expected one of photographs")
     photographs = sorted(file for file in folder.iterdir() if file.is_file() and is_image_name(file))
@@ -178,6 +184,8 @@ def quantise_model(name_or_path: str | Path, folder: Path, *, runtime: str = "on
         )
     if not store.save(digest, graphs):
         raise ConfigError(f"{store.cache_dir()}: cannot be written; expected a cache for the int8 graph")
+    if out is not None:
+        atomic_write(out, dense)
     return result
 
 

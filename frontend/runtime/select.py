@@ -18,7 +18,7 @@ from frontend.errors import ConfigError
 from frontend.runtime import parity, store
 from frontend.runtime.base import Maps, Runtime, check_names
 from frontend.runtime.threads import thread_count
-from frontend.weights import load_network, resolve, sha256_of
+from frontend.weights import load_network, released_int8, resolve, sha256_of
 
 if TYPE_CHECKING:
     from frontend.model import SuperPointNet
@@ -156,6 +156,10 @@ class _Network:
         if runtime != "torch":
             _check(runtime, precision)
             self.prepare(runtime)
+            if precision == "int8" and "dense-int8" not in self.graphs.files:
+                released = released_int8(self.digest)
+                if released is not None:
+                    self._graphs = replace(self.graphs, files={**self.graphs.files, "dense-int8": released})
             return build(self.graphs, runtime, precision)
         from frontend.runtime.torch_runtime import TorchRuntime
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,24 @@ import pytest
 from runtime_networks import network, unfolded
 
 from frontend.cli.main import main
-from frontend.errors import ConfigError
+from frontend.errors import ConfigError, WeightsError
 from frontend.evaluation import quantisation
 from frontend.runtime import load_runtime, runtime_for, select
 from frontend.runtime.parity import scene
 from frontend.weights import save_network
+
+MANIFEST = """
+[models.net]
+file = "net.safetensors"
+sha256 = "{}"
+int8 = "int8.onnx"
+int8_sha256 = "{}"
+encoder = "compact"
+descriptor_dim = 128
+licence = "Apache-2.0"
+trained_on = "nothing"
+recipe = "none"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +75,27 @@ def test_a_model_is_quantised_measured_and_used(
     with pytest.raises(ConfigError, match="has no such graph"):
         load_runtime(weights, "onnxruntime", "int8")
     monkeypatch.setattr(quantisation, "_LARGEST_DROP", 1.0)
-    assert main(command) == 0
+    assert main([*command, "--out", str(tmp_path / "int8.pth")]) == 2
+    assert "int8.pth: expected a file that ends in .onnx" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "int8.onnx")]) == 0
     assert "net in int8: 8 pairs" in capsys.readouterr().out
     assert load_runtime(weights, "onnxruntime", "int8").precision == "int8"
+
+    # elsewhere, where it came with the weights
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    with pytest.raises(ConfigError, match="has no such graph"):
+        load_runtime(weights, "onnxruntime", "int8")
+    graph = (tmp_path / "int8.onnx").read_bytes()
+    digests = [hashlib.sha256(data).hexdigest() for data in (weights.read_bytes(), graph)]
+    (tmp_path / "manifest.toml").write_text(MANIFEST.format(*digests))
+    monkeypatch.setenv("SUPERPOINT_WEIGHTS_DIR", str(tmp_path))
+    assert load_runtime("net", "onnxruntime", "int8").precision == "int8"
+    (tmp_path / "int8.onnx").write_bytes(graph[:-1])
+    with pytest.raises(WeightsError, match=r"int8.onnx has sha256 .*; the manifest expects"):
+        load_runtime("net", "openvino", "int8")
+    (tmp_path / "int8.onnx").unlink()
+    with pytest.raises(WeightsError, match="int8 graph of 'net' is missing"):
+        load_runtime("net", "openvino", "int8")
 
 
 def test_too_few_photographs_are_refused(photographs: Path, tmp_path: Path) -> None:
