@@ -27,7 +27,7 @@ network has one, lies beside it in NAME-refiner. With it, K keypoints of each im
 descriptors and sigmas. --format superpoint-v1 writes no graph but a state dict (.pth) of the paper's network, conv1a to
 convDb, for other implementations to load; it has no refiner. --precision int8 quantises the dense part, measures its
 homography accuracy on half of the photographs against float32, and refuses it where that drops by more than a point;
---runtime onnxruntime or openvino with --precision int8 then uses it, on this machine; --out writes it to a file as well.
+--runtime onnxruntime or openvino with --precision int8 then uses it, on this machine; --out writes it to a file, too.
 """
 
 
