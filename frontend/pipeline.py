@@ -12,7 +12,7 @@ from frontend.camera import Camera
 from frontend.errors import ConfigError
 from frontend.extractor import StageTimes, SuperPoint
 from frontend.geometry import estimate_essential, estimate_fundamental
-from frontend.homography_estimation import estimate_homography
+from frontend.homography_estimation import estimate_homography, match_sigmas
 from frontend.matching import MATCHERS, match_features
 from frontend.types import Essential, Features, Float32Array, Fundamental, Homography, Matches, MatchResult, Status
 
@@ -143,6 +143,7 @@ class MatchPipeline:
         return estimate_homography(
             points0,
             points1,
+            sigmas=match_sigmas(features0, features1, matches),
             method="opencv" if config.ransac_method == "opencv" else "ransac",
             threshold=config.ransac_threshold,
             seed=config.seed,

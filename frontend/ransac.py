@@ -8,8 +8,9 @@ threshold.
 Each block draws minimal samples, throws away those that no homography can explain (degenerate, or with an
 orientation flipped), scores the rest in float32, and refines the best by reweighted Gauss-Newton in float64; the
 batch is asked once per block which of its items still need more samples. The winner is polished with Tukey weights
-at the scale of its own residuals. Items do not see each other: the random numbers of a block depend on the seed
-alone and are mapped to each item's valid matches, so neither the batch nor its padding changes a result.
+at the scale of its own residuals, relative to the matches' variances where those are known. Items do not see each
+other: the random numbers of a block depend on the seed alone and are mapped to each item's valid matches, so neither
+the batch nor its padding changes a result.
 
 Whether a model means anything is decided by :func:`frontend.verification.verify_homography`: unrelated images give
 no model, however many matches they have.
@@ -60,15 +61,19 @@ def _check(points0: Tensor, points1: Tensor, valid: Tensor) -> None:
         raise ShapeError(f"points are on {points0.device}, {points1.device}, valid on {valid.device}; expected one")
 
 
-def _compact(points0: Tensor, points1: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Finite valid matches first, in their order, padding 0, in float64; also their mask and the permutation."""
+def _compact(
+    points0: Tensor, points1: Tensor, valid: Tensor, variances: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """Finite valid matches first, in their order, padding 0, in float64; also mask, variances and the permutation."""
     valid = valid & points0.isfinite().all(-1) & points1.isfinite().all(-1)
     order = torch.argsort((~valid).to(torch.uint8), dim=1, stable=True)
     pair = order[..., None].expand(-1, -1, 2)
     points0, points1 = (
         torch.where(valid[..., None], points, 0.0).double().gather(1, pair) for points in (points0, points1)
     )
-    return points0, points1, valid.gather(1, order), order
+    if variances is not None:
+        variances = torch.where(valid, variances.double(), 1.0).gather(1, order)
+    return points0, points1, valid.gather(1, order), variances, order
 
 
 def _finish(
@@ -93,7 +98,11 @@ def _finish(
 
 
 def batched_ransac(
-    points0: Tensor, points1: Tensor, valid: Tensor, config: RansacConfig | None = None
+    points0: Tensor,
+    points1: Tensor,
+    valid: Tensor,
+    config: RansacConfig | None = None,
+    variances: Tensor | None = None,
 ) -> BatchedHomography:
     """Estimate a homography for each item of a batch of matches.
 
@@ -106,6 +115,8 @@ def batched_ransac(
         points1: (B, K, 2) floating point, image 1.
         valid: (B, K) bool. A match with a coordinate that is not finite counts as invalid.
         config: settings.
+        variances: (B, K) floating point, of the matches' residuals, positive where valid, up to a common factor; all
+            equal without.
 
     Returns:
         The homographies. An item with too few matches, or without a significant model, has ok False.
@@ -114,14 +125,19 @@ def batched_ransac(
         ShapeError: shapes, dtypes or devices do not fit together.
     """
     _check(points0, points1, valid)
+    if variances is not None and (variances.shape != valid.shape or variances.device != valid.device):
+        raise ShapeError(
+            f"variances is {tuple(variances.shape)} on {variances.device}; "
+            f"expected {tuple(valid.shape)} on {valid.device}"
+        )
     config = config or RansacConfig()
     batch, device = len(valid), valid.device
     if valid.numel() == 0:
         eye = torch.eye(3, dtype=torch.float64, device=device).repeat(batch, 1, 1)
         nothing = torch.zeros(batch, dtype=torch.int64, device=device)
         return BatchedHomography(eye, torch.zeros_like(valid), nothing > 0, nothing)
-    x0, x1, mask, order = _compact(points0, points1, valid)
-    prepared = prepare(x0, x1, mask, config.threshold)
+    x0, x1, mask, variances, order = _compact(points0, points1, valid, variances)
+    prepared = prepare(x0, x1, mask, config.threshold, variances)
     h, iterations = search(prepared[0], config)
     h, inliers, ok = _finish(polish(h, prepared[0], config.threshold), prepared, config)
     return BatchedHomography(h, torch.zeros_like(valid).scatter(1, order, inliers), ok, iterations)

@@ -31,7 +31,7 @@ BLOCK = (3072, 384)
 REFINED = 4  # hypotheses of a block that are locally optimised
 WIDENING = (3.0, 2.0, 1.5, 1.0)  # inlier thresholds of the local optimisation, relative to the final one
 POLISH_STEPS = 8
-TUKEY = 6.0  # zero weight from this many times the median residual of the inliers: about 7 sigma of Gaussian noise
+TUKEY = 4.0  # zero weight from this many times the median residual of the inliers: 4.7 sigma of Gaussian noise, 95 %
 POLISH_WIDEST = 3.0  # the same, at most this many thresholds
 POLISH_NARROWEST = 0.05  # and at least: noise-free matches have no scale
 # Hypotheses x matches scored at once, each taking 24 bytes: what a CPU's cache holds, or 400 MiB on a GPU.
@@ -45,6 +45,7 @@ class NormalisedMatches:
     points0: Tensor  # (B, K, 2) float64, 0 for padding
     points1: Tensor  # (B, K, 2)
     weights: Tensor  # (B, K) float64, 1 or 0 for padding
+    variances: Tensor  # (B, K) float64 of their residuals, up to a common factor
     unit0: Tensor  # (B,) float64, normalised length of a pixel of image 0
     unit1: Tensor  # (B,)
     count: Tensor  # (B,) int64
@@ -81,7 +82,7 @@ def _residual_rows(source: Tensor, target: Tensor, weights: Tensor, limit: Tenso
 
 
 def prepare(
-    points0: Tensor, points1: Tensor, valid: Tensor, threshold: float
+    points0: Tensor, points1: Tensor, valid: Tensor, threshold: float, variances: Tensor | None = None
 ) -> tuple[NormalisedMatches, Tensor, Tensor]:
     """Normalise valid matches; also the normalising transforms, (B, 3, 3) each."""
     weights = valid.double()
@@ -95,7 +96,9 @@ def prepare(
     limit = math.sqrt(2.0) * threshold
     forward = _residual_rows(low0, low1, low_weights, (unit1 * limit).float())
     backward = _residual_rows(low1, low0, low_weights, (unit0 * limit).float())
-    return NormalisedMatches(x0, x1, weights, unit0, unit1, valid.sum(1), low0, low1, forward, backward), t0, t1
+    variances = torch.ones_like(weights) if variances is None else variances
+    count = valid.sum(1)
+    return NormalisedMatches(x0, x1, weights, variances, unit0, unit1, count, low0, low1, forward, backward), t0, t1
 
 
 def _score(h: Tensor, matches: NormalisedMatches) -> Tensor:
@@ -218,9 +221,15 @@ def polish(h: Tensor, matches: NormalisedMatches, threshold: float) -> Tensor:
     solver = GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1)
     state = solver.linearise(h[:, None])
     valid = matches.weights[:, None] > 0
+    variances = matches.variances[:, None]
     for _ in range(POLISH_STEPS):
-        median = _masked_median(state.error, valid & (state.error <= limit))
-        cut = (median * TUKEY**2).clamp(min=limit * POLISH_NARROWEST**2, max=limit * POLISH_WIDEST**2)
-        weights = (1 - state.error / cut).clamp(min=0).square()
+        inside = valid & (state.error <= limit)
+        typical = _masked_median(variances, inside)
+        relative = variances / torch.where(typical.isfinite(), typical, 1.0)
+        error = state.error / relative
+        cut = (_masked_median(error, inside) * TUKEY**2).clamp(
+            min=limit * POLISH_NARROWEST**2, max=limit * POLISH_WIDEST**2
+        )
+        weights = (1 - error / cut).clamp(min=0).square() / relative
         state = solver.linearise(solver.step(state, torch.where(valid, weights, 0.0)))
     return state.h[:, 0]

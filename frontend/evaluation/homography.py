@@ -160,13 +160,14 @@ class BenchmarkResult:
 
 def match_and_fit(features0: Features, features1: Features, config: BenchmarkConfig) -> tuple[Matches, Homography]:
     """Mutual nearest neighbours, and the homography that fits them best."""
-    from frontend.homography_estimation import estimate_homography
+    from frontend.homography_estimation import estimate_homography, match_sigmas
     from frontend.matching import match_features
 
     found = match_features(features0, features1, matcher="mnn")
     geometry = estimate_homography(
         features0.keypoints[found.matches[:, 0]],
         features1.keypoints[found.matches[:, 1]],
+        sigmas=match_sigmas(features0, features1, found),
         method="opencv" if config.geometry_method == "opencv" else "ransac",
         threshold=config.threshold,
         seed=config.seed,
