@@ -163,6 +163,11 @@ class PointsDocument(BaseModel):
 
     points0: list[Pair] = Field(description="(M, 2): x, y in pixels of image 0; finite.")
     points1: list[Pair] = Field(description="(M, 2): the same of image 1, row by row.")
+    sigmas: list[float] | None = Field(
+        None,
+        description="(M,): standard deviations of the matches' positions, of which the ratios matter; positive. "
+        "For keypoints with sigmas: sqrt(sigma0^2 + sigma1^2). Method opencv has no use for them.",
+    )
 
 
 class HomographyDocument(BaseModel):

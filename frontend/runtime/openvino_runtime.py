@@ -19,7 +19,7 @@ from frontend.types import Float32Array
 
 _KEPT = 128  # kernels kept for shapes seen before; the default of thousands grows by megabytes with each new shape
 _OFTEN = 4  # calls with a size before the model is compiled for it, which takes a tenth of a second
-_SIZES = 4  # sizes that a model is compiled for, at most
+_SIZES = 5  # sizes that a model is compiled for, at most
 _REMEMBERED = 1000  # sizes that are counted
 _MANY = 64  # patches are filled up to a multiple of this, so that their number takes few values
 
@@ -99,12 +99,14 @@ class _Model:
     """An ONNX model, compiled for any size, and for those few that keep coming.
 
     Compiled for one size, a network is one to four milliseconds faster: otherwise shapes are worked out and memory is
-    planned for each of its layers in every call.
+    planned for each of its layers in every call. In half precision the two differ by what an image's keypoints show, so
+    a size is compiled for at once there: the same image always gives the same.
     """
 
     def __init__(self, model: bytes, hint: str, threads: int) -> None:
         self._source = _core().read_model(model)
         self.levels = False
+        self._often = _OFTEN if hint == "f32" else 1
         if hint != "f32":
             self.levels = _take_grey_levels(self._source)
             self._source = _keep_exact(self._source)
@@ -147,7 +149,7 @@ class _Model:
                 if len(self._seen) > _REMEMBERED:
                     self._seen.clear()
                 self._seen[key] = self._seen.get(key, 0) + 1
-                if self._seen[key] >= _OFTEN:
+                if self._seen[key] >= self._often:
                     self._sized[key] = self._compile(dict(key))
             return self._sized.get(key)
 

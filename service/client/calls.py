@@ -329,6 +329,7 @@ def homography(
     points0: ArrayLike,
     points1: ArrayLike,
     *,
+    sigmas: ArrayLike | None = None,
     method: Literal["ransac", "opencv"] = "ransac",
     threshold: float | None = None,
     confidence: float | None = None,
@@ -340,6 +341,7 @@ def homography(
     Args:
         points0: (M, 2) pixels of image 0.
         points1: (M, 2) pixels of image 1.
+        sigmas: (M,) standard deviations of the matches' positions, ``np.hypot(sigmas0, sigmas1)`` of their keypoints.
         method: "ransac" on the service's device, or OpenCV's USAC_MAGSAC.
         threshold: largest error of an inlier, pixels.
         confidence: that the best model is found, in (0, 1).
@@ -348,6 +350,8 @@ def homography(
     """
     query = pairs(method=method, threshold=threshold, confidence=confidence, max_iterations=max_iterations, seed=seed)
     points = {"points0": np.asarray(points0, np.float64), "points1": np.asarray(points1, np.float64)}
+    if sigmas is not None:
+        points["sigmas"] = np.asarray(sigmas, np.float64)
     body = encode(points, MSGPACK)
     return Call("POST", "/v1/homography", results.homography, query, body, MSGPACK, repeatable=True)
 

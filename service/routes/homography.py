@@ -39,7 +39,8 @@ async def homography(
     max_iterations: Annotated[int, Query(ge=1, le=100_000, description="Most samples that are drawn.")] = 10_000,
     seed: Annotated[int, Query(ge=0, lt=2**63, description="Of the drawing; the same seed, the same result.")] = 0,
 ) -> Response:
-    """`points0` and `points1`, (M, 2) each, row by row a match; as JSON, MessagePack or NPZ by Content-Type."""
+    """`points0` and `points1`, (M, 2) each, row by row a match, and `sigmas` (M,) where they are known; as JSON,
+    MessagePack or NPZ by Content-Type."""
     core = core_of(request)
     declared_length(request, int(core.settings.max_body_mb * 1e6))
     kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
@@ -47,8 +48,10 @@ async def homography(
         raise BadRequestError(f"content type is '{kind}'; expected one of: {', '.join(FORMATS)}")
     deadline, (slot,) = core.deadline(), core.reserve(1)
     try:
-        points0, points1 = _points(decode(await request.body(), kind))
-        settings = {"threshold": threshold, "confidence": confidence, "max_iterations": max_iterations, "seed": seed}
+        body = decode(await request.body(), kind)
+        points0, points1 = _points(body)
+        settings: dict[str, Any] = {"threshold": threshold, "confidence": confidence, "seed": seed}
+        settings |= {"max_iterations": max_iterations, "sigmas": _sigmas(body, len(points0))}
         device = str(core.models[core.settings.model].device)
         found = await core.in_turn(
             estimate_homography, points0, points1, method=method, device=device, deadline=deadline, **settings
@@ -58,6 +61,20 @@ async def homography(
     finally:
         slot.release()
     return answer(request, {"homography": found.H, "inliers": found.inliers, "status": found.status.value})
+
+
+def _sigmas(body: dict[str, Any], count: int) -> Float64Array | None:
+    if body.get("sigmas") is None:
+        return None
+    try:
+        given = np.asarray(body["sigmas"])
+    except ValueError:
+        given = np.empty((0, 0), object)
+    if given.size == count == 0:
+        return None
+    if given.dtype.kind not in "iuf" or given.shape != (count,) or not ((given > 0) & (given < np.inf)).all():
+        raise BadRequestError(f"'sigmas' is no list of positive numbers, one for each match; expected {count} of them")
+    return given.astype(np.float64)
 
 
 def _points(body: dict[str, Any]) -> tuple[Float64Array, Float64Array]:

@@ -24,7 +24,7 @@ def test_sizes_that_keep_coming_are_compiled_for_and_give_the_same() -> None:
     runtime = runtime_for(network("slim"), "openvino", "float32")
     assert isinstance(runtime, OpenVinoRuntime)
     model = runtime._dense
-    sizes = [(64, 96), (72, 96), (80, 96), (88, 96), (96, 96), (104, 96)]
+    sizes = [(64, 96), (72, 96), (80, 96), (88, 96), (96, 96), (104, 96), (112, 96)]
     # copies: the next call overwrites what one gives
     first = {size: [value.copy() for value in runtime.dense(image(*size))] for size in sizes}
     assert not model._sized
@@ -33,8 +33,20 @@ def test_sizes_that_keep_coming_are_compiled_for_and_give_the_same() -> None:
             got = runtime.dense(image(*size))
             np.testing.assert_allclose(got.heat, first[size][0], atol=1e-5)
             np.testing.assert_allclose(got.descriptors, first[size][1], atol=1e-4 * np.abs(first[size][1]).max())
-    # the first four, and no more: the others go on as they were
-    assert [dict(key)["image"][2:] for key in model._sized] == sizes[:4]
+    # the first five, and no more: the others go on as they were
+    assert [dict(key)["image"][2:] for key in model._sized] == sizes[:5]
+
+
+def test_in_half_precision_the_same_image_always_gives_the_same() -> None:
+    if "bf16" not in native_precisions():
+        pytest.skip("this CPU has no bf16")
+    runtime = runtime_for(network("slim"), "openvino", "bf16")
+    sizes = [(64, 96), (72, 96), (80, 96), (88, 96), (96, 96), (104, 96), (112, 96)]
+    first = {size: [value.copy() for value in runtime.dense(image(*size))] for size in sizes}
+    for _ in range(6):
+        for size in sizes:
+            for value, expected in zip(runtime.dense(image(*size)), first[size], strict=True):
+                np.testing.assert_array_equal(value, expected)
 
 
 def test_threads_share_a_model_and_not_its_results() -> None:

@@ -16,6 +16,8 @@ from live import live
 
 import frontend
 from frontend import SuperPoint, read_image
+from frontend.homography import corner_error
+from frontend.homography_estimation import estimate_homography
 from frontend.image import decode_image
 from frontend.types import Features, Fundamental, Homography, Status
 from service.client import BadImage, BadRequest, Client, FeaturesLost, NotFound, Unauthorized
@@ -88,6 +90,13 @@ def test_matched_points_have_a_homography(ask: Ask, rng: np.random.Generator) ->
     found = ask(lambda client: client.homography(points0, points1, threshold=1.0, seed=3))
     np.testing.assert_allclose(found.H, H, atol=1e-3)
     np.testing.assert_array_equal(found.inliers, np.arange(50) >= 10)
+    sigmas = rng.uniform(0.2, 2.0, 50)
+    noisy = points1 + sigmas[:, None] * rng.normal(0, 1, (50, 2))
+    plain, weighted = (
+        ask(lambda client, known=known: client.homography(points0, noisy, sigmas=known)).H for known in (None, sigmas)
+    )
+    np.testing.assert_allclose(weighted, estimate_homography(points0, noisy, sigmas=sigmas).H, rtol=1e-6)
+    assert corner_error(plain, weighted, (500, 500)) > 0.01
     empty = ask(lambda client: client.homography([], []))
     assert (empty.H, empty.status) == (None, Status.TOO_FEW_MATCHES)
 
