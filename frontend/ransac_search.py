@@ -31,7 +31,7 @@ BLOCK = (3072, 384)
 REFINED = 4  # hypotheses of a block that are locally optimised
 WIDENING = (3.0, 2.0, 1.5, 1.0)  # inlier thresholds of the local optimisation, relative to the final one
 POLISH_STEPS = 8
-TUKEY = 4.0  # zero weight from this many times the median residual of the inliers: 4.7 sigma of Gaussian noise, 95 %
+TUKEY = 5.0  # zero weight from this many times the median residual of the inliers: 5.9 sigma of Gaussian noise
 POLISH_WIDEST = 3.0  # the same, at most this many thresholds
 POLISH_NARROWEST = 0.05  # and at least: noise-free matches have no scale
 # Hypotheses x matches scored at once, each taking 24 bytes: what a CPU's cache holds, or 400 MiB on a GPU.

@@ -55,8 +55,8 @@ def test_polish_reaches_the_least_squares_optimum() -> None:
     result = estimate_homography(points0, points1)
     h, x0, x1 = tensors(reference_dlt(points0, points1), points0, points1)
     ours = symmetric_transfer_error(torch.from_numpy(result.H)[None], x0, x1).sum()  # type: ignore[arg-type]
-    # no refit on all matches may beat it by more than what the robust weights give away: 5 % of their efficiency
-    assert float(ours) <= 1.005 * float(symmetric_transfer_error(h, x0, x1).sum())
+    # no refit on all matches may beat it by more than what the robust weights give away
+    assert float(ours) <= 1.002 * float(symmetric_transfer_error(h, x0, x1).sum())
 
 
 def test_local_optimisation_improves_the_best_sample() -> None:
