@@ -12,4 +12,6 @@ superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels" 
 superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels" \
     --init "$runs/vgg1/superpoint.safetensors" --config "$recipes/vgg-superpoint2.toml" --out "$runs/vgg2"
 superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels" \
-    --init "$runs/vgg2/superpoint.safetensors" --config "$recipes/vgg-superpoint3.toml" --out "$runs/vgg"
+    --init "$runs/vgg2/superpoint.safetensors" --config "$recipes/vgg-superpoint3.toml" --out "$runs/vgg3"
+superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels" \
+    --init "$runs/vgg3/superpoint.safetensors" --config "$recipes/vgg-superpoint4.toml" --out "$runs/vgg"
