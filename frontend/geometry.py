@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from frontend.camera import Camera
-from frontend.ransac_config import RansacConfig, as_matches
+from frontend.ransac_config import RansacConfig, as_matches, as_variances
 from frontend.relative_pose import decompose_essential, essential_matrix, refine_pose
 from frontend.significance import MAX_LOG10_NFA, log10_false_alarms
 from frontend.types import BoolArray, Essential, Float64Array, Fundamental, Status
 
 MIN_MATCHES = 8  # what OpenCV's robust estimator needs
 _SEVEN_POINT = (7, 3)  # matches in a sample, and models that it may give: the algorithm solves a cubic
+_KEPT = 0.95
 _FIVE_POINT = (5, 10)  # the five-point algorithm solves a polynomial of tenth degree
 
 
@@ -122,6 +123,7 @@ def estimate_essential(
     camera0: Camera,
     camera1: Camera,
     *,
+    sigmas: ArrayLike | None = None,
     threshold: float = 1.5,
     confidence: float = 0.999,
     max_iterations: int = 10_000,
@@ -143,6 +145,8 @@ def estimate_essential(
         points1: (M, 2) of image 1. A match with a coordinate that is not finite is an outlier.
         camera0: of image 0.
         camera1: of image 1.
+        sigmas: (M,) standard deviations of the matches' positions, of which the ratios matter, see
+            :func:`frontend.homography_estimation.match_sigmas`: the refinement weighs matches by them.
         threshold: largest RMS of an inlier's distances to its two epipolar lines, pixels.
         confidence: probability of having drawn one outlier-free sample at which drawing stops, in (0, 1).
         max_iterations: samples drawn at most.
@@ -152,11 +156,12 @@ def estimate_essential(
         E with y1^T E y0 = 0 for normalised points, R and t: OK; TOO_FEW_MATCHES below eight matches; or NO_MODEL.
 
     Raises:
-        ShapeError: points0 and points1 are not both (M, 2) and real.
+        ShapeError: points0 and points1 are not both (M, 2) and real, or sigmas not (M,) and positive.
         ConfigError: a setting is out of its range.
     """
     RansacConfig(threshold, confidence, max_iterations, seed=seed)  # refuses what is out of range
     x0, x1 = as_matches(points0, points1)
+    spread = None if sigmas is None else np.sqrt(as_variances(sigmas, len(x0)))
     finite: BoolArray = np.asarray(np.isfinite(x0).all(1) & np.isfinite(x1).all(1))
     y0, y1 = camera0.normalise(x0[finite]), camera1.normalise(x1[finite])
     # a distortion that has no inverse at a point makes it infinite
@@ -176,10 +181,12 @@ def estimate_essential(
     start: Float64Array = np.asarray(found, np.float64)
     fits = _calibrated_fits(start, y0, y1, focals, threshold)
     pose = decompose_essential(start, y0[fits], y1[fits])
-    refined = refine_pose(pose, y0, y1, focals=focals, threshold=threshold)
-    # not beyond what was found: a refinement that loses inliers has left its basin
+    if spread is not None:
+        spread = spread[finite]
+    refined = refine_pose(pose, y0, y1, focals=focals, threshold=threshold, sigmas=spread)
+    # not beyond what was found: some come and go at the threshold, but a refinement that loses many has left its basin
     better = _calibrated_fits(essential_matrix(refined), y0, y1, focals, threshold)
-    if better.sum() >= fits.sum():
+    if better.sum() >= _KEPT * fits.sum():
         fits = better
         pose = decompose_essential(essential_matrix(refined), y0[fits], y1[fits])
     if fits.sum() < MIN_MATCHES or not _significant(y0 * focals[0], y1 * focals[1], fits, threshold, _FIVE_POINT):

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from frontend import ransac_cpu
-from frontend.errors import ConfigError, ShapeError
-from frontend.ransac_config import SAMPLE_SIZE, RansacConfig, as_matches
+from frontend.errors import ConfigError
+from frontend.ransac_config import SAMPLE_SIZE, RansacConfig, as_matches, as_variances
 from frontend.types import BoolArray, Features, Float64Array, Homography, Matches, Status
 
 LEAST_SIGMA = 1e-2
@@ -61,7 +61,7 @@ def estimate_homography(
     if method not in ("ransac", "opencv"):
         raise ConfigError(f"homography method is '{method}'; expected 'ransac' or 'opencv'")
     x0, x1 = as_matches(points0, points1)
-    variances = None if sigmas is None or method == "opencv" else _variances(sigmas, len(x0))
+    variances = None if sigmas is None or method == "opencv" else as_variances(sigmas, len(x0))
     finite: BoolArray = np.asarray(np.isfinite(np.hstack((x0, x1))).all(axis=1))
     inliers = np.zeros(len(x0), dtype=np.bool_)
     if finite.sum() < SAMPLE_SIZE:
@@ -91,16 +91,6 @@ def match_sigmas(features0: Features, features1: Features, matches: Matches) -> 
     together = np.hypot(features0.sigmas[first].astype(np.float64), features1.sigmas[second])
     result: Float64Array = np.maximum(together, LEAST_SIGMA)
     return result
-
-
-def _variances(sigmas: ArrayLike, count: int) -> Float64Array:
-    values = np.asarray(sigmas)
-    if values.shape != (count,) or values.dtype.kind not in "fiu":
-        raise ShapeError(f"sigmas is {values.shape} {values.dtype}; expected ({count},) real numbers")
-    squared: Float64Array = np.square(values.astype(np.float64))
-    if not (np.isfinite(squared) & (squared > 0) & (values > 0)).all():
-        raise ShapeError("sigmas has values that are not positive and finite; expected standard deviations in pixels")
-    return squared
 
 
 def _on_device(

@@ -138,7 +138,13 @@ class MatchPipeline:
         if config.geometry == "essential" and self.cameras is not None:
             camera0, camera1 = self.cameras
             return estimate_essential(
-                points0, points1, camera0, camera1, threshold=config.ransac_threshold, seed=config.seed
+                points0,
+                points1,
+                camera0,
+                camera1,
+                sigmas=match_sigmas(features0, features1, matches),
+                threshold=config.ransac_threshold,
+                seed=config.seed,
             )
         return estimate_homography(
             points0,

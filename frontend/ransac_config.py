@@ -61,3 +61,18 @@ def as_matches(points0: ArrayLike, points1: ArrayLike) -> tuple[Float64Array, Fl
     if any(array.dtype.kind not in "fiu" for array in arrays):
         raise ShapeError(f"points0 is {arrays[0].dtype} and points1 {arrays[1].dtype}; expected real numbers")
     return arrays[0].astype(np.float64), arrays[1].astype(np.float64)
+
+
+def as_variances(sigmas: ArrayLike, count: int) -> Float64Array:
+    """Variances (M,) float64 of matches from their standard deviations.
+
+    Raises:
+        ShapeError: they are not M = ``count`` positive numbers.
+    """
+    values = np.asarray(sigmas)
+    if values.shape != (count,) or values.dtype.kind not in "fiu":
+        raise ShapeError(f"sigmas is {values.shape} {values.dtype}; expected ({count},) real numbers")
+    squared: Float64Array = np.square(values.astype(np.float64))
+    if not (np.isfinite(squared) & (squared > 0) & (values > 0)).all():
+        raise ShapeError("sigmas has values that are not positive and finite; expected standard deviations in pixels")
+    return squared

@@ -91,6 +91,10 @@ class _Residuals:
     values: Float64Array
     slopes: Float64Array
 
+    def divided(self, scale: Float64Array) -> _Residuals:
+        """The same in units of (N,) scales."""
+        return _Residuals(self.values / scale, self.slopes / scale[:, None])
+
 
 def _sampson(pose: Pose, y0: Float64Array, y1: Float64Array, focals: tuple[float, float]) -> _Residuals:
     """Sampson distances (Hartley & Zisserman, 2nd ed. 2004, eq. 11.9), (N,) px, and their derivatives (N, 5).
@@ -123,7 +127,13 @@ def _tangents(direction: Float64Array) -> Float64Array:
 
 
 def refine_pose(
-    pose: Pose, points0: Float64Array, points1: Float64Array, *, focals: tuple[float, float], threshold: float
+    pose: Pose,
+    points0: Float64Array,
+    points1: Float64Array,
+    *,
+    focals: tuple[float, float],
+    threshold: float,
+    sigmas: Float64Array | None = None,
 ) -> Pose:
     """Minimise the Sampson distances under Tukey's loss over rotation and direction of translation.
 
@@ -136,13 +146,19 @@ def refine_pose(
         points1: (N, 2).
         focals: of both cameras, pixels: residuals are measured in pixels.
         threshold: residuals beyond it have no weight, pixels; the scale of the residuals may lower it.
+        sigmas: (N,) standard deviations of the matches, of which the ratios matter; all equal without.
 
     Returns:
         The refined pose, t of unit norm.
     """
     y0, y1 = homogeneous(points0), homogeneous(points1)
     current = _sampson(pose, y0, y1, focals)
-    near = np.abs(current.values[np.abs(current.values) <= threshold])
+    inside = np.abs(current.values) <= threshold
+    scale = np.ones(len(y0)) if sigmas is None else sigmas
+    # residuals as those of a typical match
+    scale = scale / float(np.median(scale[inside])) if inside.any() else scale
+    current = current.divided(scale)
+    near = np.abs(current.values[inside])
     limit = threshold if not len(near) else min(threshold, max(_TUKEY * _MAD * float(np.median(near)), threshold / 10))
     damping = 1e-3
     for _ in range(_ITERATIONS):
@@ -153,7 +169,7 @@ def refine_pose(
         step = -np.linalg.solve(normal + ridge, gradient)
         t = pose.t + step[3:] @ _tangents(pose.t)
         tried = Pose(np.asarray(cv2.Rodrigues(step[:3])[0] @ pose.R, np.float64), t / np.linalg.norm(t))
-        residuals = _sampson(tried, y0, y1, focals)
+        residuals = _sampson(tried, y0, y1, focals).divided(scale)
         if _tukey_cost(residuals.values, limit) < _tukey_cost(current.values, limit):
             pose, current, damping = tried, residuals, damping / 10
             if np.abs(step).max() < 1e-9:

@@ -83,6 +83,22 @@ def test_known_motion_is_found_through_distortion(rng: np.random.Generator, plan
     assert found.inliers[:outliers].sum() <= 0.05 * outliers
 
 
+def test_known_sigmas_make_the_motion_more_exact(rng: np.random.Generator) -> None:
+    errors = []
+    for _ in range(12):
+        points, pose = scene(rng)
+        sigmas = np.exp(rng.uniform(np.log(0.1), np.log(1.5), len(points)))
+        x0 = project(FIRST, points) + sigmas[:, None] * rng.normal(0, 0.7, (len(points), 2))
+        x1 = project(SECOND, points @ pose.R.T + pose.t) + sigmas[:, None] * rng.normal(0, 0.7, (len(points), 2))
+        x1[:60] = rng.uniform((0, 0), (800, 600), (60, 2))
+        for known in (None, sigmas):
+            found = estimate_essential(x0, x1, FIRST, SECOND, sigmas=known)
+            assert found.t is not None
+            errors.append(angle(found.t, pose.t))
+    plain, weighted = np.mean(np.reshape(errors, (-1, 2)), axis=0)
+    assert weighted < 0.75 * plain
+
+
 def test_without_noise_the_epipolar_constraint_holds_exactly(rng: np.random.Generator) -> None:
     points, pose = scene(rng, 60)
     moved = points @ pose.R.T + pose.t

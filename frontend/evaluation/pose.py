@@ -193,6 +193,7 @@ def estimate_pair(
     truth: Pose,
     config: PoseConfig,
     key: int = 0,
+    sigmas: Float64Array | None = None,
 ) -> PoseErrors:
     """Estimate a pose once for each seed and compare it with the truth.
 
@@ -204,6 +205,7 @@ def estimate_pair(
         truth: the motion.
         config: thresholds and seeds.
         key: mixed into the seeds.
+        sigmas: (M,) standard deviations of the matches, where they are known.
     """
     rows = []
     for seed in range(config.seeds):
@@ -211,7 +213,8 @@ def estimate_pair(
         order = np.random.default_rng([key, seed]).permutation(len(points0))
         found, inliers = None, np.zeros(0, np.bool_)
         if len(points0) >= MIN_MATCHES:
-            found, inliers = ESTIMATORS[name](points0[order], points1[order], *cameras, config.threshold, seed)
+            spread = None if sigmas is None else sigmas[order]
+            found, inliers = ESTIMATORS[name](points0[order], points1[order], *cameras, config.threshold, seed, spread)
         if found is None:
             rows.append((np.inf, np.inf, 0.0))
         else:
@@ -274,10 +277,12 @@ def evaluate_views(
         method: makes features.
         config: of the estimators.
     """
+    from frontend.homography_estimation import match_sigmas
     from frontend.matching import match_features
 
     (features0, xy0), (features1, xy1) = (view.extract(method) for view in views)
-    matches = match_features(features0, features1, matcher="mnn").matches
+    found = match_features(features0, features1, matcher="mnn")
+    matches, sigmas = found.matches, match_sigmas(features0, features1, found)
     points0, points1 = xy0[matches[:, 0]], xy1[matches[:, 1]]
     cameras = (views[0].camera, views[1].camera)
     distances = symmetric_epipolar_distance(
@@ -290,7 +295,10 @@ def evaluate_views(
         keypoints1=len(features1),
         matches=len(matches),
         correct=int((distances < EPIPOLAR_THRESHOLD).sum()),
-        errors={each: estimate_pair(each, points0, points1, cameras, truth, config, key) for each in config.estimators},
+        errors={
+            each: estimate_pair(each, points0, points1, cameras, truth, config, key, sigmas)
+            for each in config.estimators
+        },
     )
 
 

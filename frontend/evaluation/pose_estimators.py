@@ -15,8 +15,11 @@ from frontend.types import BoolArray, Float64Array, Pose
 _ITERATIONS = 10_000
 _CONFIDENCE = 0.9999
 
-Estimate = Callable[[Float64Array, Float64Array, Camera, Camera, float, int], tuple[Pose | None, BoolArray]]
-"""(M, 2) and (M, 2) matched pixels, cameras, threshold (pixels), seed to a pose (None: not found) and (M,) inliers."""
+Estimate = Callable[
+    [Float64Array, Float64Array, Camera, Camera, float, int, Float64Array | None], tuple[Pose | None, BoolArray]
+]
+"""(M, 2) and (M, 2) matched pixels, cameras, threshold (pixels), seed, and (M,) standard deviations of the matches
+where they are known, to a pose (None: not found) and (M,) inliers."""
 
 
 def rotation_error(estimate: Float64Array, truth: Float64Array) -> float:
@@ -37,7 +40,13 @@ def translation_error(estimate: Float64Array, truth: Float64Array) -> float:
 
 
 def _opencv(
-    points0: Float64Array, points1: Float64Array, camera0: Camera, camera1: Camera, threshold: float, seed: int
+    points0: Float64Array,
+    points1: Float64Array,
+    camera0: Camera,
+    camera1: Camera,
+    threshold: float,
+    seed: int,
+    sigmas: Float64Array | None = None,
 ) -> tuple[Pose | None, BoolArray]:
     y0, y1 = camera0.normalise(points0), camera1.normalise(points1)
     focal = float(np.sqrt(camera0.focal * camera1.focal))
@@ -52,16 +61,35 @@ def _opencv(
 
 
 def _frontend(
-    points0: Float64Array, points1: Float64Array, camera0: Camera, camera1: Camera, threshold: float, seed: int
+    points0: Float64Array,
+    points1: Float64Array,
+    camera0: Camera,
+    camera1: Camera,
+    threshold: float,
+    seed: int,
+    sigmas: Float64Array | None = None,
 ) -> tuple[Pose | None, BoolArray]:
     found = estimate_essential(
-        points0, points1, camera0, camera1, threshold=threshold, confidence=_CONFIDENCE, max_iterations=_ITERATIONS
+        points0,
+        points1,
+        camera0,
+        camera1,
+        sigmas=sigmas,
+        threshold=threshold,
+        confidence=_CONFIDENCE,
+        max_iterations=_ITERATIONS,
     )
     return (None if found.R is None or found.t is None else Pose(found.R, found.t)), found.inliers
 
 
 def _poselib(
-    points0: Float64Array, points1: Float64Array, camera0: Camera, camera1: Camera, threshold: float, seed: int
+    points0: Float64Array,
+    points1: Float64Array,
+    camera0: Camera,
+    camera1: Camera,
+    threshold: float,
+    seed: int,
+    sigmas: Float64Array | None = None,
 ) -> tuple[Pose | None, BoolArray]:
     import poselib
 
