@@ -141,7 +141,7 @@ def centre_of_mass(heat: Float32Array, peaks: Peaks) -> Float32Array:
     windows = sliding_window_view(np.asarray(padded, np.float32), (side, side))[peaks.y, peaks.x]
     steps = np.arange(-_WINDOW, _WINDOW + 1, dtype=np.float32)
     total = np.maximum(windows.sum(axis=(1, 2)), np.float32(1e-12))
-    # no matrix product: BLAS may raise the floating-point flags of lanes that it does not use, which NumPy then warns of
+    # no matrix product: BLAS may raise the floating-point flags of lanes that it does not use, and NumPy warns then
     moments = [(windows.sum(axis=axis) * steps).sum(axis=1) for axis in (1, 2)]
     shift = np.stack(moments, axis=1) / total[:, None]
     points: Float32Array = np.stack([peaks.x, peaks.y], axis=1).astype(np.float32) + shift
