@@ -105,7 +105,7 @@ def run_uncertainty(args: argparse.Namespace) -> int:
     from frontend.evaluation.methods import MethodConfig, create_method
     from frontend.evaluation.uncertainty import run_calibration
 
-    config = MethodConfig(1024, str(pick_device(args.device)), args.runtime, args.precision)
+    config = MethodConfig(device=str(pick_device(args.device)), runtime=args.runtime, precision=args.precision)
     method = create_method(args.model, config)
     dataset = open_dataset(args.dataset, seed=args.seed, resize=args.resize or None, limit=args.limit)
     for kind, bins in run_calibration(dataset, method).items():

@@ -20,7 +20,7 @@ from frontend.errors import ConfigError, DataError
 from frontend.evaluation import metrics
 from frontend.evaluation.methods import Method
 from frontend.evaluation.pairs import load_bgr, reduce_image
-from frontend.evaluation.pose_estimators import ESTIMATORS, rotation_error, translation_error
+from frontend.evaluation.pose_estimators import ESTIMATORS, Matched, rotation_error, translation_error
 from frontend.geometry import MIN_MATCHES, symmetric_epipolar_distance
 from frontend.progress import Progress
 from frontend.relative_pose import essential_matrix
@@ -213,8 +213,8 @@ def estimate_pair(
         order = np.random.default_rng([key, seed]).permutation(len(points0))
         found, inliers = None, np.zeros(0, np.bool_)
         if len(points0) >= MIN_MATCHES:
-            spread = None if sigmas is None else sigmas[order]
-            found, inliers = ESTIMATORS[name](points0[order], points1[order], *cameras, config.threshold, seed, spread)
+            given = Matched(points0[order], points1[order], *cameras, None if sigmas is None else sigmas[order])
+            found, inliers = ESTIMATORS[name](given, config.threshold, seed)
         if found is None:
             rows.append((np.inf, np.inf, 0.0))
         else:

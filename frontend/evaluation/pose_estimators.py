@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,11 +16,32 @@ from frontend.types import BoolArray, Float64Array, Pose
 _ITERATIONS = 10_000
 _CONFIDENCE = 0.9999
 
-Estimate = Callable[
-    [Float64Array, Float64Array, Camera, Camera, float, int, Float64Array | None], tuple[Pose | None, BoolArray]
-]
-"""(M, 2) and (M, 2) matched pixels, cameras, threshold (pixels), seed, and (M,) standard deviations of the matches
-where they are known, to a pose (None: not found) and (M,) inliers."""
+
+class Matched(NamedTuple):
+    """Matches of two calibrated images.
+
+    Attributes:
+        points0: (M, 2) pixels of image 0.
+        points1: (M, 2) of image 1.
+        camera0: of image 0.
+        camera1: of image 1.
+        sigmas: (M,) standard deviations of the matches; None where they are not known.
+    """
+
+    points0: Float64Array
+    points1: Float64Array
+    camera0: Camera
+    camera1: Camera
+    sigmas: Float64Array | None = None
+
+    def ideal(self) -> tuple[Float64Array, Float64Array, float]:
+        """Both points normalised, and one focal length, pixels, for cameras without distortion to have."""
+        focal = float(np.sqrt(self.camera0.focal * self.camera1.focal))
+        return self.camera0.normalise(self.points0), self.camera1.normalise(self.points1), focal
+
+
+Estimate = Callable[[Matched, float, int], tuple[Pose | None, BoolArray]]
+"""Matches, threshold (pixels) and seed to a pose (None: not found) and (M,) inliers."""
 
 
 def rotation_error(estimate: Float64Array, truth: Float64Array) -> float:
@@ -39,42 +61,25 @@ def translation_error(estimate: Float64Array, truth: Float64Array) -> float:
     return float(np.degrees(np.arctan2(cross, abs(float(estimate @ truth)))))
 
 
-def _opencv(
-    points0: Float64Array,
-    points1: Float64Array,
-    camera0: Camera,
-    camera1: Camera,
-    threshold: float,
-    seed: int,
-    sigmas: Float64Array | None = None,
-) -> tuple[Pose | None, BoolArray]:
-    y0, y1 = camera0.normalise(points0), camera1.normalise(points1)
-    focal = float(np.sqrt(camera0.focal * camera1.focal))
+def _opencv(given: Matched, threshold: float, seed: int) -> tuple[Pose | None, BoolArray]:
+    y0, y1, focal = given.ideal()
     ideal = np.diag([focal, focal, 1.0])
     found, mask = cv2.findEssentialMat(
         y0 * focal, y1 * focal, ideal, cv2.USAC_MAGSAC, _CONFIDENCE, threshold, maxIters=_ITERATIONS
     )
     if found is None or found.shape != (3, 3) or not np.isfinite(found).all():
-        return None, np.zeros(len(points0), np.bool_)
+        return None, np.zeros(len(given.points0), np.bool_)
     inliers = np.asarray(mask[:, 0] > 0, np.bool_)
     return decompose_essential(np.asarray(found, np.float64), y0[inliers], y1[inliers]), inliers
 
 
-def _frontend(
-    points0: Float64Array,
-    points1: Float64Array,
-    camera0: Camera,
-    camera1: Camera,
-    threshold: float,
-    seed: int,
-    sigmas: Float64Array | None = None,
-) -> tuple[Pose | None, BoolArray]:
+def _frontend(given: Matched, threshold: float, seed: int) -> tuple[Pose | None, BoolArray]:
     found = estimate_essential(
-        points0,
-        points1,
-        camera0,
-        camera1,
-        sigmas=sigmas,
+        given.points0,
+        given.points1,
+        given.camera0,
+        given.camera1,
+        sigmas=given.sigmas,
         threshold=threshold,
         confidence=_CONFIDENCE,
         max_iterations=_ITERATIONS,
@@ -82,19 +87,10 @@ def _frontend(
     return (None if found.R is None or found.t is None else Pose(found.R, found.t)), found.inliers
 
 
-def _poselib(
-    points0: Float64Array,
-    points1: Float64Array,
-    camera0: Camera,
-    camera1: Camera,
-    threshold: float,
-    seed: int,
-    sigmas: Float64Array | None = None,
-) -> tuple[Pose | None, BoolArray]:
+def _poselib(given: Matched, threshold: float, seed: int) -> tuple[Pose | None, BoolArray]:
     import poselib
 
-    y0, y1 = camera0.normalise(points0), camera1.normalise(points1)
-    focal = float(np.sqrt(camera0.focal * camera1.focal))
+    y0, y1, focal = given.ideal()
     ideal = {"model": "SIMPLE_PINHOLE", "width": 1, "height": 1, "params": [focal, 0.0, 0.0]}
     options = {
         "max_epipolar_error": threshold,
@@ -105,7 +101,7 @@ def _poselib(
     found, info = poselib.estimate_relative_pose(y0 * focal, y1 * focal, ideal, ideal, options, {})
     inliers = np.asarray(info["inliers"], np.bool_)
     if not inliers.any():
-        return None, np.zeros(len(points0), np.bool_)
+        return None, np.zeros(len(given.points0), np.bool_)
     return Pose(np.asarray(found.R, np.float64), np.asarray(found.t, np.float64)), inliers
 
 
