@@ -168,12 +168,15 @@ class _Exchange:
 
     def close(self) -> None:
         """Stop listening to the client, and give back the bytes of its body."""
-        self._budget.used -= self._received
-        self._received = 0
+        self._give_back()
         if self._stall is not None:
             self._stall.cancel()
         if self._reader is not None:
             self._reader.cancel()
+
+    def _give_back(self) -> None:
+        self._budget.used -= self._received
+        self._received = 0
 
     def _listen(self) -> None:
         if self._reader is None:
@@ -214,8 +217,10 @@ class _Exchange:
         self._budget.used += size
         limit = int(self._settings.max_body_mb * 1e6)
         if self._received > limit:
+            self._give_back()
             raise TooLargeError(f"body has more than {limit} bytes")
         if self._budget.used > self._budget.limit:
+            self._give_back()  # now: while the refusal is sent, these bytes must not have others refused
             raise OverloadedError(f"bodies of all requests have over {self._budget.limit} bytes", retry_after=1)
         self._whole = not message.get("more_body", False)
         return message

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 
 import cv2
 import httpx
@@ -15,6 +17,12 @@ import numpy as np
 import pytest
 from live import Live, live, post_bytes, wait_until
 from problems import check_problem
+from starlette.types import Message, Receive, Scope, Send
+
+from service.bodies import Budget
+from service.gate import Gate
+from service.metrics import Metrics
+from service.settings import Settings
 
 PNG = cv2.imencode(".png", np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))[1].tobytes()
 DROPPED = 'superpoint_dropped_total{reason="cancelled"}'
@@ -205,6 +213,54 @@ def test_bodies_have_a_limit_together(server: Live) -> None:
         check_problem(refused, 429, "overloaded", "2500000 bytes")
     assert sorted(request.result().status_code for request in requests) == [200, 200, 429]
     assert httpx.post(f"{server.base}/v1/features", content=body).status_code == 200
+
+
+def test_a_refused_body_counts_no_more_while_its_refusal_is_sent() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def run(settings: Settings) -> list[int]:
+        gate, refusing, sent = Gate(app, settings, Metrics(), Budget(100)), asyncio.Event(), asyncio.Event()
+        statuses: list[int] = []
+
+        async def request(*messages: tuple[int, bool, asyncio.Event | None]) -> None:
+            left = iter(messages)
+
+            async def receive() -> Message:
+                size, more, awaited = next(left, (0, False, asyncio.Event()))
+                if awaited is not None:
+                    await awaited.wait()
+                return {"type": "http.request", "body": bytes(size), "more_body": more}
+
+            async def send(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    statuses.append(message["status"])
+                    if message["status"] == HTTPStatus.TOO_MANY_REQUESTS:
+                        refusing.set()
+                        await sent.wait()  # a client that reads slowly
+
+            headers = [(b"content-length", b"80")]
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": "/v1/features",
+                "headers": headers,
+                "client": ("127.0.0.1", 1),
+            }
+            await gate({**where, "headers": headers}, receive, send)
+
+        whole = asyncio.create_task(request((40, True, None), (40, False, refusing)))
+        await asyncio.sleep(0)
+        refused = asyncio.create_task(request((70, True, None)))
+        await asyncio.wait_for(whole, 10)
+        sent.set()
+        await asyncio.wait_for(refused, 10)
+        return statuses
+
+    assert asyncio.run(run(Settings())) == [429, 200]
 
 
 def test_requests_at_a_time_have_a_limit(brisk: Live) -> None:
