@@ -243,14 +243,8 @@ def test_a_refused_body_counts_no_more_while_its_refusal_is_sent() -> None:
                         await sent.wait()  # a client that reads slowly
 
             headers = [(b"content-length", b"80")]
-            scope = {
-                "type": "http",
-                "method": "POST",
-                "path": "/v1/features",
-                "headers": headers,
-                "client": ("127.0.0.1", 1),
-            }
-            await gate({**where, "headers": headers}, receive, send)
+            scope = {"type": "http", "method": "POST", "path": "/v1/features", "client": ("127.0.0.1", 1)}
+            await gate({**scope, "headers": headers}, receive, send)
 
         whole = asyncio.create_task(request((40, True, None), (40, False, refusing)))
         await asyncio.sleep(0)
