@@ -66,15 +66,36 @@ def _leads(heat, free, y, x, radius):  # type: ignore[no-untyped-def]
     """Whether nothing free within the radius exceeds a pixel."""
     value = heat[y, x]
     right, below = min(x + 1, heat.shape[1] - 1), min(y + 1, heat.shape[0] - 1)
-    # most fail here
-    for i, j in ((y, max(x - 1, 0)), (y, right), (max(y - 1, 0), x), (below, x)):
-        if heat[i, j] > value and free[i, j]:
-            return False
+    left, above = max(x - 1, 0), max(y - 1, 0)
+    # most fail here; no branches between, which would be guessed wrong too often
+    if (
+        (heat[y, left] > value) & (free[y, left] != 0)
+        | (heat[y, right] > value) & (free[y, right] != 0)
+        | (heat[above, x] > value) & (free[above, x] != 0)
+        | (heat[below, x] > value) & (free[below, x] != 0)
+    ):
+        return False
+    first, last = max(x - radius, 0), min(x + radius + 1, heat.shape[1])
     for i in range(max(y - radius, 0), min(y + radius + 1, heat.shape[0])):
-        for j in range(max(x - radius, 0), min(x + radius + 1, heat.shape[1])):
-            if heat[i, j] > value and free[i, j]:
-                return False
+        beaten = False
+        for j in range(first, last):
+            beaten |= (heat[i, j] > value) & (free[i, j] != 0)
+        if beaten:
+            return False
     return True
+
+
+@_compiled(int64(float32[:, ::1], int64[::1], uint64[::1], uint8[:, ::1], int64[::1], float32[::1]))
+def _scores_within(heat, box, words, marks, found, scores):  # type: ignore[no-untyped-def]
+    """Scores of the marked pixels that lie within the box."""
+    width = heat.shape[1]
+    inside = 0
+    for n in range(_collect(words, marks.ravel(), found)):
+        y = found[n] // width
+        x = found[n] - y * width
+        scores[inside] = heat[y, x]
+        inside += int64(box[0] <= x and x < box[2] and box[1] <= y and y < box[3])
+    return inside
 
 
 @_compiled(
@@ -86,8 +107,7 @@ def _leads(heat, free, y, x, radius):  # type: ignore[no-untyped-def]
 def _survivors(heat, radius, iterations, box, keep_words, keep, free_words, free, found, left, scores):  # type: ignore[no-untyped-def]
     """Indices and scores of what survives suppression within the box, in the order of rows.
 
-    Given ``keep``, the local maxima among the pixels ``free``, which are those above the threshold: what is not never
-    suppresses what is.
+    Given ``keep``, local maxima, and ``free``, the pixels above some value, which the others never suppress.
     """
     width = heat.shape[1]
     count = _collect(keep_words, keep.ravel(), found)
@@ -151,11 +171,16 @@ def find_peaks(
     box = np.array([border, border, max(width - border, border), max(height - border, border)])
     np.minimum(box, [heat.shape[1], heat.shape[0]] * 2, out=box)
     arrays = _workspace(heat.shape)
-    highest, keep, free, found, scores = arrays[0], arrays[2], arrays[4], arrays[5], arrays[7]
-    np.greater(heat, np.float32(threshold), out=free.view(np.bool_))
+    highest, words, keep, _, free, found, _, scores = arrays
     cv2.dilate(heat, np.ones((2 * radius + 1,) * 2, np.uint8), dst=highest, borderType=cv2.BORDER_REPLICATE)
+    np.greater(heat, np.float32(threshold), out=free.view(np.bool_))
     cv2.compare(heat, highest, cv2.CMP_EQ, dst=keep)
     cv2.bitwise_and(keep, free, dst=keep)
+    first = _scores_within(heat, box, words, keep, found, scores)
+    if first >= count > 0:
+        # local maxima survive, so that nothing below the last of the best of them can be among the best
+        least = np.partition(scores[:first], first - count)[first - count]
+        np.greater_equal(heat, least, out=free.view(np.bool_))
     n = _survivors(heat, radius, _ITERATIONS, box, *arrays[1:])
     return best_peaks(found[:n], scores[:n], count, heat.shape[1])
 

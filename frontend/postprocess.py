@@ -126,8 +126,10 @@ def best_peaks(flat: IntArray, scores: Float32Array, count: int, width: int) -> 
         width: of the map, pixels.
     """
     if len(scores) > count:
-        best = np.argpartition(-scores, count - 1)[:count]
-        best.sort()  # equal scores in the order of rows
+        least = np.partition(scores, len(scores) - count)[len(scores) - count]
+        best = scores > least
+        # of those that are equal to the last, the first in the order of rows
+        best[np.flatnonzero(scores == least)[: count - np.count_nonzero(best)]] = True
         flat, scores = flat[best], scores[best]
     order = np.argsort(-scores, kind="stable")
     y, x = np.divmod(flat[order], width)

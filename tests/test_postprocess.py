@@ -173,3 +173,8 @@ def test_descriptors_are_those_of_the_reference(kernels: Kernels, cells: tuple[i
 def test_descriptors_of_zeros_are_zeros(kernels: Kernels) -> None:
     points = np.array([[3.0, 9.0]], np.float32)
     assert not kernels.describe(np.zeros((4, 4, 16), np.float32), points, (32, 32)).any()
+
+
+def test_of_equal_scores_the_first_in_rows_are_the_best() -> None:
+    found = postprocess.best_peaks(np.arange(0, 90, 10), np.float32([1, 2, 1, 2, 1, 3, 1, 1, 2]), 6, 20)
+    assert (found.x + 20 * found.y).tolist() == [50, 10, 30, 80, 0, 20]
