@@ -109,6 +109,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _check_released(what: str, path: Path, digest: str, expected: str) -> None:
+    if digest != expected:
+        raise WeightsError(f"{what} {path}: sha256 is {digest[:12]}…; the manifest expects {expected[:12]}…")
+
+
 def resolve(name_or_path: str | Path) -> tuple[str, Path]:
     """Find a model by its released name, or as a file.
 
@@ -132,9 +137,7 @@ def resolve(name_or_path: str | Path) -> tuple[str, Path]:
     info = models[text]
     if not info.path.is_file():
         raise WeightsError(f"weights of '{text}' are missing: expected {info.path}")
-    digest = sha256_of(info.path)
-    if digest != info.sha256:
-        raise WeightsError(f"weights {info.path} have sha256 {digest[:12]}…; the manifest expects {info.sha256[:12]}…")
+    _check_released("weights", info.path, sha256_of(info.path), info.sha256)
     return text, info.path
 
 
@@ -151,11 +154,7 @@ def released_int8(weights_sha256: str) -> bytes | None:
             data = info.int8.read_bytes()
         except OSError:
             raise WeightsError(f"the int8 graph of '{name}' is missing: expected {info.int8}") from None
-        digest = hashlib.sha256(data).hexdigest()
-        if digest != info.int8_sha256:
-            raise WeightsError(
-                f"int8 graph {info.int8} has sha256 {digest[:12]}…; the manifest expects {info.int8_sha256[:12]}…"
-            )
+        _check_released("int8 graph", info.int8, hashlib.sha256(data).hexdigest(), info.int8_sha256)
         return data
     return None
 

@@ -21,6 +21,7 @@ from frontend.extraction import ExtractorConfig
 from frontend.extractor import SuperPoint
 from frontend.image import is_image_name, pad_to_multiple, to_gray
 from frontend.runtime import select, store
+from frontend.runtime.base import FINE_BRANCH
 from frontend.types import Features, Float32Array
 from frontend.weights import load_network, resolve, sha256_of
 
@@ -30,7 +31,6 @@ LEAST_PHOTOGRAPHS = 8
 MOST_CALIBRATION = 32
 """Photographs that calibrate; the ranges of activations settle long before."""
 
-_FINE = "/detector/fine/"
 _PAIRS = 60  # measured at least, by several changes of each photograph where there are few
 _LARGEST_DROP = 0.01
 
@@ -145,7 +145,7 @@ def _kept_in_float(model: Any) -> list[str]:
 
     first = nearest((value.name for value in model.graph.input), True)
     last = nearest((value.name for value in model.graph.output), False)
-    fine = {node.name for node in model.graph.node if node.op_type == "Conv" and _FINE in node.name}
+    fine = {node.name for node in model.graph.node if node.op_type == "Conv" and FINE_BRANCH in node.name}
     return sorted(first | last | fine)
 
 

@@ -14,6 +14,9 @@ RUNTIMES = ("auto", "torch", "onnxruntime", "openvino", "ncnn")
 PRECISIONS = ("auto", "float32", "bf16", "fp16", "int8")
 """The same for the arithmetic of the network."""
 
+FINE_BRANCH = "/detector/fine/"
+"""In an exported graph, part of the names of what belongs to the detector's fine branch."""
+
 
 def check_names(runtime: str, precision: str) -> None:
     """Refuse unknown names.

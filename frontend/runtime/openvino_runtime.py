@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from frontend.runtime.base import Maps, NetworkInfo, Refined
+from frontend.runtime.base import FINE_BRANCH, Maps, NetworkInfo, Refined
 from frontend.runtime.threads import settle_threads
 from frontend.types import Float32Array
 
@@ -27,7 +27,7 @@ _HINTS = {"float32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
 _LEVELS = 255
 _LINEAR = ("Reshape", "Transpose", "SpaceToDepth", "Squeeze", "Unsqueeze")  # what may lie before a first convolution
 # layers, by parts of their names, that stay in float32 beside half precision
-_EXACT = ("/detector/out/", "/detector/fine/")
+_EXACT = ("/detector/out/", FINE_BRANCH)
 _Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from frontend.errors import FrontendError
 from frontend.homography_estimation import estimate_homography
+from frontend.ransac_config import as_variances
 from frontend.types import Float64Array
 from service.bodies import declared_length
 from service.errors import BadRequestError
@@ -64,17 +65,13 @@ async def homography(
 
 
 def _sigmas(body: dict[str, Any], count: int) -> Float64Array | None:
-    if body.get("sigmas") is None:
+    given = body.get("sigmas")
+    if given is None:
         return None
     try:
-        given = np.asarray(body["sigmas"])
-    except ValueError:
-        given = np.empty((0, 0), object)
-    if given.size == count == 0:
-        return None
-    if given.dtype.kind not in "iuf" or given.shape != (count,) or not ((given > 0) & (given < np.inf)).all():
-        raise BadRequestError(f"'sigmas' is no list of positive numbers, one for each match; expected {count} of them")
-    return given.astype(np.float64)
+        return np.sqrt(as_variances(given, count))
+    except ValueError:  # rows of different lengths
+        raise BadRequestError(f"'sigmas' has rows of different lengths; expected {count} numbers") from None
 
 
 def _points(body: dict[str, Any]) -> tuple[Float64Array, Float64Array]:

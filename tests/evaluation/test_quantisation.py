@@ -91,7 +91,7 @@ def test_a_model_is_quantised_measured_and_used(
     monkeypatch.setenv("SUPERPOINT_WEIGHTS_DIR", str(tmp_path))
     assert load_runtime("net", "onnxruntime", "int8").precision == "int8"
     (tmp_path / "int8.onnx").write_bytes(graph[:-1])
-    with pytest.raises(WeightsError, match=r"int8.onnx has sha256 .*; the manifest expects"):
+    with pytest.raises(WeightsError, match=r"int8.onnx: sha256 is .*; the manifest expects"):
         load_runtime("net", "openvino", "int8")
     (tmp_path / "int8.onnx").unlink()
     with pytest.raises(WeightsError, match="int8 graph of 'net' is missing"):
