@@ -28,7 +28,12 @@ _ENCODINGS: dict[str, tuple[int, int, list[int]]] = {
 _DISTORTIONS = {"plumb_bob": (0, 4, 5), "rational_polynomial": (8,)}
 _EXACT_IDS = 1 << 24
 """Channels are float32, in which integers are exact below 2^24; ids start again there."""
-_CHANNELS = ("id", "u", "v", "velocity_x", "velocity_y")
+LAYOUTS = {
+    "vins_mono": ("id", "u", "v", "velocity_x", "velocity_y"),
+    # beyond five channels VINS-Fusion reads ground truth from the seventh to the ninth
+    "vins_fusion": ("id", "camera_id", "u", "v", "velocity_x", "velocity_y", "gt_x", "gt_y", "gt_z"),
+}
+"""Names of a cloud's channels, by whose ``feature_callback`` reads them; it reads them by their order."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +156,12 @@ def cloud_of(
     *,
     min_age: int = 1,
     first_id: int = 0,
+    layout: str = "vins_mono",
 ) -> Any:
-    """A tracked frame as sensor_msgs/PointCloud, laid out as VINS-Mono and VINS-Fusion take it.
+    """A tracked frame as sensor_msgs/PointCloud, laid out as VINS-Mono or VINS-Fusion takes it.
 
-    Points are (x, y, 1), undistorted and normalised; the channels, by their order, are id, u and v (pixels), and the
-    velocity of x and y (1/s).
+    Points are (x, y, 1), undistorted and normalised; the channels are the id, u and v (pixels), the velocity of x and y
+    (1/s), and 0 for what is not known: the camera, of which there is one, and true positions.
 
     Args:
         frame: with normalised points.
@@ -164,11 +170,19 @@ def cloud_of(
         types: of the messages.
         min_age: tracks seen in fewer frames are left out.
         first_id: added to track ids, so that those of another sequence differ.
+        layout: a name of ``LAYOUTS``.
+
+    Raises:
+        ConfigError: there is no such layout.
     """
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout is '{layout}'; expected one of: {', '.join(LAYOUTS)}")
     rows = frame.ages >= min_age
     ids = (frame.track_ids[rows] + first_id) % _EXACT_IDS
+    u, v = frame.keypoints[rows].T
+    known = {"id": ids, "u": u, "v": v, "velocity_x": velocities[rows, 0], "velocity_y": velocities[rows, 1]}
     columns: list[Float32Array] = [
-        np.asarray(column, np.float32) for column in (ids, *frame.keypoints[rows].T, *velocities[rows].T)
+        np.asarray(known.get(name, np.zeros(len(ids))), np.float32) for name in LAYOUTS[layout]
     ]
     cloud = types.PointCloud()
     cloud.header.stamp.sec, cloud.header.stamp.nanosec = divmod(frame.stamp_ns, 1_000_000_000)
@@ -176,6 +190,6 @@ def cloud_of(
     cloud.points = [types.Point32(x=x, y=y, z=1.0) for x, y in _normalised(frame)[rows].tolist()]
     cloud.channels = [
         types.ChannelFloat32(name=name, values=array("f", column.tobytes()))
-        for name, column in zip(_CHANNELS, columns, strict=True)
+        for name, column in zip(LAYOUTS[layout], columns, strict=True)
     ]
     return cloud

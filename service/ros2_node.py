@@ -1,11 +1,12 @@
 """A ROS 2 node: images in, tracks out, computed by a service that may be another machine.
 
-python -m service.ros2_node --ros-args -p server_url:=http://gpu-box:8000 -r image:=/cam0/image_raw
+python -m service.ros2_node --ros-args -p server_url:=http://gpu-box:8000 -r image:=/cam0/image_raw \
+    -r camera_info:=/cam0/camera_info -r tracks:=/feature_tracker/feature
 
 It subscribes to ``image`` (sensor_msgs/Image) and ``camera_info`` (sensor_msgs/CameraInfo, of the image that is not
-rectified), and publishes ``tracks``, with stamp and frame id of the image. Tracks are sensor_msgs/PointCloud, not
-PointCloud2: that is what the back-ends of VINS-Mono and VINS-Fusion subscribe to, and a few hundred points gain nothing
-from the newer type.
+rectified; nothing is sent before one has come), and publishes ``tracks``, with stamp and frame id of the image. Tracks
+are sensor_msgs/PointCloud, not PointCloud2: that is what the back-ends of VINS-Mono and VINS-Fusion subscribe to, and a
+few hundred points gain nothing from the newer type.
 
 Only the newest image waits to be sent, and the service itself drops the oldest, so that tracks are never late by more
 than a frame. A lost connection is opened again; if the service has forgotten the sequence meanwhile (it was restarted,
@@ -24,6 +25,7 @@ Parameters:
     max_rate_hz: images that come faster are left out; 0 sends all.
     jpeg_quality: 1 to 100; 0 sends PNG, which loses nothing but is larger.
     min_age: frames in which a track has been seen before it is published, 2 as in VINS.
+    layout: whose channels a cloud has, vins_mono or vins_fusion, see :data:`service.ros2_conversion.LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ import threading
 from typing import Any
 
 from frontend.camera import Camera
-from frontend.errors import FrontendError
+from frontend.errors import ConfigError, FrontendError
 from frontend.types import TrackedFrame
 from service.client import (
     Client,
@@ -48,7 +50,15 @@ from service.client import (
     Stream,
     Unavailable,
 )
-from service.ros2_conversion import MessageTypes, NormalisedVelocities, camera_of, cloud_of, pixels_of, stamp_of
+from service.ros2_conversion import (
+    LAYOUTS,
+    MessageTypes,
+    NormalisedVelocities,
+    camera_of,
+    cloud_of,
+    pixels_of,
+    stamp_of,
+)
 
 _PARAMETERS: dict[str, Any] = {
     "server_url": "http://127.0.0.1:8000",
@@ -62,6 +72,7 @@ _PARAMETERS: dict[str, Any] = {
     "max_rate_hz": 0.0,
     "jpeg_quality": 0,
     "min_age": 2,
+    "layout": "vins_mono",
 }
 _POLL_S = 0.2
 _PAUSE_S = 1.0
@@ -127,6 +138,9 @@ class TrackNode:
 
     def __init__(self, node: Any, types: MessageTypes, qos: Any) -> None:
         self._settings = {name: node.declare_parameter(name, value).value for name, value in _PARAMETERS.items()}
+        layout = self._settings["layout"]
+        if layout not in LAYOUTS:
+            raise ConfigError(f"layout is '{layout}'; expected one of: {', '.join(LAYOUTS)}")
         self._log = node.get_logger()
         self._types = types
         self._images = Latest()
@@ -163,6 +177,8 @@ class TrackNode:
 
     def on_image(self, message: Any) -> None:
         """Take an image."""
+        if self._camera is None:
+            self._refuse(f"no CameraInfo has come on '{self._settings['camera_info_topic']}': images wait for one")
         stamp_ns = stamp_of(message)
         if self._last_ns is not None and stamp_ns <= self._last_ns:
             if stamp_ns > self._last_ns - _JUMP_NS:
@@ -265,8 +281,9 @@ class TrackNode:
 
     def _publish(self, frame: TrackedFrame, frame_id: str) -> None:
         velocities = self._velocities.update(frame)
-        first_id, min_age = self._first_id, self._settings["min_age"]
-        cloud = cloud_of(frame, frame_id, velocities, self._types, min_age=min_age, first_id=first_id)
+        first_id = self._first_id
+        chosen = {name: self._settings[name] for name in ("min_age", "layout")}
+        cloud = cloud_of(frame, frame_id, velocities, self._types, first_id=first_id, **chosen)
         self._next_id = max(self._next_id, first_id + int(frame.track_ids.max(initial=-1)) + 1)
         self._publisher.publish(cloud)
 
@@ -291,9 +308,13 @@ def main(args: list[str] | None = None) -> int:
         return 2
     rclpy.init(args=args)
     node = rclpy.create_node("superpoint_frontend")
-    tracks = TrackNode(
-        node, MessageTypes(Image, CameraInfo, PointCloud, ChannelFloat32, Point32), qos_profile_sensor_data
-    )
+    types = MessageTypes(Image, CameraInfo, PointCloud, ChannelFloat32, Point32)
+    try:
+        tracks = TrackNode(node, types, qos_profile_sensor_data)
+    except ConfigError as error:
+        print(f"ros2_node: {error}", file=sys.stderr)
+        rclpy.try_shutdown()
+        return 2
     try:
         rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):

@@ -161,6 +161,16 @@ def test_a_cloud_is_what_vins_takes() -> None:
     assert [channel.name for channel in message.channels] == ["id", "u", "v", "velocity_x", "velocity_y"]
 
 
+def test_a_cloud_for_vins_fusion_has_what_it_reads_by_order() -> None:
+    given = frame(SECOND, {3: (0.25, -0.5), 4: (0.125, 2)})
+    found = cloud_of(given, "cam0", np.array([[1, 2], [3, 4.0]]), TYPES, layout="vins_fusion")
+    channels = [list(channel.values) for channel in found.channels]
+    # id, camera, u, v, velocity, and beyond the fifth channel three of ground truth
+    assert channels == [[3, 4], [0, 0], *given.keypoints.T.tolist(), [1, 3], [2, 4], [0, 0], [0, 0], [0, 0]]
+    with pytest.raises(ConfigError, match="layout is 'vins'; expected one of: vins_mono, vins_fusion"):
+        cloud_of(given, "cam0", np.zeros((2, 2)), TYPES, layout="vins")
+
+
 def test_a_sequence_without_a_camera_makes_no_cloud() -> None:
     bare = results.frame(frame_document(normalised=None))
     with pytest.raises(ConfigError, match="no normalised points"):
@@ -250,6 +260,7 @@ def test_images_go_in_and_tracks_come_out(started: Running) -> None:
     started.show()
     time.sleep(0.3)
     assert not stub.opened  # the camera is not known yet
+    assert ("error", "no CameraInfo has come on 'camera_info': images wait for one") in node.log
     node.subscriptions["camera_info"](info())
     started.until(lambda: stub.connections)
     for count in (1, 2):
