@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 _SUFFIX = ".tmp"
 
@@ -18,7 +19,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary file is hidden, lies in the same folder (created if need be), and ends in ``.tmp`` whatever
     ``path`` ends in, so that a search for ``*.npz`` never finds half a file. Writers that add an ending of
-    their own (``numpy.savez``) are to be given an open file.
+    their own (``numpy.savez``) are to be given an open file. A symbolic link stays: what it names is replaced. What is
+    there and no regular file (a device, a pipe) stays too, and is written to.
 
     Args:
         path: the file to appear, replaced if it exists.
@@ -29,9 +31,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be made or written, or the block left no file.
     """
-    target = Path(path)
+    special = Path(path)
+    if special.exists() and not (special.is_file() or special.is_dir()):
+        with TemporaryDirectory() as folder:
+            temporary = Path(folder) / f"content{_SUFFIX}"
+            yield temporary
+            special.write_bytes(temporary.read_bytes())
+        return
+    target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}")
+    # without the target's name, which may be as long as a name may be
+    temporary = target.with_name(f".{os.getpid()}-{secrets.token_hex(8)}{_SUFFIX}")
     try:
         yield temporary
         # Renamed before its content is on the disk, a file could be empty after a power cut.

@@ -150,7 +150,8 @@ def extract_folder(
     names = find_images(images)
     out.mkdir(parents=True, exist_ok=True)
     made_with = {"model": extractor.name, "weights_sha256": weights_sha256, "half": half, **asdict(extractor.config)}
-    check_settings(out, made_with, "features")
+    precision = {"precision": extractor.precision}
+    check_settings(out, {**made_with, **precision}, "features", unstated=precision)
     todo = [name for name in names if not output_path(out, name).is_file()]
     report = ExtractionReport(kept=len(names) - len(todo))
     for folder in {output_path(out, name).parent for name in todo}:

@@ -164,7 +164,7 @@ def estimate_essential(
     spread = None if sigmas is None else np.sqrt(as_variances(sigmas, len(x0)))
     finite: BoolArray = np.asarray(np.isfinite(x0).all(1) & np.isfinite(x1).all(1))
     y0, y1 = camera0.normalise(x0[finite]), camera1.normalise(x1[finite])
-    # a distortion that has no inverse at a point makes it infinite
+    # NaN where a distortion has no inverse
     mapped = np.isfinite(y0).all(1) & np.isfinite(y1).all(1)
     finite[finite] = mapped
     y0, y1 = y0[mapped], y1[mapped]

@@ -77,7 +77,7 @@ class _Calibrated:
     def __init__(self, x0: Float64Array, x1: Float64Array, camera: Camera, noise: float) -> None:
         self.camera, self.noise = camera, noise
         self.y0, self.y1 = camera.normalise(x0), camera.normalise(x1)
-        # a distortion that has no inverse at a point makes it infinite
+        # NaN where a distortion has no inverse
         self.usable = np.isfinite(self.y0).all(1) & np.isfinite(self.y1).all(1)
         self.z0, self.z1 = (y[self.usable] * camera.focal for y in (self.y0, self.y1))
         self.scale = np.diag([1 / camera.focal, 1 / camera.focal, 1.0])

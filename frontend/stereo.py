@@ -99,7 +99,7 @@ def match_stereo(
     y0 = rig.left.normalise(left.keypoints.astype(np.float64))
     y1 = rig.right.normalise(right.keypoints.astype(np.float64))
     distance = _sampson_distances(rig.fundamental, y0 * rig.left.focal, y1 * rig.right.focal)
-    # a distortion that has no inverse at a point makes its distances NaN, which is not near
+    # where a distortion has no inverse a point is NaN, and so are its distances, which is not near
     rows, columns = _mutual(similarity, allowed & (distance <= threshold))
     points = triangulate(rig, y0[rows], y1[columns])
     ahead = np.isfinite(points).all(1) & (points[:, 2] > 0) & ((points @ rig.R.T + rig.t)[:, 2] > 0)

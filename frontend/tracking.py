@@ -241,8 +241,10 @@ class Tracker:
         return rows[kept], columns[kept], motion, float(motion.inliers.mean())
 
     def _is_keyframe(self, current: _Tracks, longest: int) -> bool:
+        if not len(current.ids):
+            return False
         if not len(self._keyframe_ids):
-            return len(current.ids) > 0
+            return True
         _, first, second = np.intersect1d(self._keyframe_ids, current.ids, assume_unique=True, return_indices=True)
         if len(first) < self.config.keyframe_share * len(self._keyframe_ids):
             return True

@@ -202,7 +202,8 @@ class TrackedFrame:
         keypoints: (N, 2) float32 pixels.
         scores: (N,) float32, see :class:`Features`.
         sigmas: (N,) float32, the same.
-        normalised: (N, 2) float64 undistorted normalised coordinates; None without a camera.
+        normalised: (N, 2) float64 undistorted normalised coordinates, NaN where the distortion has no inverse; None
+            without a camera.
         velocities: (N, 2) float32 pixels a second since the track was last seen; 0 for new tracks.
         new: (N,) bool, tracks that start here.
         lost: (L,) int64, tracks that have been given up with this frame.

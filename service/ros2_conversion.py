@@ -125,7 +125,7 @@ class NormalisedVelocities:
             frame: with normalised points.
 
         Returns:
-            (N, 2) float64, 1/s; 0 for tracks that are new.
+            (N, 2) float64, 1/s; 0 for tracks that are new, or had no normalised point.
 
         Raises:
             ConfigError: the frame is of a sequence without a camera.
@@ -134,7 +134,7 @@ class NormalisedVelocities:
         velocities = np.zeros_like(points)
         _, now, before = np.intersect1d(frame.track_ids, self._ids, assume_unique=True, return_indices=True)
         seconds = (frame.stamp_ns - self._stamps[before]) * 1e-9
-        velocities[now] = (points[now] - self._points[before]) / seconds[:, None]
+        velocities[now] = np.nan_to_num((points[now] - self._points[before]) / seconds[:, None])
         kept = ~np.isin(self._ids, np.concatenate([frame.track_ids, frame.lost]))
         self._ids = np.concatenate([self._ids[kept], frame.track_ids])
         self._points = np.concatenate([self._points[kept], points])
@@ -168,7 +168,7 @@ def cloud_of(
         frame_id: of the header.
         velocities: (N, 2), see :class:`NormalisedVelocities`.
         types: of the messages.
-        min_age: tracks seen in fewer frames are left out.
+        min_age: tracks seen in fewer frames are left out, and those without a normalised point.
         first_id: added to track ids, so that those of another sequence differ.
         layout: a name of ``LAYOUTS``.
 
@@ -177,7 +177,8 @@ def cloud_of(
     """
     if layout not in LAYOUTS:
         raise ConfigError(f"layout is '{layout}'; expected one of: {', '.join(LAYOUTS)}")
-    rows = frame.ages >= min_age
+    points = _normalised(frame)
+    rows = (frame.ages >= min_age) & np.isfinite(points).all(axis=1)
     ids = (frame.track_ids[rows] + first_id) % _EXACT_IDS
     u, v = frame.keypoints[rows].T
     known = {"id": ids, "u": u, "v": v, "velocity_x": velocities[rows, 0], "velocity_y": velocities[rows, 1]}
@@ -187,7 +188,7 @@ def cloud_of(
     cloud = types.PointCloud()
     cloud.header.stamp.sec, cloud.header.stamp.nanosec = divmod(frame.stamp_ns, 1_000_000_000)
     cloud.header.frame_id = frame_id
-    cloud.points = [types.Point32(x=x, y=y, z=1.0) for x, y in _normalised(frame)[rows].tolist()]
+    cloud.points = [types.Point32(x=x, y=y, z=1.0) for x, y in points[rows].tolist()]
     cloud.channels = [
         types.ChannelFloat32(name=name, values=array("f", column.tobytes()))
         for name, column in zip(LAYOUTS[layout], columns, strict=True)

@@ -220,7 +220,8 @@ class TrackedFrameDocument(BaseModel):
     scores: list[float] = Field(description="(N,): as for `/v1/features`.")
     sigmas: list[float] | None = Field(description="(N,): the same.")
     normalised: list[list[float | None]] | None = Field(
-        description="(N, 2): undistorted, x/z and y/z in the camera's frame; null without a camera."
+        description="(N, 2): undistorted, x/z and y/z in the camera's frame, null where the distortion has no "
+        "inverse; null without a camera."
     )
     velocities: list[Pair] = Field(description="(N, 2): pixels a second since the track was last seen; 0 for new ones.")
     new: list[bool] = Field(description="(N,): tracks that start here.")

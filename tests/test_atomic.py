@@ -46,6 +46,31 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_a_link_stays_and_what_it_names_is_replaced(tmp_path: Path) -> None:
+    target, link = tmp_path / "there" / "a.json", tmp_path / "link.json"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    for content in (b"first", b"second"):  # the target is not there at first
+        atomic_write(link, content)
+        assert link.is_symlink()
+        assert target.read_bytes() == content
+
+
+def test_a_pipe_is_written_to(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE)
+    atomic_write(pipe, b"content")
+    assert reader.communicate(timeout=10)[0] == b"content"
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_names_may_be_as_long_as_names_may_be(tmp_path: Path) -> None:
+    target = tmp_path / ("n" * 251 + ".npz")
+    atomic_write(target, b"content")
+    assert target.read_bytes() == b"content"
+
+
 def test_kill_while_writing_leaves_no_target(tmp_path: Path) -> None:
     target = tmp_path / "a.npz"
     code = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -101,6 +102,13 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
     assert printed.err.count("\n") == 1, printed.err
     assert printed.err.startswith("superpoint-match: ")
     return printed.err
+
+
+def lack_of_memory_of_opencv() -> Exception:
+    with pytest.raises(cv2.error) as caught:
+        # more than there are addresses; memory of this size cannot be had anywhere
+        cv2.resize(np.zeros((1, 1), np.float64), (2**31 - 1, 2**15))
+    return caught.value
 
 
 @pytest.mark.usefixtures("fake")
@@ -222,6 +230,26 @@ class TestCommand:
         assert run(image0, tmp_path / "many", "-o", tmp_path / "out") == 0
         assert len(list((tmp_path / "out").iterdir())) == 3
 
+    def test_pictures_beside_the_images_replace_none(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        image0, folder = image_file(tmp_path / "q.png", 200), tmp_path / "many"
+        image1 = image_file(folder / "a.png", 60)
+        before = image1.read_bytes()
+        assert f"{image1}: -o would overwrite an input" in refused(capfd, image0, folder, "-o", folder)
+        assert image1.read_bytes() == before
+        assert run(image0, folder, "--warp", folder) == 0
+        # now the folder has a_warp.png, whose matches would have the name of the other's warp
+        capfd.readouterr()
+        out = tmp_path / "out"
+        assert "another output" in refused(capfd, image0, folder, "-o", out, "--warp", out)
+
+    def test_names_need_not_be_unicode(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        image0, image1 = image_file(tmp_path / "a.png", 60), image_file(tmp_path / "b.png", 60)
+        strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+        image1.rename(strange)
+        assert run(image0, strange, "-o", strange.with_suffix(".jpg")) == 0
+        assert "caf\\udce9.png" in capfd.readouterr().out
+        assert strange.with_suffix(".jpg").exists()
+
     def test_names_with_brackets_are_files_first(self, tmp_path: Path) -> None:
         image0, image1 = image_file(tmp_path / "a[1].png", 60), image_file(tmp_path / "b[1].png", 60)
         assert run(image0, image1) == 0
@@ -275,6 +303,28 @@ class TestCommand:
         assert run(image, image, "-o", tmp_path / "o.png") == 130
         assert capfd.readouterr().err == "superpoint-match: interrupted\n"
         assert not (tmp_path / "o.png").exists()
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MemoryError(),
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            lack_of_memory_of_opencv(),
+        ],
+    )
+    def test_a_lack_of_memory_is_said(
+        self,
+        tmp_path: Path,
+        capfd: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        error: Exception,
+    ) -> None:
+        def fail(*_: object) -> MatchResult:
+            raise error
+
+        monkeypatch.setattr(FakePipeline, "match", fail)
+        image = image_file(tmp_path / "a.png", 60)
+        assert "out of memory; a smaller --resize needs less" in refused(capfd, image, image)
 
     def test_bugs_are_not_hidden(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def broken(*_: object) -> MatchResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -143,6 +144,13 @@ def test_a_folder_is_extracted_once(folder: Path, extractor: SuperPoint, tmp_pat
     other = extractor.configured(ExtractorConfig(max_keypoints=41, detection_threshold=0.0))
     with pytest.raises(DataError, match=r"holds features made with max_keypoints = 40; got 41 \(give another --out\)"):
         extract_folder(other, folder, out)
+    settings = json.loads((out / "settings.json").read_text())
+    (out / "settings.json").write_text(json.dumps({**settings, "precision": "int8"}))
+    with pytest.raises(DataError, match=r"holds features made with precision = int8; got float32"):
+        extract_folder(extractor, folder, out)
+    del settings["precision"]  # as earlier versions wrote them
+    (out / "settings.json").write_text(json.dumps(settings))
+    assert extract_folder(extractor, folder, out).kept == 5
     (out / "settings.json").write_text("{")
     with pytest.raises(DataError, match=r"settings.json cannot be read"):
         extract_folder(extractor, folder, out)
@@ -163,5 +171,7 @@ def test_the_command_goes_on_after_kill_9(folder: Path, tmp_path: Path, capsys: 
     assert f"{before} had features; 1 skipped as unreadable" in capsys.readouterr().out
     assert len(list(out.rglob("*.npz"))) == 65
     assert all(len(read_features(path)) == 30 for path in out.rglob("*.npz"))
+    assert main([*arguments, "--out", str(weights)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"superpoint extract: {weights}: File exists"
     assert main([*arguments, "--half"]) == 2
     assert "holds features made with half = False; got True" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import cv2
@@ -47,6 +48,15 @@ def tiff_with_two_sizes(first: int, second: int) -> bytes:
     rest = [(258, 8), (259, 8), (262, 1), (273, 146), (277, 1), (278, 1500), (279, len(pixels))]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sizes + rest)
     return struct.pack("<2sHIH", b"II", 42, 8, 11) + entries + bytes(4) + pixels
+
+
+@pytest.mark.parametrize("between", [b" ", b"\n", b"#\n", b"# 12\n", b" \t\r\n"])
+def test_a_header_of_blanks_takes_no_time(between: bytes) -> None:
+    """An expression with two ways to read a blank would take 2^n steps."""
+    began = time.perf_counter()
+    assert header_size(b"P5" + between * 20_000 + b"x") is None
+    assert time.perf_counter() - began < 1
+    assert header_size(b"P5" + between * 200 + b"12" + between * 200 + b"34 255\n") == (12, 34)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.dynamic and (size is not None or values["batch"]):
         raise ConfigError("--dynamic with --size or --batch; expected one of them")
     if values["precision"] == "int8":
+        _refuse_others(values, ("precision", "calibration"), "--precision int8 quantises the dense part for any size")
         return _quantise(args.model, values["calibration"], args.out)
+    if values["calibration"]:
+        raise ConfigError("--calibration without --precision int8; expected both or neither")
     if args.out is None:
         raise ConfigError("--out is missing; expected the file to write")
     from frontend.export import ExportConfig, export_network
@@ -96,6 +100,19 @@ def _run(args: argparse.Namespace) -> int:
     for path in export_network(network, args.out, config, name):
         print(f"wrote {path}")
     return 0
+
+
+def _refuse_others(values: Mapping[str, Any], wanted: Collection[str], why: str) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        ConfigError: one of them has another value than its default.
+    """
+    from frontend.errors import ConfigError
+
+    for option in EXPORT_OPTIONS:
+        if option.name not in wanted and values[option.name] != option.default:
+            raise ConfigError(f"--{option.name.replace('_', '-')} has no effect: {why}; expected none")
 
 
 def _quantise(model: str, folder: str, out: Path | None) -> int:

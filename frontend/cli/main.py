@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader of our output has gone; keep the interpreter from flushing into the pipe at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"superpoint {args.command}: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
     return code
 
 

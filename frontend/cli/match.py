@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from frontend.types import Features
 
 PROG = "superpoint-match"
+_NO_MEMORY = -4  # of cv2.error
 MATCHED, BAD_INPUT, NO_MATCH, INTERRUPTED = 0, 2, 3, 130
 
 _EPILOG = """\
@@ -132,13 +133,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _refuse(f"{where}{error.strerror or error}")
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
+    except Exception as error:
+        if _is_lack_of_memory(error):
             return _refuse("out of memory; a smaller --resize needs less")
         raise
     except KeyboardInterrupt:
         _refuse("interrupted")
         return INTERRUPTED
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Python's own, CUDA's in torch, the CPU's in torch, or OpenCV's, none of which is imported for it."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+        or getattr(error, "code", 0) == _NO_MEMORY
+    )
 
 
 def _refuse(reason: str) -> int:
@@ -149,7 +160,9 @@ def _refuse(reason: str) -> int:
 def _emit(stream: TextIO, text: str) -> None:
     """Write and flush; a reader that has gone away (``| head``) is no error and ends no work."""
     try:
-        stream.write(text)
+        # names need not be of the locale's encoding
+        encoding = stream.encoding or "utf-8"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
     except BrokenPipeError:
         # What is left in the buffer would fail again, loudly, when Python closes the stream at exit.
@@ -205,17 +218,20 @@ def _check_outputs(args: argparse.Namespace, inputs: list[str], many: bool) -> N
         if not name or (option == "--json" and name == "-"):
             continue
         path = Path(name)
+        outputs = [name]
         if many and option != "--json":
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"{name}: is a file; {option} is a directory where many images are matched")
-            continue
-        if path.is_dir():
+            outputs = list(_picture_paths(name, inputs[1:], option == "--warp").values())
+        elif path.is_dir():
             raise ConfigError(f"{name}: is a directory, expected a file name for {option}")
-        if option != "--json" and not (path.suffix and cv2.haveImageWriter(name)):
+        # of the ending alone: OpenCV does not survive a name that is no UTF-8
+        elif option != "--json" and not (path.suffix and cv2.haveImageWriter(f"picture{path.suffix}")):
             raise ConfigError(f"{name}: OpenCV writes no images with the ending '{path.suffix}'")
-        if os.path.realpath(name) in taken:
-            raise ConfigError(f"{name}: {option} would overwrite an input or another output")
-        taken.add(os.path.realpath(name))
+        for output in outputs:
+            if os.path.realpath(output) in taken:
+                raise ConfigError(f"{output}: {option} would overwrite an input or another output")
+            taken.add(os.path.realpath(output))
 
 
 def _read(path: str) -> Any:
@@ -289,7 +305,7 @@ def _run_many(args: argparse.Namespace, paths: list[str]) -> int:
     image0 = _read(args.image0)
     pipeline = _load(args, brief=False)
     features0 = pipeline.extractor.extract(image0)
-    names = _picture_names(paths)
+    pictures, warps = (_picture_paths(args.output or "", paths), _picture_paths(args.warp or "", paths, warped=True))
     rows: list[tuple[Row, Any]] = []
     with Progress(len(paths), "matching", unit="image") as progress:
         for path in paths:
@@ -300,9 +316,9 @@ def _run_many(args: argparse.Namespace, paths: list[str]) -> int:
                 progress.update()
                 continue
             if args.output:
-                _draw_matches(str(Path(args.output) / f"{names[path]}.png"), image0, image1, report)
+                _draw_matches(pictures[path], image0, image1, report)
             if args.warp:
-                _draw_warp(str(Path(args.warp) / f"{names[path]}_warp.png"), image0, image1, report)
+                _draw_warp(warps[path], image0, image1, report)
             rows.append((Row.of(report), to_json(report) if args.json else None))
             progress.update()
     if not rows:
@@ -325,8 +341,8 @@ def _match_one(
     return Report(args.image0, path, result, pipeline.extractor.name, {"read": read_ms, **result.timings_ms}), image1
 
 
-def _picture_names(paths: list[str]) -> dict[str, str]:
-    """A name without ending for the picture of each image: its stem, with what it takes to tell two apart."""
+def _picture_paths(folder: str, paths: list[str], warped: bool = False) -> dict[str, str]:
+    """Where the picture of each image goes: by its stem, with what it takes to tell two apart."""
     names: dict[str, str] = {}
     used: set[str] = set()
     for path in paths:
@@ -336,7 +352,7 @@ def _picture_names(paths: list[str]) -> dict[str, str]:
             tries += 1
             name = f"{stem}_{tries}"
         used.add(name)
-        names[path] = name
+        names[path] = str(Path(folder) / f"{name}{'_warp' if warped else ''}.png")
     return names
 
 

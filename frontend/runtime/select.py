@@ -59,10 +59,14 @@ def precisions_of(runtime: str) -> tuple[str, ...]:
     return ("float32", "bf16") if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ("float32",)
 
 
-def _check(runtime: str, precision: str) -> None:
-    check_names(runtime, precision)
+def _check_installed(runtime: str) -> None:
     if runtime not in available_runtimes():
         raise ConfigError(f"runtime is '{runtime}', which is not installed: pip install {' '.join(_NEEDED[runtime])}")
+
+
+def _check(runtime: str, precision: str) -> None:
+    check_names(runtime, precision)
+    _check_installed(runtime)
     known = precisions_of(runtime)
     if precision not in known:
         raise ConfigError(
@@ -194,6 +198,8 @@ def runtime_for(network: SuperPointNet, runtime: str = "auto", precision: str = 
 
 
 def _choose(source: _Network, runtime: str, precision: str, brief: bool = False) -> Runtime:
+    if runtime != "auto":
+        _check_installed(runtime)
     installed = available_runtimes() if runtime == "auto" else (runtime,)
     if installed == ("torch",) and precision in ("auto", "float32"):
         return source.build("torch", "float32")
@@ -266,21 +272,23 @@ def _timed(source: _Network, runtimes: tuple[str, ...], precision: str) -> list[
         with suppress(ConfigError):  # each candidate says so itself
             source.prepare(name)  # before the clock runs
     failure: ConfigError | None = None
-    for name in runtimes:
+    # those that have the precision can say what is missing
+    having = [name for name in runtimes if precision == "auto" or precision in precisions_of(name)]
+    for name in having or runtimes:
         kinds = [kind for kind in precisions_of(name) if kind != "int8"] if precision == "auto" else [precision]
         for kind in kinds:
             began = time.perf_counter()
             try:
                 made = source.build(name, kind)
             except ConfigError as error:
-                failure = error
+                failure = failure or error
                 continue
             load_ms = _TORCH_IMPORT_MS if name == "torch" else round((time.perf_counter() - began) * 1e3, 3)
             got = Maps(*(np.array(value) for value in made.dense(image)))
             if kind == "float32" and reference is None:
                 reference = got
             if precision == "auto" and reference is not None and not parity.same_keypoints(reference, got):
-                failure = ConfigError(f"{name} in {kind} finds other keypoints than float32")
+                failure = failure or ConfigError(f"{name} in {kind} finds other keypoints than float32")
                 continue
             timed.append(_Timed(name, kind, min(_milliseconds(made, image) for _ in range(_TRIALS)), load_ms))
     if not timed:

@@ -39,7 +39,6 @@ def thread_count() -> int:
     return max(1, min(mine, _quota()))
 
 
-@cache
 def settle_threads() -> int:
     """Tell OpenCV, and torch where it is loaded, how many threads to use; the runtimes are told when they load."""
     import cv2

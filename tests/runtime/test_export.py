@@ -143,6 +143,8 @@ def test_dense_maps_and_the_refiner_beside_them_of_one_size(tmp_path: Path) -> N
         (("--format", "openvino"), "expected a name that ends in .xml"),
         (("--batch", "-1"), "export batch is -1; expected 1 or more"),
         (("--precision", "int8"), "--calibration is missing"),
+        (("--precision", "int8", "--with-postprocessing"), "--with-postprocessing has no effect: --precision int8"),
+        (("--calibration", "photos"), "--calibration without --precision int8"),
     ],
 )
 def test_the_command_refuses(arguments: tuple[str, ...], message: str, tmp_path: Path, capsys) -> None:

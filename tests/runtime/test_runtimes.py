@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,7 +16,7 @@ from frontend.extractor import ExtractorConfig, StageTimes, SuperPoint
 from frontend.model import ModelConfig, SuperPointNet, heatmap
 from frontend.runtime import available_runtimes, load_runtime, precisions_of, runtime_for
 from frontend.runtime.parity import scene
-from frontend.runtime.threads import VARIABLE, thread_count
+from frontend.runtime.threads import VARIABLE, settle_threads, thread_count
 from frontend.torch_backend import TorchBackend
 from frontend.weights import save_network
 
@@ -137,6 +141,33 @@ def test_unknown_names_and_what_cannot_be_are_refused() -> None:
     extractor = SuperPoint(network("edge"), device="cpu", runtime="onnxruntime")
     with pytest.raises(ConfigError, match="expected runtime 'torch'"):
         _ = extractor.network
+
+
+def test_a_runtime_that_is_not_installed_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frontend.runtime.select.available_runtimes", lambda: ("torch",))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    for precision in ("auto", "bf16"):
+        with pytest.raises(ConfigError, match="runtime is 'openvino', which is not installed: pip install openvino"):
+            runtime_for(network("edge"), "openvino", precision)
+
+
+def test_auto_says_what_is_missing_for_int8() -> None:
+    with pytest.raises(ConfigError, match="this model has no such graph: expected one made by 'superpoint export"):
+        runtime_for(network("edge"), "auto", "int8")
+
+
+def test_torch_is_told_its_threads_when_it_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    monkeypatch.setattr("frontend.runtime.threads.thread_count", lambda: 2)
+    monkeypatch.setattr(cv2, "setNumThreads", lambda count: None)
+    monkeypatch.setenv(VARIABLE, "2")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)
+        assert settle_threads() == 2
+    stand_in = SimpleNamespace(get_num_threads=lambda: 8, set_num_threads=told.append)
+    monkeypatch.setitem(sys.modules, "torch", stand_in)
+    assert settle_threads() == 2
+    assert told == [2]
 
 
 def test_threads_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

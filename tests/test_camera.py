@@ -1,0 +1,56 @@
+"""Pixels to normalised coordinates, against the distortion model written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from frontend.camera import Camera
+from frontend.errors import ConfigError
+
+K = np.array([[300.0, 0, 320], [0, 310, 240], [0, 0, 1]])
+
+
+def distort(x: np.ndarray, k1: float, k2: float, p1: float, p2: float) -> np.ndarray:
+    """Brown's model as OpenCV has it, to pixels of K."""
+    a, b = x.T
+    r2 = a * a + b * b
+    radial = 1 + k1 * r2 + k2 * r2**2
+    u = a * radial + 2 * p1 * a * b + p2 * (r2 + 2 * a * a)
+    v = b * radial + p1 * (r2 + 2 * b * b) + 2 * p2 * a * b
+    return np.stack([300 * u + 320, 310 * v + 240], axis=1)
+
+
+def test_what_was_distorted_comes_back(rng: np.random.Generator) -> None:
+    rays = rng.uniform(-0.7, 0.7, (200, 2))
+    given = (-0.28, 0.07, 0.001, -0.0005)
+    np.testing.assert_allclose(Camera(K, given).normalise(distort(rays, *given)), rays, atol=1e-7)
+    np.testing.assert_allclose(Camera(K).normalise(distort(rays, 0, 0, 0, 0)), rays, atol=1e-12)
+    assert Camera(K, given).normalise(np.zeros((0, 2))).shape == (0, 2)
+
+
+def test_where_the_distortion_has_no_inverse_a_point_is_not_a_number() -> None:
+    # r (1 - r^2 / 2) is at most .544, at r = .816: no ray comes to a radius beyond
+    radii = np.array([0.1, 0.4, 0.53, 0.6, 0.7, 1.4])
+    pixels = np.stack([300 * radii + 320, np.full(6, 240.0)], axis=1)
+    found = Camera(K, (-0.5, 0, 0, 0)).normalise(pixels)
+    assert np.isfinite(found).all(axis=1).tolist() == [True, True, True, False, False, False]
+    assert np.isnan(found[3:]).all()
+    np.testing.assert_allclose(distort(found[:3], -0.5, 0, 0, 0), pixels[:3], atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (((0, 1), 50.0), "K has a skew of 50; expected 0"),
+        (((0, 0), 0.0), "no positive focal lengths"),
+        (((1, 1), np.nan), "no positive focal lengths"),
+        (((0, 0), 1e-300), "focal lengths of 1e-300 and 310 pixels; expected"),
+        (((2, 0), 1.0), "expected an upper triangle"),
+    ],
+)
+def test_what_is_no_such_camera_is_refused(change: tuple[tuple[int, int], float], message: str) -> None:
+    wrong = K.copy()
+    wrong[change[0]] = change[1]
+    with pytest.raises(ConfigError, match=message):
+        Camera(wrong)
