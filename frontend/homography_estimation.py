@@ -15,6 +15,9 @@ from frontend.types import BoolArray, Features, Float64Array, Homography, Matche
 LEAST_SIGMA = 1e-2
 """Standard deviation of a match, pixels, below which none is taken for more exact: no image is."""
 
+FARTHEST = 1e9
+"""Largest coordinate of a point, pixels, that a homography is computed from; float32 has no subpixels long before."""
+
 
 def estimate_homography(
     points0: ArrayLike,
@@ -62,7 +65,8 @@ def estimate_homography(
         raise ConfigError(f"homography method is '{method}'; expected 'ransac' or 'opencv'")
     x0, x1 = as_matches(points0, points1)
     variances = None if sigmas is None or method == "opencv" else as_variances(sigmas, len(x0))
-    finite: BoolArray = np.asarray(np.isfinite(np.hstack((x0, x1))).all(axis=1))
+    # also False for NaN
+    finite: BoolArray = np.asarray((np.abs(np.hstack((x0, x1))) <= FARTHEST).all(axis=1))
     inliers = np.zeros(len(x0), dtype=np.bool_)
     if finite.sum() < SAMPLE_SIZE:
         return Homography(None, inliers, Status.TOO_FEW_MATCHES)

@@ -117,6 +117,8 @@ def _optimise_best(
     # what is twice as far off as the widest weights reach stays an outlier
     near: BoolArray = np.asarray((state.error <= limit * (2 * WIDENING[0]) ** 2).any(axis=0))
     far = int(near.size - near.sum())
+    if far == near.size:
+        return None
     if far:
         solver = solver.subset(near)
         state = solver.linearise(state.h)
@@ -172,6 +174,8 @@ def _polish(
     limit = 2 * threshold**2
     # what is twice as far off as the widest weights reach stays without one
     near: BoolArray = solver.linearise(h[None]).error[0] <= limit * (2 * POLISH_WIDEST) ** 2
+    if not near.any():
+        return h
     solver = solver.subset(near)
     variances = np.ones(len(near)) if variances is None else variances
     variances = variances[near]

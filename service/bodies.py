@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import BadRequestError, TooLargeError
 
@@ -62,7 +62,7 @@ async def read_images(
         return []
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _from_form(request, names, optional)
+        return await _from_form(request, names, optional, limit)
     if len(names) == 1 and (not kind or kind.startswith("image/") or kind == "application/octet-stream"):
         body = await request.body()
         if not body:
@@ -72,12 +72,17 @@ async def read_images(
     raise BadRequestError(f"content type is '{kind or 'missing'}'; expected {expected}")
 
 
-async def _from_form(request: Request, names: tuple[str, ...], optional: tuple[str, ...]) -> list[tuple[str, bytes]]:
+async def _from_form(
+    request: Request, names: tuple[str, ...], optional: tuple[str, ...], limit: int
+) -> list[tuple[str, bytes]]:
     every = (*names, *optional)
+    parser = MultiPartParser(request.headers, request.stream(), max_files=len(every) + 1, max_fields=16)
+    # images stay in memory, where they are counted: a temporary folder may be small, and is nobody's business
+    parser.spool_max_size = limit + 1
     try:
-        form = await request.form(max_files=len(every) + 1, max_fields=16)
-    except HTTPException as error:
-        raise BadRequestError(f"form cannot be read: {error.detail}") from None
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise BadRequestError(f"form cannot be read: {error.message}") from None
     try:
         images = []
         for name in every:

@@ -12,11 +12,13 @@ from typing import Any, Protocol, TypeVar
 from frontend.errors import ConfigError, ImageError, ShapeError
 from frontend.extractor import Prepared, SuperPoint
 from frontend.image import decode_image
+from frontend.image_header import header_size
 from frontend.types import Features
 from service.bodies import Budget
 from service.engine import Engine, EngineConfig, Slot, configuration
 from service.errors import BadImageError, BadRequestError, DeadlineError, NotFoundError, UnavailableError
 from service.metrics import Metrics
+from service.room import Room
 from service.sessions import SessionConfig, Sessions
 from service.settings import Settings
 from service.store import FeatureStore, StoreConfig
@@ -24,6 +26,8 @@ from service.warmup import parse_size, warm_up
 
 T = TypeVar("T")
 _WATCH_S = 1.0
+STOPPED = (1012, "the service is shutting down")
+"""Code and reason that streams are closed with then."""
 
 
 class Stream(Protocol):
@@ -61,8 +65,10 @@ class Core:
         self.sessions = Sessions(limits, self.metrics)
         self.metrics.sequence_limit.set(limits.max_bytes)
         self.bodies = Budget(int(settings.max_bodies_mb * 1e6))
+        self.decoded = Room(int(settings.max_decoded_mb * 1e6))
         self.streams: set[Stream] = set()
         self.stopping = False
+        self._stops_at: float | None = None
         self._turns = asyncio.Lock()
         self._pool = ThreadPoolExecutor(settings.decode_threads, "decode")
         self.models: dict[str, SuperPoint] = {}
@@ -98,17 +104,22 @@ class Core:
     def stop(self) -> None:
         """Take nothing new, finish what was accepted."""
         self.ready = False
-        self.engine.stop(self.settings.shutdown_s)
+        self.engine.stop(self.left_to_stop())
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     async def finish_streams(self) -> None:
         """Open no more streams, answer what those that are open have sent, and close them."""
         self.stopping = True
         for stream in self.streams:
-            stream.end(1012, "the service is shutting down")
-        limit = time.monotonic() + self.settings.shutdown_s
-        while self.streams and time.monotonic() < limit:
+            stream.end(*STOPPED)
+        while self.streams and self.left_to_stop():
             await asyncio.sleep(0.02)
+
+    def left_to_stop(self) -> float:
+        """Seconds that are left for what was accepted, all steps of a shutdown together; the first call begins it."""
+        if self._stops_at is None:
+            self._stops_at = time.monotonic() + self.settings.shutdown_s
+        return max(self._stops_at - time.monotonic(), 0.0)
 
     async def watch(self) -> None:
         """Forget what expires, also while nobody asks, until cancelled."""
@@ -121,7 +132,7 @@ class Core:
         """Why the service cannot serve; None where it can."""
         if self.failure is not None:
             return f"the start has failed: {self.failure}"
-        if not self.ready:
+        if not self.ready or self.stopping:
             return "models are being loaded and warmed up, or the service is stopping"
         if not self.engine.healthy:
             return "the device has failed"
@@ -137,9 +148,11 @@ class Core:
             changes: of its configuration; None leaves a value as it is.
 
         Raises:
+            UnavailableError: models are still being loaded.
             NotFoundError: no such model is served.
             BadRequestError: a value is out of its range.
         """
+        self._require_models()
         name = model or self.settings.model
         if name not in self.models:
             raise NotFoundError(f"model {name[:64]!r} is not served; expected one of: {', '.join(self.models)}")
@@ -156,10 +169,22 @@ class Core:
         """When a request that is admitted now has to be done, by the engine's clock."""
         return time.monotonic() + self.settings.deadline_s
 
+    def _decoded_bytes(self, extractor: SuperPoint, data: bytes) -> int:
+        """What an image takes until the device has worked on it."""
+        width, height = header_size(data) or (1, self.settings.max_pixels_mp * 1e6)
+        return int(4 * min(_network_pixels(extractor, width, height), self.settings.max_pixels_mp * 1e6))
+
     def _prepare(self, extractor: SuperPoint, data: bytes, name: str) -> Prepared:
         began = time.perf_counter()
+        most = self.settings.max_pixels_mp
         try:
-            image = decode_image(data, name, max_pixels=int(self.settings.max_pixels_mp * 1e6))
+            image = decode_image(data, name, max_pixels=int(most * 1e6))
+            pixels = _network_pixels(extractor, image.shape[1], image.shape[0])
+            if pixels > most * 1e6:
+                size = f"{image.shape[1]} x {image.shape[0]}"
+                raise BadRequestError(
+                    f"resize makes {pixels / 1e6:.1f} megapixels of {name}, {size}; expected at most {most:g}"
+                )
             prepared = extractor.prepare(image)
         except (ImageError, ShapeError) as error:
             raise BadImageError(str(error)) from None
@@ -179,14 +204,18 @@ class Core:
         loop = asyncio.get_running_loop()
 
         async def one(name: str, data: bytes, slot: Slot) -> Features:
+            submitted = False
             try:
-                prepared = await loop.run_in_executor(self._pool, self._prepare, extractor, data, name)
+                async with self.decoded.hold(self._decoded_bytes(extractor, data)):
+                    prepared = await loop.run_in_executor(self._pool, self._prepare, extractor, data, name)
+                    submitted = True
+                    return await asyncio.wrap_future(self.engine.submit(extractor, prepared, deadline, slot))
             except BaseException as error:
-                slot.release()
-                if isinstance(error, asyncio.CancelledError):
-                    self.metrics.dropped("cancelled")
+                if not submitted:  # else the engine sees to both
+                    slot.release()
+                    if isinstance(error, asyncio.CancelledError):
+                        self.metrics.dropped("cancelled")
                 raise
-            return await asyncio.wrap_future(self.engine.submit(extractor, prepared, deadline, slot))
 
         tasks = [asyncio.ensure_future(one(name, data, slot)) for (name, data), slot in zip(images, slots, strict=True)]
         try:
@@ -203,7 +232,7 @@ class Core:
                 task.cancel()
 
     async def in_thread(
-        self, function: Callable[[], T], deadline: float, done: Callable[[asyncio.Future[T]], object]
+        self, function: Callable[[], T], deadline: float, done: Callable[[asyncio.Future[T]], object] | None = None
     ) -> T:
         """Run a function in a thread; once it has begun it is not stopped, whoever waits for it.
 
@@ -216,7 +245,8 @@ class Core:
             DeadlineError: it was not done in time.
         """
         future = asyncio.get_running_loop().run_in_executor(self._pool, function)
-        future.add_done_callback(done)
+        if done is not None:
+            future.add_done_callback(done)
         return await self.in_time(asyncio.shield(future), deadline)
 
     async def on_device(self, function: Callable[..., T], *args: Any, deadline: float, **kwargs: Any) -> T:
@@ -259,13 +289,39 @@ class Core:
     def _late(self) -> DeadlineError:
         return DeadlineError(f"not done within {self.settings.deadline_s:g} s")
 
-    def reserve(self, count: int) -> list[Slot]:
+    def _require_models(self) -> None:
+        if not self.ready:
+            raise UnavailableError("the service is not ready")
+
+    def require_ready(self) -> None:
+        """Refuse what is new while models are loaded, and once the service stops.
+
+        Raises:
+            UnavailableError: the service is not ready.
+        """
+        self._require_models()
+        if self.stopping:
+            raise UnavailableError("the service is shutting down")
+
+    def reserve(self, count: int, *, accepted: bool = False) -> list[Slot]:
         """Places in the queue, see :meth:`Engine.reserve`.
+
+        Args:
+            count: of them.
+            accepted: whether they are for what was accepted before, which is finished when the service stops.
 
         Raises:
             UnavailableError: the service is not ready.
             OverloadedError: the queue is full.
         """
-        if not self.ready:
-            raise UnavailableError("the service is not ready", retry_after=1)
+        if accepted:
+            self._require_models()
+        else:
+            self.require_ready()
         return self.engine.reserve(count)
+
+
+def _network_pixels(extractor: SuperPoint, width: float, height: float) -> float:
+    """Pixels that the network sees of an image, but for padding."""
+    scale = 1.0 if extractor.config.resize is None else extractor.config.resize / max(width, height)
+    return width * height * scale**2

@@ -88,6 +88,11 @@ class _Bucket:
     items: deque[_Item] = field(default_factory=deque)
 
 
+def _head(bucket: _Bucket) -> float:
+    """When its oldest item was admitted."""
+    return bucket.items[0].admitted
+
+
 class Slot:
     """A place in the queue, reserved before an image is decoded, given back when its item is done or by ``release``."""
 
@@ -156,7 +161,8 @@ class Engine:
         with self._condition:
             self._accepting, self._stopping = False, True
             self._condition.notify_all()
-        self._thread.join(timeout_s)
+        if self._thread.ident is not None:  # it was started
+            self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     @property
@@ -267,13 +273,16 @@ class Engine:
                         return None
                     self._condition.wait(self.config.heartbeat_s)
                     continue
-                full = [b for b in waiting.values() if len(b.items) >= b.most]
-                oldest = min(full or waiting.values(), key=lambda bucket: bucket.items[0].admitted)
+                oldest = min(waiting.values(), key=_head)
                 left = oldest.items[0].admitted + self.config.max_delay_s - self._clock()
                 coming = self._reserved > self._queued
-                if not full and left > 0 and coming and not self._stopping:
-                    self._condition.wait(left)
-                    continue
+                if len(oldest.items) < oldest.most and left > 0 and coming and not self._stopping:
+                    # a full one goes before it now, and not once it has waited: it would wait as long as others fill
+                    full = [bucket for bucket in waiting.values() if len(bucket.items) >= bucket.most]
+                    if not full:
+                        self._condition.wait(left)
+                        continue
+                    oldest = min(full, key=_head)
                 count = min(len(oldest.items), oldest.most)
                 self._queued -= count
                 return oldest.extractor, [oldest.items.popleft() for _ in range(count)]

@@ -118,9 +118,12 @@ class SequencesFullError(ServiceError):
 
 
 class UnavailableError(ServiceError):
-    """The device is not ready, or no longer."""
+    """The device is not ready, or no longer; another instance, or a restarted one, may be."""
 
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"
+
+    def __init__(self, detail: str, *, retry_after: float | None = 1.0) -> None:
+        super().__init__(detail, retry_after=retry_after)
 
 
 class DeadlineError(ServiceError):

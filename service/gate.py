@@ -31,6 +31,9 @@ from service.errors import (
 from service.metrics import Metrics
 from service.settings import Settings
 
+_SMALL = {"/v1/sequences": 65_536}
+"""Largest body of a path whose documents are parsed on the event loop, bytes."""
+
 HUNG_UP = 499
 """Status in log and metrics of a request whose client did not wait for the answer; it is never sent."""
 
@@ -49,6 +52,11 @@ async def deny(scope: Scope, receive: Receive, send: Send, error: ServiceError) 
         await problem(scope, error)(scope, receive, send)
     else:
         await send({"type": "websocket.close", "code": 1008, "reason": error.code})
+
+
+def largest_body(path: str, settings: Settings) -> int:
+    """Bytes of the largest body that a path takes."""
+    return min(_SMALL.get(path.rstrip("/"), 1 << 62), int(settings.max_body_mb * 1e6))
 
 
 class Gate:
@@ -123,12 +131,13 @@ class Gate:
             OverloadedError: there are too many requests.
         """
         settings = self.settings
-        if not is_open(request.url.path, settings):
+        if not is_open(request.scope["path"], settings):  # not of the URL, which a Host header has a part in
             check_client(settings, request.client)
             check_key(settings, request.headers.get("x-api-key"))
             if self._running > settings.max_requests:
                 raise OverloadedError(f"{settings.max_requests} requests are being served", retry_after=1)
-        declared, limit = request.headers.get("content-length", ""), int(settings.max_body_mb * 1e6)
+        declared = request.headers.get("content-length", "")
+        limit = largest_body(request.scope["path"], settings)
         if declared.isdigit() and int(declared) > limit:
             raise TooLargeError(f"body has {declared} bytes; expected at most {limit}")
 
@@ -215,7 +224,7 @@ class _Exchange:
         size = len(message.get("body", b""))
         self._received += size
         self._budget.used += size
-        limit = int(self._settings.max_body_mb * 1e6)
+        limit = largest_body(self._scope["path"], self._settings)
         if self._received > limit:
             self._give_back()
             raise TooLargeError(f"body has more than {limit} bytes")

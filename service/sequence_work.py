@@ -127,7 +127,7 @@ async def track_frame(
     turn: Turn | None = None
     try:
         turn = session.queue(given.stamp_ns)
-        slots += core.reserve(len(given.images) - len(slots))
+        slots += core.reserve(len(given.images) - len(slots), accepted=True)
         features = await core.features(session.extractor, given.images, deadline, slots)
         extracted = time.perf_counter()
         await core.in_time(turn.come(), deadline)

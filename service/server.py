@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from functools import partial
 from typing import Any
@@ -11,12 +12,32 @@ from typing import Any
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
 from service.app import create_app
 from service.core import Core
 from service.settings import Settings
 
 _FRAMING = 65536  # of a message beside its images, bytes
+
+
+class _Timers:
+    """Timers by name, each of which aborts a connection."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._running: dict[str, asyncio.TimerHandle] = {}
+
+    def start(self, name: str, transport: asyncio.Transport) -> None:
+        if name not in self._running:
+            loop = asyncio.get_running_loop()
+            self._running[name] = loop.call_later(self._limit_s, transport.abort)
+
+    def stop(self, *names: str) -> None:
+        for name in names or tuple(self._running):
+            timer = self._running.pop(name, None)
+            if timer is not None:
+                timer.cancel()
 
 
 class ImpatientProtocol(H11Protocol):
@@ -30,46 +51,71 @@ class ImpatientProtocol(H11Protocol):
 
     def __init__(self, *args: Any, limit_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._limit_s = limit_s
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-
-    def _start(self, name: str) -> None:
-        if name not in self._timers:
-            self._timers[name] = self.loop.call_later(self._limit_s, self.transport.abort)
-
-    def _stop(self, name: str) -> None:
-        timer = self._timers.pop(name, None)
-        if timer is not None:
-            timer.cancel()
+        self._timers = _Timers(limit_s)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._start("headers")
+        _hear_of_every_byte(transport)
+        self._timers.start("headers", transport)
 
     def data_received(self, data: bytes) -> None:
         before = self.cycle
         super().data_received(data)
         if self.cycle is not before:  # the headers are complete
-            self._stop("headers")
+            self._timers.stop("headers")
         elif self.conn.their_state is h11.IDLE and (before is None or before.response_complete):
-            self._start("headers")
+            self._timers.start("headers", self.transport)
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        self._stop("headers")
+        self._timers.stop("headers")
         super().handle_websocket_upgrade(event)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._start("answer")
+        self._timers.start("answer", self.transport)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop("answer")
+        self._timers.stop("answer")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for name in list(self._timers):
-            self._stop(name)
+        self._timers.stop()
         super().connection_lost(exc)
+
+
+class ImpatientWebSocket(AutoWebSocketsProtocol):  # type: ignore[misc, valid-type]
+    """Closes the connection of a stream whose client does not read; closing one waits for what it has not read.
+
+    Args:
+        limit_s: for that, seconds.
+        args: uvicorn's.
+        kwargs: uvicorn's.
+    """
+
+    def __init__(self, *args: Any, limit_s: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._timers = _Timers(limit_s)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        _hear_of_every_byte(transport)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._timers.start("answer", self.transport)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._timers.stop("answer")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timers.stop()
+        super().connection_lost(exc)
+
+
+def _hear_of_every_byte(transport: asyncio.Transport) -> None:
+    """Have writing paused as soon as a byte is not taken, and not at 64 kB: less could stay there for ever."""
+    transport.set_write_buffer_limits(0)
 
 
 class GracefulServer(uvicorn.Server):
@@ -85,13 +131,20 @@ class GracefulServer(uvicorn.Server):
         self._core = core
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
         await self._core.finish_streams()
+        self.config.timeout_graceful_shutdown = math.ceil(self._core.left_to_stop())
         await super().shutdown(sockets)
 
 
-def stream_limits(settings: Settings) -> dict[str, Any]:
-    """Arguments of ``uvicorn.Config`` for WebSockets: a message is a body, and images do not get smaller."""
+def protocols(settings: Settings) -> dict[str, Any]:
+    """Arguments of ``uvicorn.Config``: our protocols; and for WebSockets, whose messages are bodies with an image each,
+    which compression does not make smaller.
+    """
     return {
+        "http": partial(ImpatientProtocol, limit_s=settings.deadline_s),
+        "ws": partial(ImpatientWebSocket, limit_s=settings.deadline_s),
         "ws_max_size": int(settings.max_body_mb * 1e6) + _FRAMING,
         "ws_max_queue": 1,
         "ws_per_message_deflate": False,
@@ -112,10 +165,8 @@ def run(settings: Settings) -> int:
             app,
             host=settings.host,
             port=settings.port,
-            http=partial(ImpatientProtocol, limit_s=settings.deadline_s),  # type: ignore[arg-type]
             access_log=False,
-            timeout_graceful_shutdown=int(settings.shutdown_s),
-            **stream_limits(settings),
+            **protocols(settings),
         ),
         app.state.core,
     )

@@ -36,7 +36,10 @@ class Settings(BaseSettings):
     max_requests: int = Field(default=1024, ge=1, description="requests that are served at a time")
     max_bodies_mb: float = Field(default=1024.0, gt=0, description="request bodies held at a time, all together")
     max_body_mb: float = Field(default=32.0, gt=0, description="largest request body")
-    max_pixels_mp: float = Field(default=40.0, gt=0, description="largest image, megapixels, by its header")
+    max_pixels_mp: float = Field(default=40.0, gt=0, description="largest image, megapixels, as it is and as resized")
+    max_decoded_mb: float = Field(
+        default=2048.0, gt=0, description="decoded images that wait for the device; others wait to be decoded"
+    )
     max_keypoints: int = Field(default=4096, ge=1, description="most keypoints that a request may ask for")
     warmup: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("640x480",), description="image sizes that are run before the service says that it is ready"

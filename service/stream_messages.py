@@ -74,6 +74,11 @@ class Header:
         return cls(_stamp(document.get("stamp_ns")), _frame_id(document.get("frame_id")), right)
 
 
+def may_be_frame(message: bytes) -> bool:
+    """Whether a binary message begins as a map of MessagePack with a frame's few members; no image does."""
+    return message[:1] in (b"\x81", b"\x82", b"\x83", b"\x84", b"\xde", b"\xdf")
+
+
 def frame_of_header(header: Header, images: list[bytes | str]) -> Given:
     """The frame of a header and its images.
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from service.access import check_key
-from service.core import Core
+from service.core import STOPPED, Core
 from service.errors import (
     BadRequestError,
     ForbiddenError,
@@ -30,14 +30,13 @@ from service.errors import (
     OverloadedError,
     ServiceError,
     TooLargeError,
-    UnavailableError,
     problem_document,
 )
 from service.gate import deny
 from service.routes.common import Encoding
 from service.sequence_work import Given, track_frame
 from service.sessions import Session
-from service.stream_messages import Header, frame_of_header, frame_of_message
+from service.stream_messages import Header, frame_of_header, frame_of_message, may_be_frame
 from service.wire import JSON, MSGPACK, encode
 
 ROUTE = "/v1/sequences/{sequence_id}/stream"
@@ -103,8 +102,7 @@ async def serve_stream(core: Core, websocket: WebSocket, sequence_id: str) -> No
         check_key(core.settings, _key(websocket))
         _check_origin(websocket, core.settings.cors_origins)
         options = _options(websocket)
-        if core.stopping or not core.ready:
-            raise UnavailableError("the service is not ready", retry_after=1)
+        core.require_ready()
         session = core.sessions.get(sequence_id)
     except ServiceError as error:
         core.metrics.requests.labels(ROUTE, str(int(error.status))).inc()
@@ -164,6 +162,8 @@ class FrameStream:
         self.core.metrics.streams.inc()
         code = 1000
         try:
+            if self.core.stopping:  # it was not there to be told
+                self.end(*STOPPED)
             code = await self._serve()
         finally:
             for task in self._tasks:
@@ -194,6 +194,8 @@ class FrameStream:
                 return await self._close(code, reason)
             if writer.done() and isinstance(writer.exception(), asyncio.TimeoutError):
                 return await self._close(_TOO_SLOW, "answers are not read")
+            if reader.done() and isinstance(reader.exception(), asyncio.TimeoutError):
+                return await self._close(_TOO_SLOW, "a frame does not arrive")
             for task in (reader, writer):
                 error = task.exception() if task.done() else None
                 if isinstance(error, WebSocketDisconnect):
@@ -213,15 +215,22 @@ class FrameStream:
         return code
 
     async def _read(self) -> None:
+        """Take frames as they come; TimeoutError where the images of a header do not."""
+        skipped = 0  # images that are to come of a header that was refused: it has had its answer
         while True:
             await self._room.wait()
             header: Header | None = None
+            message = await self._next()
+            if skipped and isinstance(message, bytes) and not may_be_frame(message):
+                skipped -= 1
+                continue
+            skipped = 0
             try:
-                message = await self._next()
                 if isinstance(message, str):
+                    skipped = 2 if '"right"' in message else 1
                     header = Header.parse(message)
-                    images = [await self._next() for _ in range(2 if header.right else 1)]
-                    given = frame_of_header(header, images)
+                    skipped = 0
+                    given = frame_of_header(header, await self._images(2 if header.right else 1))
                 else:
                     given = frame_of_message(message)
             except ServiceError as error:
@@ -229,6 +238,17 @@ class FrameStream:
                 self._refuse(self._enter(_Entry(echo)), error)
                 continue
             self._accept(given)
+
+    async def _images(self, count: int) -> list[bytes | str]:
+        """The messages that follow a header, counted as they come, within the time of a request."""
+        found: list[bytes | str] = []
+        try:
+            for _ in range(count):
+                found.append(await asyncio.wait_for(self._next(), self.core.settings.deadline_s))
+                self.core.bodies.used += len(found[-1])
+        finally:  # a complete frame is counted when it is accepted
+            self.core.bodies.used -= sum(len(message) for message in found)
+        return found
 
     async def _next(self) -> bytes | str:
         message = await self._websocket.receive()

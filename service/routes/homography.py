@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -16,6 +17,10 @@ from service.errors import BadRequestError
 from service.routes.common import WORK_PROBLEMS, accepted, answer, core_of
 from service.schemas import HomographyDocument, points_body, problems, result
 from service.wire import FORMATS, JSON, decode
+
+# they keep the device from the images of others: 2e9 matches times samples are about a second
+_MOST_MATCHES = 200_000
+_MOST_WORK = 2_000_000_000
 
 router = APIRouter(prefix="/v1", tags=["matching"])
 
@@ -49,10 +54,15 @@ async def homography(
         raise BadRequestError(f"content type is '{kind}'; expected one of: {', '.join(FORMATS)}")
     deadline, (slot,) = core.deadline(), core.reserve(1)
     try:
-        body = decode(await request.body(), kind)
-        points0, points1 = _points(body)
+        # in a thread: a body may hold a million numbers
+        points0, points1, sigmas = await core.in_thread(partial(_matches, await request.body(), kind), deadline)
+        if len(points0) * max_iterations > _MOST_WORK:
+            most = _MOST_WORK // len(points0)
+            raise BadRequestError(
+                f"max_iterations is {max_iterations} for {len(points0)} matches; expected at most {most}"
+            )
         settings: dict[str, Any] = {"threshold": threshold, "confidence": confidence, "seed": seed}
-        settings |= {"max_iterations": max_iterations, "sigmas": _sigmas(body, len(points0))}
+        settings |= {"max_iterations": max_iterations, "sigmas": sigmas}
         device = str(core.models[core.settings.model].device)
         found = await core.in_turn(
             estimate_homography, points0, points1, method=method, device=device, deadline=deadline, **settings
@@ -62,6 +72,12 @@ async def homography(
     finally:
         slot.release()
     return answer(request, {"homography": found.H, "inliers": found.inliers, "status": found.status.value})
+
+
+def _matches(data: bytes, kind: str) -> tuple[Float64Array, Float64Array, Float64Array | None]:
+    body = decode(data, kind)
+    points0, points1 = _points(body)
+    return points0, points1, _sigmas(body, len(points0))
 
 
 def _sigmas(body: dict[str, Any], count: int) -> Float64Array | None:
@@ -92,4 +108,6 @@ def _points(body: dict[str, Any]) -> tuple[Float64Array, Float64Array]:
         arrays.append(array.astype(np.float64))
     if len(arrays[0]) != len(arrays[1]):
         raise BadRequestError(f"points0 has {len(arrays[0])} rows, points1 {len(arrays[1])}; expected as many")
+    if len(arrays[0]) > _MOST_MATCHES:
+        raise BadRequestError(f"there are {len(arrays[0])} matches; expected at most {_MOST_MATCHES}")
     return arrays[0], arrays[1]

@@ -59,8 +59,7 @@ async def open_sequence(request: Request, document: OpenSequence | None = None) 
     table without room refuses (429, `sequences_full`); nothing that is open is pushed out.
     """
     core = core_of(request)
-    if core.stopping or not core.ready:
-        raise UnavailableError("the service is not ready", retry_after=1)
+    core.require_ready()
     return answer(request, opened_document(open_session(core, document or OpenSequence())), 201)
 
 

@@ -45,7 +45,7 @@ async def readyz(request: Request) -> dict[str, str]:
     """The models are warm and the device works; 503 otherwise."""
     reason = core_of(request).unready_because()
     if reason is not None:
-        raise UnavailableError(reason, retry_after=1)
+        raise UnavailableError(reason)
     return {"status": "ready"}
 
 

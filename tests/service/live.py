@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import httpx
@@ -17,7 +16,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from service.app import create_app
 from service.core import Core
-from service.server import GracefulServer, ImpatientProtocol, stream_limits
+from service.server import GracefulServer, protocols
 from service.settings import Settings
 
 
@@ -70,9 +69,7 @@ def post_bytes(path: str, body: bytes, *headers: str, length: int | None = None)
 def live(**settings: Any) -> Iterator[Live]:
     given = Settings(**{"device": "cpu", "warmup": ("64x64",), "max_body_mb": 1.0, "max_batch": 4, **settings})
     app = create_app(given)
-    protocol = partial(ImpatientProtocol, limit_s=given.deadline_s)
-    limits = stream_limits(given)
-    config = uvicorn.Config(app, port=0, http=protocol, log_config=None, access_log=False, **limits)  # type: ignore
+    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, **protocols(given))
     server = GracefulServer(config, app.state.core)
     thread = threading.Thread(target=server.run)
     thread.start()

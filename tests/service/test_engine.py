@@ -134,6 +134,28 @@ def test_an_image_waits_for_others_that_are_coming_no_longer_than_the_delay(engi
     assert 0.015 < waited < 0.5
 
 
+def test_full_batches_do_not_starve_what_has_waited_longer(engine: Engine) -> None:
+    """Whoever keeps a bucket full is not served before a lone image that came before."""
+    large, lone = Stub(), Stub()
+    large.gate.clear()
+    first = send(engine, large, image(0.5, 4096))  # of the size of a batch
+    wait_until(first.running)
+    others = [send(engine, large, image(0.5, 4096))]
+    alone = send(engine, lone, image(0.5))
+    served: list[int] = []
+    alone.add_done_callback(lambda _: served.append(len(large.batches)))
+    time.sleep(0.05)  # longer than a batch is waited for
+    others += [send(engine, large, image(0.5, 4096)) for _ in range(6)]
+    large.gate.set()
+    for future in (first, alone, *others):
+        future.result(10)
+    assert served == [2]  # after the two that came before it
+
+
+def test_an_engine_that_was_never_started_can_be_stopped() -> None:
+    assert Engine().stop(1)
+
+
 def test_an_image_that_is_alone_does_not_wait(log: Log) -> None:
     engine = Engine(EngineConfig(max_delay_s=20.0), log)
     engine.start()

@@ -12,11 +12,14 @@ import pytest
 from problems import check_problem
 
 import frontend
+from service.app import create_app
+from service.settings import Settings
 from service.wire import FORMATS, MSGPACK, decode
 
 SAMPLES = Path(frontend.__file__).parent / "samples"
 FIRST, SECOND = (SAMPLES / f"rocket_{index}.jpg" for index in (0, 1))
 SMALL = {"max_keypoints": 64, "resize": 320}
+TINY = cv2.imencode(".png", np.full((8, 8), 90, np.uint8))[1].tobytes()
 
 
 async def store(client: httpx.AsyncClient, path: Path = FIRST, **params: object) -> str:
@@ -122,6 +125,31 @@ async def test_images_without_keypoints_are_stored(client: httpx.AsyncClient) ->
     made = (await client.post("/v1/features", params={"store": True}, content=black)).json()
     response = await client.get(f"/v1/features/{made['feature_id']}", headers={"accept": MSGPACK})
     assert decode(response.content, MSGPACK)["descriptors"].shape == (0, 128)
+
+
+@pytest.mark.anyio
+async def test_a_resize_beyond_the_largest_image_is_refused(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/v1/features?resize=1000&descriptors=none", content=TINY)).status_code == 200
+    for resize in (1008, 8192):
+        response = await client.post(f"/v1/features?resize={resize}", content=TINY)
+        check_problem(response, 400, "bad_request", "megapixels of image, 8 x 8; expected at most 1")
+
+
+@pytest.mark.anyio
+async def test_nothing_is_missing_while_models_are_loaded() -> None:
+    app = create_app(Settings(device="cpu"))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.post("/v1/features", content=TINY)
+    check_problem(response, 503, "unavailable", "not ready")
+    assert response.headers["retry-after"] == "1"
+
+
+@pytest.mark.anyio
+async def test_documents_that_are_read_on_the_event_loop_are_small(client: httpx.AsyncClient) -> None:
+    members = ",".join(f'"member{n}": 1' for n in range(6000))
+    response = await client.post("/v1/sequences", content="{" + members + "}")
+    check_problem(response, 413, "too_large", "bytes; expected at most 65536")
 
 
 @pytest.mark.anyio

@@ -19,7 +19,7 @@ from frontend.extractor import ExtractorConfig
 from frontend.pipeline import MatchPipeline
 from service.core import Core
 from service.settings import Settings
-from service.wire import FORMATS, MSGPACK, NPZ, decode
+from service.wire import FORMATS, MSGPACK, NPZ, decode, encode
 
 CAMERA = "525,525,319.5,213"
 
@@ -258,6 +258,45 @@ async def test_malformed_matches_are_refused(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.anyio
+async def test_images_of_forms_are_not_written_to_disk(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", None)
+    noise = np.random.default_rng(0).integers(0, 256, (700, 1000), dtype=np.uint8)
+    data = cv2.imencode(".png", noise)[1].tobytes()
+    # as if the image were larger than what is kept in memory by default
+    monkeypatch.setattr("starlette.formparsers.MultiPartParser.spool_max_size", len(data) // 2)
+    response = await client.post("/v1/features?descriptors=none", files={"image": data})
+    assert response.status_code == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("client", [{"max_body_mb": 4.0}], indirect=True)
+async def test_homographies_that_would_take_minutes_are_refused(client: httpx.AsyncClient) -> None:
+    points = np.random.default_rng(0).uniform(0, 1000, (200_001, 2)).astype(np.float16)
+    for count, query, part in (
+        (200_001, "", "there are 200001 matches; expected at most 200000"),
+        (30_000, "?max_iterations=100000", "max_iterations is 100000 for 30000 matches; expected at most 66666"),
+    ):
+        body = encode({"points0": points[:count], "points1": points[:count]}, MSGPACK)
+        response = await client.post(f"/v1/homography{query}", content=body, headers={"content-type": MSGPACK})
+        check_problem(response, 400, "bad_request", part)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("scale", [1e308, 1e12, 1e7])
+@pytest.mark.parametrize("method", ["ransac", "opencv"])
+async def test_coordinates_out_of_this_world_have_no_homography(
+    client: httpx.AsyncClient, scale: float, method: str
+) -> None:
+    points = (np.random.default_rng(0).uniform(0, scale, (2, 50, 2))).tolist()
+    body = {"points0": points[0], "points1": points[1]}
+    response = await client.post("/v1/homography", json=body, params={"method": method, "threshold": 0.001})
+    assert response.status_code == 200, response.text
+    assert response.json()["status"] in ("no_model", "too_few_matches")
+
+
+@pytest.mark.anyio
 async def test_points_that_are_no_points_are_refused(client: httpx.AsyncClient) -> None:
     good = [[1.0, 2.0]] * 8
     for points in (
@@ -284,8 +323,6 @@ async def test_points_that_are_no_points_are_refused(client: httpx.AsyncClient) 
         response = await client.post("/v1/homography", json={"points0": good, "points1": good, "sigmas": sigmas})
         check_problem(response, 400, "bad_request", "sigmas")
     for bad in (np.nan, np.inf):
-        from service.wire import encode
-
         body = encode({"points0": np.full((8, 2), bad), "points1": np.ones((8, 2))}, MSGPACK)
         response = await client.post("/v1/homography", content=body, headers={"content-type": MSGPACK})
         check_problem(response, 400, "bad_request", "not finite")
