@@ -181,6 +181,35 @@ def save_network(path: Path, network: SuperPointNet, training: Mapping[str, Any]
         temporary.write_bytes(_canonical(save(tensors, metadata=metadata)))
 
 
+def write_half(name_or_path: str | Path, path: Path) -> None:
+    """Write a weight file again in half its size, atomically: kernels and matrices in float16, vectors as they are.
+
+    Running variances and the like have ranges that float16 has not. Loading gives float32, of the rounded values.
+
+    Args:
+        name_or_path: a released model, or a weight file of this project.
+        path: of the file to write; its folder is made if missing.
+
+    Raises:
+        WeightsError: there are no such weights, they are not of this project, or a value is too large for float16.
+    """
+    import torch
+    from safetensors.torch import save
+
+    from frontend.atomic import atomic_write
+
+    _, source = resolve(name_or_path)
+    tensors, metadata = _read_safetensors(source)
+    if metadata.get("format") != FORMAT:
+        raise WeightsError(f"weights {source} are not of this project; expected a file that it trained")
+    for name, tensor in tensors.items():
+        if tensor.ndim >= 2 and tensor.is_floating_point():
+            tensors[name] = tensor.to(torch.float16)
+            if not torch.isfinite(tensors[name]).all():
+                raise WeightsError(f"weights {source}: '{name}' has values that float16 has not")
+    atomic_write(path, _canonical(save(tensors, metadata=metadata)))
+
+
 def _canonical(data: bytes) -> bytes:
     """A safetensors file with the keys of its header in order; the library orders the metadata anew in each run."""
     length = int.from_bytes(data[:8], "little")

@@ -9,8 +9,9 @@ from typing import Any
 
 from frontend.cli.options import Option, add_options, resolve_options
 
+_HALF = "weights-float16"
 EXPORT_OPTIONS = (
-    Option("format", "onnx", "of the file", ("onnx", "openvino", "torch-export", "superpoint-v1")),
+    Option("format", "onnx", "of the file; see above", ("onnx", "openvino", "torch-export", "superpoint-v1", _HALF)),
     Option("size", "", "HxW of the images, multiples of 8; any size without"),
     Option("batch", 0, "images of a batch; any number with 0"),
     Option("with_postprocessing", False, "detection, top-K, refinement and descriptor sampling in the graph"),
@@ -26,7 +27,8 @@ _ABOUT = """\
 Without --with-postprocessing the graph gives the heat map and the semi-dense descriptors, and a refiner, where the
 network has one, lies beside it in NAME-refiner. With it, K keypoints of each image with scores (0 where there is none),
 descriptors and sigmas. --format superpoint-v1 writes no graph but a state dict (.pth) of the paper's network, conv1a to
-convDb, for other implementations to load; it has no refiner. --precision int8 quantises the dense part, measures its
+convDb, for other implementations to load; it has no refiner. --format weights-float16 writes a weight file of this
+project (.safetensors) in half the size. --precision int8 quantises the dense part, measures its
 homography accuracy on half of the photographs against float32, and refuses it where that drops by more than a point;
 --runtime onnxruntime or openvino with --precision int8 then uses it, on this machine; --out writes it to a file, too.
 """
@@ -78,6 +80,9 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError("--calibration without --precision int8; expected both or neither")
     if args.out is None:
         raise ConfigError("--out is missing; expected the file to write")
+    if values["format"] == _HALF:
+        _refuse_others(values, ("format",), f"--format {_HALF} has weights alone")
+        return _write_half(args.model, args.out)
     from frontend.export import ExportConfig, export_network
     from frontend.extraction import ExtractorConfig
     from frontend.weights import load_network
@@ -113,6 +118,17 @@ def _refuse_others(values: Mapping[str, Any], wanted: Collection[str], why: str)
     for option in EXPORT_OPTIONS:
         if option.name not in wanted and values[option.name] != option.default:
             raise ConfigError(f"--{option.name.replace('_', '-')} has no effect: {why}; expected none")
+
+
+def _write_half(model: str, out: Path) -> int:
+    from frontend.errors import ConfigError
+    from frontend.weights import write_half
+
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out is '{out}'; expected a name that ends in .safetensors")
+    write_half(model, out)
+    print(f"wrote {out}")
+    return 0
 
 
 def _quantise(model: str, folder: str, out: Path | None) -> int:
