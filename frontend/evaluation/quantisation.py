@@ -31,8 +31,8 @@ LEAST_PHOTOGRAPHS = 8
 MOST_CALIBRATION = 32
 """Photographs that calibrate; the ranges of activations settle long before."""
 
-# Measured at least, by several changes of each photograph where there are few. Of 100 pairs a point is one pair: int8 wins
-# or loses three of them by chance.
+# Measured at least, by several changes of each photograph where there are few. Of 100 pairs a point is one, and int8
+# wins or loses three by chance.
 _PAIRS = 200
 _LARGEST_DROP = 0.01
 
