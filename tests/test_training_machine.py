@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -23,7 +24,7 @@ from torch.utils.data import Dataset
 
 from frontend.cli.main import main
 from frontend.folders import output_path
-from frontend.model import ModelConfig, SuperPointNet
+from frontend.model import MODEL_PRESETS, ModelConfig, SuperPointNet
 from frontend.training import compilation
 from frontend.training.datasets import Sample, SyntheticShapes
 from frontend.training.ema import WeightAverage
@@ -32,6 +33,7 @@ from frontend.training.state import export_state, import_state, read_checkpoint
 from frontend.training.synthetic import synthetic_image
 from frontend.training.tasks import MagicPointTask
 from frontend.training.trainer import TrainConfig, Trainer, TrainingError
+from frontend.weights import save_network
 
 EXACT = ["--precision", "fp32", "--device", "cpu", "--workers", "0", "--log-every", "2", "--warmup-steps", "3"]
 TINY = ModelConfig(
@@ -229,6 +231,39 @@ def test_a_run_is_carried_to_another_folder_with_the_data_elsewhere(
     again[again.index(str(elsewhere / "run"))] = str(elsewhere / "third")
     assert main([*again, "--device", "cpu", "--workers", "0"]) == 2
     assert "was trained on data with checksum" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("begun_with", ["init", "refiner"])
+def test_a_run_goes_on_without_the_weights_that_it_began_with(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], begun_with: str
+) -> None:
+    """Also one that named its network besides, as the released recipes do."""
+    torch.manual_seed(0)
+    small = replace(MODEL_PRESETS["vgg-refined"], encoder="vgg(channels=[8,8,8,16])")
+    save_network(tmp_path / "began.safetensors", SuperPointNet(small))
+    base = [*PAIRS, *EXACT]
+    base[base.index("--model") + 1] = "vgg" if begun_with == "refiner" else "vgg-refined"
+    out = tmp_path / "run"
+    began = pairs_command(photographs, out, *base, f"--{begun_with}", str(tmp_path / "began.safetensors"))
+    assert main([*began, "--stop", "2"]) == 0
+    file = tmp_path / "run.state"
+    assert main(["state", "export", str(out), "--out", str(file)]) == 0
+    assert main(["state", "import", str(file), "--out", str(tmp_path / "there")]) == 0
+    (tmp_path / "began.safetensors").unlink()
+    there = tmp_path / "there"
+    again = pairs_command(photographs, there, "--config", str(there / "settings.toml"), "--device", "cpu")
+    assert main([*again, "--workers", "0"]) == 0
+    assert step_of(there) == 2
+    capsys.readouterr()
+    assert main([*again, "--workers", "0", "--model", "edge", "--encoder", "compact"]) == 2
+    assert "was trained with model = " in capsys.readouterr().err
+
+
+def test_a_run_keeps_to_where_its_views_are_made(photographs: Path, tmp_path: Path) -> None:
+    command = pairs_command(photographs, tmp_path / "run", *PAIRS, *EXACT, "--stop", "1", "--device-augment", "on")
+    assert main(command) == 0
+    command[command.index("on")] = "auto"  # which is off on a CPU, for a run that begins there
+    assert main(command) == 0
 
 
 def step_of(run: Path) -> int:

@@ -170,6 +170,15 @@ def test_training_learns_where_the_corners_are(tmp_path: Path) -> None:
     assert values[-1] < 0.4 * entropy
 
 
+def test_training_without_tensorboard_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("frontend.training.trainer.find_spec", lambda name: None)
+    for command in (["magicpoint"], ["superpoint", "--images", "none", "--labels", "none"]):
+        assert main(["train", *command, "--out", str(tmp_path / "run")]) == 2
+        assert "training needs tensorboard: pip install 'superpoint-frontend[train]'" in capsys.readouterr().err
+
+
 def test_configuration_file_and_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "recipe.toml"
     config.write_text('steps = 2\nbatch_size = 1\nprecision = "fp32"\nlearning_rate = 1\nwidth = 32\nheight = 32\n')
@@ -183,6 +192,10 @@ def test_configuration_file_and_flags(tmp_path: Path, capsys: pytest.CaptureFixt
         ("steps = 2.5", "steps is 2.5; expected int"),
         ('precision = "fp8"', "precision is 'fp8'; expected auto or bf16 or fp32"),
         ("steps = ", "no valid TOML"),
+        ("width = 36", "views are 36 x 120; expected multiples of 8"),
+        ("seed = -1", "seed is -1; expected 0 or more"),
+        ("learning_rate = -1.0", "learning_rate is -1.0; expected a positive number"),
+        ('encoder = "compact+ocr(regions=6)"', "ocr has 6 regions; expected more than the 9 kinds of shapes"),
     ]:
         config.write_text(text)
         assert main([*base, "--out", str(tmp_path / "other")]) == 2

@@ -132,13 +132,12 @@ def _initial_network(args: argparse.Namespace, values: dict[str, Any]) -> tuple[
     from frontend.weights import load_network
 
     torch.manual_seed(values["seed"])
-    if args.init is None and not values["model"] and not values["encoder"]:
+    begun = described_by(args.out)
+    if args.init is None and begun is not None:
         # a run that goes on knows what it began with
-        begun = described_by(args.out)
-        if begun is not None:
-            kept = ("init_sha256", "refiner_sha256")
-            held: dict[str, Any] = {key: begun[key] for key in kept if key in begun}
-            return SuperPointNet(ModelConfig.from_dict(begun["model"])), held
+        kept = ("init_sha256", "refiner_sha256")
+        held: dict[str, Any] = {key: begun[key] for key in kept if key in begun}
+        return SuperPointNet(_continued(ModelConfig.from_dict(begun["model"]), values, held)), held
     if args.init is None and values["freeze"]:
         raise ConfigError("freeze was given without weights to start from; expected --init NAME|PATH")
     if args.init is None:
@@ -151,6 +150,18 @@ def _initial_network(args: argparse.Namespace, values: dict[str, Any]) -> tuple[
         fresh = transfer(source, network)
         print(f"--init {args.init} is another network: {len(fresh)} tensors start afresh", file=sys.stderr)
     return network, {"init_sha256": _identity(args.init)}
+
+
+def _continued(config: Any, values: dict[str, Any], held: dict[str, Any]) -> Any:
+    """The network of a run that goes on: its own; or what is asked for where that is another, which is then refused."""
+    import dataclasses
+
+    from frontend.model import MODEL_PRESETS
+
+    asked = _model_config(MODEL_PRESETS[values["model"]] if values["model"] else config, values["encoder"])
+    if "refiner_sha256" in held:  # it came with its settings, whatever the preset says
+        asked = dataclasses.replace(asked, refiner=config.refiner, refiner_options=config.refiner_options)
+    return asked
 
 
 def _identity(weights: str) -> str:
@@ -198,7 +209,9 @@ def _frozen(network: Any, values: dict[str, Any]) -> tuple[Any, ...]:
 
 def _run_magicpoint(args: argparse.Namespace) -> int:
     from frontend.training.distributed import joined
+    from frontend.training.trainer import require_tensorboard
 
+    require_tensorboard()
     values = resolve_options(args, MAGICPOINT_OPTIONS)
     with joined(values["device"]) as device:
         return _train_magicpoint(args, values, device)
@@ -206,7 +219,9 @@ def _run_magicpoint(args: argparse.Namespace) -> int:
 
 def _run_superpoint(args: argparse.Namespace) -> int:
     from frontend.training.distributed import joined
+    from frontend.training.trainer import require_tensorboard
 
+    require_tensorboard()
     values = resolve_options(args, SUPERPOINT_OPTIONS)
     with joined(values["device"]) as device:
         return _train_superpoint(args, values, device)
@@ -228,9 +243,14 @@ def _train(
 def _train_magicpoint(args: argparse.Namespace, values: dict[str, Any], device: Any) -> int:
     from frontend.training.augmentation import AugmentationConfig
     from frontend.training.datasets import SyntheticShapes
+    from frontend.training.synthetic import SHAPES
     from frontend.training.tasks import MagicPointTask
 
     network, described = _initial_network(args, values)
+    for context in network.contexts:
+        classes = getattr(context, "classes", len(SHAPES) + 1)
+        if classes <= len(SHAPES):
+            raise ConfigError(f"ocr has {classes} regions; expected more than the {len(SHAPES)} kinds of shapes")
     size = (values["width"], values["height"])
     augmentation = AugmentationConfig(values["mosaic"], values["rotate"], values["scale_jitter"])
     data = SyntheticShapes(
@@ -249,6 +269,7 @@ def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: 
     import dataclasses
 
     from frontend.training.datasets import PairConfig, WarpedPairs
+    from frontend.training.state import described_by
     from frontend.training.tasks import SuperPointTask
     from frontend.training.token_labelling import TokenLabelling
 
@@ -260,7 +281,10 @@ def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: 
     described |= {name: values[name] for name in values if name not in left_out}
     described |= _changed(values, optional)
     choice = values["device_augment"]
-    on_device = choice == "on" or (choice == "auto" and device.type == "cuda")
+    begun = described_by(args.out)
+    # one that goes on keeps to how it began, wherever it does
+    own_choice = device.type == "cuda" if begun is None else bool(begun.get("device_augment", False))
+    on_device = choice == "on" or (choice == "auto" and own_choice)
     if on_device:
         described["device_augment"] = True
     config = PairConfig()

@@ -47,6 +47,7 @@ class OCR(Context):
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"ocr got {name} {value}; expected an integer of at least 1")
         self.out_channels = channels
+        self.classes = regions
         self.regions = ConvBlock(channels, regions, 1, norm="none", relu=False)
         self.query = ConvBlock(channels, dim, 1)
         self.key = ConvBlock(channels, dim, 1)

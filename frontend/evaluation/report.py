@@ -20,7 +20,7 @@ from frontend.evaluation.homography import (
     PairResult,
 )
 
-_ESTIMATORS = {"opencv": "OpenCV USAC_MAGSAC", "ransac": "superpoint-frontend RANSAC"}
+_ESTIMATORS = {"opencv": "OpenCV USAC_MAGSAC, verified", "ransac": "superpoint-frontend RANSAC"}
 _PACKAGES = ("superpoint-frontend", "numpy", "opencv-python", "opencv-python-headless", "torch")
 
 _COLUMNS = (
@@ -120,6 +120,7 @@ def protocol(result: BenchmarkResult) -> dict[str, Any]:
         "networks": dict(result.networks),
         "matcher": "mnn",
         "estimator": _ESTIMATORS[result.config.geometry_method],
+        "device": result.config.device,
         "estimator_threshold_px": result.config.threshold,
         "correct_px": CORRECT_PX,
         "homography_thresholds_px": list(HOMOGRAPHY_THRESHOLDS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,8 @@ def draw_worst(result: BenchmarkResult, methods: Mapping[str, Method], count: in
             picture = draw_matches(pair.image0, pair.image1, MatchResult(*features, matches, shown))
             error = chosen[name][rank - 1].corner_error
             size = f"{error:.1f}px" if math.isfinite(error) else "none"
-            stem = f"{Path(name).stem}_{rank:02}_{size}_{pair.name}".replace("/", "-")
+            label = re.sub(r"[^\w.+-]+", "-", name.removesuffix(".safetensors")).strip("-.")[-100:]
+            stem = f"{label}_{rank:02}_{size}_{pair.name}".replace("/", "-")
             files.append(folder / f"{stem}.jpg")
             atomic_write(files[-1], cv2.imencode(".jpg", picture)[1].tobytes())
     return files

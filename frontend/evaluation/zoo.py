@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import time
@@ -95,7 +96,9 @@ def gmac(network: SuperPointNet) -> float:
     """Multiply-adds of the dense maps of a 640 x 480 image, in 1e9, counted by PyTorch."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+    # attention in its plain form: the CPU's fused operator is not counted
+    plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    with plain, FlopCounterMode(display=False) as counter, torch.inference_mode():
         network(torch.zeros(1, 1, *_VGA, device=next(network.parameters()).device))
     return float(counter.get_total_flops() / 2e9)
 
@@ -115,6 +118,13 @@ def milliseconds(network: SuperPointNet, repeats: int = 7) -> float:
     return statistics.median(times[2:]) * 1e3
 
 
+def _listing(folder: Path) -> str:
+    """A checksum of the names and sizes of a folder's files."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    lines = (f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+
+
 class Zoo:
     """Trains and measures entries; what is done is kept, so that a run can be started again.
 
@@ -126,23 +136,30 @@ class Zoo:
         config: settings.
 
     Raises:
-        DataError: the two folders of photographs are the same.
+        DataError: one of the two folders of photographs is within the other.
         ConfigError: ``out`` holds a run with other settings.
     """
 
     def __init__(
         self, photographs: Path, labels: Path, evaluation: Path, out: Path, config: ZooConfig | None = None
     ) -> None:
-        if photographs.resolve() == evaluation.resolve():
-            raise DataError(f"the evaluation has to be on other photographs than the training; got {evaluation} twice")
+        folders = photographs.resolve(), evaluation.resolve()
+        if folders[0].is_relative_to(folders[1]) or folders[1].is_relative_to(folders[0]):
+            raise DataError(
+                f"the evaluation has to be on other photographs than the training; got {photographs} and {evaluation}"
+            )
         self.photographs, self.labels, self.evaluation, self.out = photographs, labels, evaluation, out
         self.config = config or ZooConfig()
         self._pairs: WarpedPairs | None = None
         settings = {key: value for key, value in asdict(self.config).items() if key not in ("workers", "device")}
         settings["steps"] = list(self.config.steps)
+        folders_given = {"photographs": photographs, "labels": labels, "evaluation": evaluation}
+        settings |= {name: _listing(folder) for name, folder in folders_given.items()}
         path = out / "settings.json"
         if path.is_file():
-            before = json.loads(path.read_text())
+            # earlier versions did not state the folders
+            before = {**dict.fromkeys(folders_given), **json.loads(path.read_text())}
+            before = {name: settings[name] if value is None else value for name, value in before.items()}
             if before != settings:
                 raise ConfigError(f"{out} holds a run with {before}; got {settings} (give another --out)")
         else:

@@ -68,6 +68,8 @@ class AdaptationConfig:
         for name in ("homographies", "max_points", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; expected 0 or more")
         if self.side < 16:
             raise ConfigError(f"side is {self.side}; expected 16 pixels or more")
         check_precision(self.precision)

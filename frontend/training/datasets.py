@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from frontend.errors import DataError
+from frontend.errors import ConfigError, DataError
 from frontend.heads import CELL
 from frontend.homography import (
     HomographyConfig,
@@ -38,6 +38,11 @@ from frontend.types import BoolArray, Float64Array
 
 Sample = dict[str, Tensor]
 _NO_NOISE = PhotometricConfig(probability=0.0, exposure=0.0)
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    if min(size) < 16 or size[0] % 8 or size[1] % 8:
+        raise ConfigError(f"views are {size[0]} x {size[1]}; expected multiples of 8, 16 or more")
 
 
 class SyntheticShapes(Dataset[Sample]):
@@ -64,6 +69,7 @@ class SyntheticShapes(Dataset[Sample]):
         repeat_threshold: float = 0.0,
         regions: bool = False,
     ) -> None:
+        _check_size(size)
         self.seed = seed
         self.size = size
         self.noise = noise or PhotometricConfig()
@@ -132,6 +138,9 @@ class PairConfig:
     soft: bool = False
     mix_tokens: float = 0.0
     on_device: bool = False
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
 
 
 class WarpedPairs(Dataset[Sample]):

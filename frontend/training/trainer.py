@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,11 @@ class TrainConfig:
         for name in ("steps", "batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        if self.workers < 0:
-            raise ConfigError(f"workers is {self.workers}; expected 0 or more")
+        for name in ("workers", "seed", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"learning_rate is {self.learning_rate}; expected a positive number")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema is {self.ema}; expected a decay between 0 and 1, or 0 for none")
 
@@ -103,6 +107,16 @@ class TrainConfig:
         share = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
         cosine = (1 + math.cos(math.pi * min(share, 1.0))) / 2
         return self.learning_rate * (self.final_ratio + (1 - self.final_ratio) * cosine)
+
+
+def require_tensorboard() -> None:
+    """Refuse before data are read what would fail after it.
+
+    Raises:
+        ConfigError: TensorBoard is not installed.
+    """
+    if find_spec("tensorboard") is None:
+        raise ConfigError("training needs tensorboard: pip install 'superpoint-frontend[train]'")
 
 
 class _NumberedBatches:
@@ -299,7 +313,7 @@ class Trainer:
         if self.device.type == "cuda":
             # all batches have one shape: the fastest algorithm is searched once
             torch.backends.cudnn.benchmark = True
-        if self.config.compile:
+        if self.config.compile and self.step < self.config.last_step:
             batch = next(iter(self._batches()))
             compile_parts(self.network, _COMPILED, lambda: self._loss(batch)[0])
             self.optimiser.zero_grad(set_to_none=True)

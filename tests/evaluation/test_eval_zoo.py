@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ from frontend.cli.main import main
 from frontend.encoders import build_encoder
 from frontend.errors import ConfigError
 from frontend.evaluation.detector import match_detections, synthetic_map
-from frontend.evaluation.zoo import ENTRIES, Zoo, ZooConfig, gmac, slug, table
+from frontend.evaluation.zoo import ENTRIES, HEADS, Zoo, ZooConfig, gmac, slug, table
 from frontend.folders import output_path
 from frontend.model import ModelConfig, SuperPointNet
 from frontend.training.labels import write_labels
@@ -122,6 +123,19 @@ def test_the_zoo_trains_measures_and_goes_on(
         assert 0 <= result["viewpoint"]["h3"] <= 1
     assert main([*command, "--encoders", first, "--seed", "1"]) == 2
     assert "holds a run with" in capsys.readouterr().err
+    (folders[2] / "b.png").write_bytes((folders[2] / "a.png").read_bytes())  # results of other photographs are others
+    assert main([*command, "--encoders", first]) == 2
+    assert "holds a run with" in capsys.readouterr().err
+
+
+def test_attention_counts_as_arithmetic() -> None:
+    """A block more, of 4,800 cells: attention in weights and values, its projections, and the perceptron."""
+    counted = [
+        gmac(SuperPointNet(replace(HEADS["edge"], encoder=f"lv_vit(dim=32,depth={depth},heads=2)")).eval())
+        for depth in (1, 2)
+    ]
+    expected = 2 * 4800**2 * 32 + 4800 * 32 * (3 * 32 + 32 + 2 * 96)
+    assert counted[1] - counted[0] == pytest.approx(expected / 1e9, rel=1e-6)
 
 
 def test_a_budget_of_seconds_becomes_steps(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -143,5 +157,7 @@ def test_the_zoo_refuses_at_once(
     out = ["--out", str(tmp_path / "out")]
     assert main(["eval", "zoo", photographs, labels, evaluation, *out, "--encoders", "vgg+resnet"]) == 2
     assert "unknown context module 'resnet'" in capsys.readouterr().err
-    assert main(["eval", "zoo", photographs, labels, photographs, *out, "--encoders", "vgg"]) == 2
-    assert "other photographs" in capsys.readouterr().err
+    within = str(Path(photographs).parent)
+    for first, second in ((photographs, photographs), (photographs, within), (within, photographs)):
+        assert main(["eval", "zoo", first, labels, second, *out, "--encoders", "vgg"]) == 2
+        assert "other photographs" in capsys.readouterr().err
