@@ -91,6 +91,14 @@ def test_frames_come_as_they_were_sent(kind: str) -> None:
     assert len({field.name for field in dataclasses.fields(found)} ^ set(document)) == 0
 
 
+@pytest.mark.parametrize("kind", [JSON, MSGPACK, NPZ])
+def test_points_beyond_the_distortion_s_inverse_are_not_numbers(kind: str) -> None:
+    given = np.array(frame_document()["normalised"], np.float64)
+    given[0] = np.nan
+    found = results.frame(over(frame_document(normalised=given), kind))
+    np.testing.assert_array_equal(found.normalised, given)
+
+
 def test_a_frame_may_lack_what_needs_a_camera() -> None:
     missing = dict.fromkeys(("sigmas", "normalised", "matrix", "pose", "stereo", "descriptors", "camera_id"))
     found = results.frame(over(frame_document(**missing), MSGPACK))
