@@ -12,22 +12,27 @@ from frontend.types import Float64Array
 
 # OpenCV's default of five steps leaves errors of a tenth of a pixel at the corners of a wide lens
 _CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-10)
-_DISTORTIONS = (0, 4, 5, 8, 12, 14)
+CAMERA_MODELS = {"opencv": (0, 4, 5, 8, 12, 14), "fisheye": (4,)}
+"""Models of distortion, and how many parameters each may have."""
 _FOCAL = (1e-3, 1e9)  # pixels; beyond, products of them leave the range of numbers
 _LARGEST_ERROR_PX = 0.1  # of a point that is distorted again
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Pinhole camera with OpenCV's distortion model.
+    """Pinhole camera with one of OpenCV's distortion models.
 
     Attributes:
         K: (3, 3) float64 intrinsics, pixels, without skew.
-        distortion: k1, k2, p1, p2[, k3[, k4, k5, k6[, s1..s4[, tx, ty]]]]; empty for none.
+        distortion: k1, k2, p1, p2[, k3[, k4, k5, k6[, s1..s4[, tx, ty]]]], empty for none; of a fisheye k1, k2, k3, k4.
+        model: "opencv", radial and tangential; or "fisheye" (Kannala and Brandt 2006: the radius is a polynomial of the
+            angle to the axis; Kalibr and ROS call it equidistant), whose rays beside or behind the camera have no
+            normalised coordinates.
     """
 
     K: Float64Array
     distortion: tuple[float, ...] = ()
+    model: str = "opencv"
 
     def __post_init__(self) -> None:
         K = np.asarray(self.K, np.float64)
@@ -42,25 +47,34 @@ class Camera:
             raise ConfigError(f"K has the rows {K.tolist()}; expected an upper triangle with 1 in the corner")
         if K[0, 1] != 0:
             raise ConfigError(f"K has a skew of {K[0, 1]:g}; expected 0")
-        if len(self.distortion) not in _DISTORTIONS or not np.isfinite(self.distortion).all():
-            raise ConfigError(f"distortion has {len(self.distortion)} values; expected one of {_DISTORTIONS}, finite")
+        if self.model not in CAMERA_MODELS:
+            raise ConfigError(f"camera model is '{self.model}'; expected one of: {', '.join(CAMERA_MODELS)}")
+        counts = CAMERA_MODELS[self.model]
+        if len(self.distortion) not in counts or not np.isfinite(self.distortion).all():
+            given = f"distortion of the model '{self.model}' has {len(self.distortion)} values"
+            raise ConfigError(f"{given}; expected one of {counts}, finite")
 
     @classmethod
     def parse(cls, text: str) -> Camera:
-        """Read ``fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]]``: comma-separated numbers, pixels first.
+        """Read ``fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]]`` or ``fisheye:fx,fy,cx,cy,k1,k2,k3,k4``: numbers, pixels first.
 
         Raises:
             ConfigError: the text is not of this form, or no camera has these values.
         """
-        expected = "expected fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]]"
+        expected = "expected fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]], or fisheye:fx,fy,cx,cy,k1,k2,k3,k4"
+        given, _, numbers = text.rpartition(":")
         try:
-            values = [float(part) for part in text.split(",")]
+            values = [float(part) for part in numbers.split(",")]
         except ValueError:
             raise ConfigError(f"camera is '{text[:80]}'; {expected}") from None
         if len(values) < 4:
             raise ConfigError(f"camera has {len(values)} numbers; {expected}")
         fx, fy, cx, cy, *distortion = values
-        return cls(np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]]), tuple(distortion))
+        return cls(np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]]), tuple(distortion), given or "opencv")
+
+    def same_as(self, other: Camera) -> bool:
+        """Whether it is the same camera, to the last bit."""
+        return bool((self.K == other.K).all()) and (self.distortion, self.model) == (other.distortion, other.model)
 
     @property
     def focal(self) -> float:
@@ -79,13 +93,23 @@ class Camera:
         """
         if not len(points):
             return np.zeros((0, 2))
-        distortion = np.asarray(self.distortion, np.float64) if self.distortion else None
         given = np.ascontiguousarray(points, np.float64)[:, None]
-        flat = np.asarray(cv2.undistortPoints(given, self.K, distortion, criteria=_CRITERIA)[:, 0], np.float64)
+        distortion = np.asarray(self.distortion, np.float64) if self.distortion else None
+        if self.model == "fisheye":
+            found = cv2.fisheye.undistortPoints(given, self.K, distortion, criteria=_CRITERIA)
+        else:
+            found = cv2.undistortPoints(given, self.K, distortion, criteria=_CRITERIA)
+        flat: Float64Array = np.array(found[:, 0], np.float64)
         if distortion is not None:
             # where there is no inverse OpenCV leaves what its iteration came to
-            rays = np.concatenate([flat, np.ones((len(flat), 1))], axis=1)
-            again, _ = cv2.projectPoints(rays, np.zeros(3), np.zeros(3), self.K, distortion)
-            error = np.linalg.norm(again[:, 0] - given[:, 0], axis=1)
+            error = np.linalg.norm(self._distort(flat) - given[:, 0], axis=1)
             flat[~(error <= _LARGEST_ERROR_PX)] = np.nan
         return flat
+
+    def _distort(self, flat: Float64Array) -> Float64Array:
+        """Pixels (N, 2) of normalised points."""
+        rays = np.concatenate([flat, np.ones((len(flat), 1))], axis=1)[:, None]
+        still, distortion = np.zeros(3), np.asarray(self.distortion, np.float64)
+        project = cv2.fisheye.projectPoints if self.model == "fisheye" else cv2.projectPoints
+        pixels = project(rays, still, still, self.K, distortion)[0]
+        return np.asarray(pixels, np.float64).reshape(-1, 2)

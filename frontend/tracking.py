@@ -106,7 +106,7 @@ class Tracker:
         self, config: TrackerConfig | None = None, camera: Camera | None = None, stereo: StereoRig | None = None
     ) -> None:
         self.config = config or TrackerConfig()
-        if camera is not None and stereo is not None and not _same(camera, stereo.left):
+        if camera is not None and stereo is not None and not camera.same_as(stereo.left):
             raise ConfigError("camera differs from the left one of the stereo pair; expected the same")
         self.camera = camera if stereo is None else stereo.left
         self.stereo = stereo
@@ -250,10 +250,6 @@ class Tracker:
             return True
         moved = np.linalg.norm(self._keyframe_points[first] - current.points[second], axis=1)
         return bool(len(moved) and np.median(moved) > self.config.keyframe_parallax * longest)
-
-
-def _same(first: Camera, second: Camera) -> bool:
-    return bool((first.K == second.K).all()) and tuple(first.distortion) == tuple(second.distortion)
 
 
 def _nearest(

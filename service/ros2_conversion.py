@@ -25,7 +25,8 @@ _ENCODINGS: dict[str, tuple[int, int, list[int]]] = {
     "bgra8": (1, 4, [0, 1, 2]),
     "rgba8": (1, 4, [2, 1, 0]),
 }
-_DISTORTIONS = {"plumb_bob": (0, 4, 5), "rational_polynomial": (8,)}
+_DISTORTIONS = {"plumb_bob": (0, 4, 5), "rational_polynomial": (8,), "equidistant": (4,), "fisheye": (4,)}
+_FISHEYE = ("equidistant", "fisheye")
 _EXACT_IDS = 1 << 24
 """Channels are float32, in which integers are exact below 2^24; ids start again there."""
 LAYOUTS = {
@@ -96,8 +97,8 @@ def camera_of(message: Any) -> Camera:
     """The camera of a sensor_msgs/CameraInfo.
 
     Args:
-        message: of an image that is not rectified, with the model plumb_bob or rational_polynomial, whose parameters
-            are in OpenCV's order.
+        message: of an image that is not rectified, with the model plumb_bob, rational_polynomial or equidistant (some
+            drivers say fisheye), whose parameters are in OpenCV's order.
 
     Raises:
         ConfigError: another model, or it is not calibrated (K[0, 0] is 0).
@@ -107,7 +108,9 @@ def camera_of(message: Any) -> Camera:
         raise ConfigError(f"distortion model is '{model}'; expected one of: {', '.join(_DISTORTIONS)}")
     if len(distortion) not in _DISTORTIONS[model]:
         raise ConfigError(f"{model} has {len(distortion)} parameters; expected one of {_DISTORTIONS[model]}")
-    return Camera(np.array(message.k, np.float64).reshape(3, 3), distortion)
+    return Camera(
+        np.array(message.k, np.float64).reshape(3, 3), distortion, "fisheye" if model in _FISHEYE else "opencv"
+    )
 
 
 class NormalisedVelocities:

@@ -171,7 +171,7 @@ class TrackNode:
             self._refuse(str(error))
             return
         known = self._camera
-        if known is None or (known.K != camera.K).any() or known.distortion != camera.distortion:
+        if known is None or not known.same_as(camera):
             self._camera = camera
             self._epoch += 1
 

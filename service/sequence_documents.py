@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,7 +23,12 @@ class CameraDocument(BaseModel):
 
     K: GivenMatrix = Field(description="(3, 3) intrinsics, pixels.")
     distortion: list[Finite] = Field(
-        default=[], max_length=14, description="OpenCV's k1, k2, p1, p2[, k3[, ...]]; empty for none."
+        default=[],
+        max_length=14,
+        description="OpenCV's k1, k2, p1, p2[, k3[, ...]], empty for none; k1, k2, k3, k4 of a fisheye.",
+    )
+    model: Literal["opencv", "fisheye"] = Field(
+        default="opencv", description="Radial and tangential, or a fisheye (Kalibr and ROS: equidistant)."
     )
 
 

@@ -40,7 +40,7 @@ class Given:
 
 
 def _camera(document: CameraDocument) -> Camera:
-    return Camera(np.array(document.K, np.float64), tuple(document.distortion))
+    return Camera(np.array(document.K, np.float64), tuple(document.distortion), document.model)
 
 
 def open_session(core: Core, document: OpenSequence) -> Session:

@@ -39,6 +39,30 @@ def test_where_the_distortion_has_no_inverse_a_point_is_not_a_number() -> None:
     np.testing.assert_allclose(distort(found[:3], -0.5, 0, 0, 0), pixels[:3], atol=0.1)
 
 
+def test_a_fisheye_s_radius_is_a_polynomial_of_the_angle(rng: np.random.Generator) -> None:
+    """Kannala and Brandt 2006, eq. 6, with OpenCV's names."""
+    given = (-0.01, 0.03, -0.02, 0.004)
+    rays = rng.uniform(-2.0, 2.0, (200, 2))  # up to 70 degrees from the axis
+    radius = np.linalg.norm(rays, axis=1)
+    angle = np.arctan(radius)
+    bent = angle * (1 + sum(k * angle ** (2 * n + 2) for n, k in enumerate(given)))
+    pixels = rays / radius[:, None] * bent[:, None] * [300, 310] + [320, 240]
+    camera = Camera.parse("fisheye:300,310,320,240,-0.01,0.03,-0.02,0.004")
+    assert (camera.model, camera.distortion) == ("fisheye", given)
+    np.testing.assert_allclose(camera.normalise(pixels), rays, atol=1e-6)
+    beside = camera.normalise(np.array([[320 + 300 * 1.7, 240], [320, 240]]))  # more than 90 degrees from the axis
+    assert np.isfinite(beside).all(axis=1).tolist() == [False, True]
+    assert not camera.same_as(Camera(camera.K, given))
+    assert camera.same_as(Camera(camera.K.copy(), given, "fisheye"))
+
+
+def test_models_have_their_numbers_of_parameters() -> None:
+    with pytest.raises(ConfigError, match="distortion of the model 'fisheye' has 0 values; expected one of"):
+        Camera(K, (), "fisheye")
+    with pytest.raises(ConfigError, match="camera model is 'radtan'; expected one of: opencv, fisheye"):
+        Camera.parse("radtan:1,1,0,0,0,0,0,0")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -91,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="homography",
         help="[%(default)s]",
     )
-    camera = "fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]]"
+    camera = "fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]] (or fisheye:fx,fy,cx,cy,k1,k2,k3,k4)"
     add("--camera0", metavar="CAMERA", help=f"camera of IMG0, {camera} in pixels; --geometry essential needs it")
     add("--camera1", metavar="CAMERA", help="camera of IMG1 [that of IMG0]")
     pixels = _number(float, 1e-3, 1e4, "a number of pixels above 0")

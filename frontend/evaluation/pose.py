@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -262,7 +262,7 @@ def load_view(path: Path, turns: int, camera: Camera, resize: int | None) -> Vie
     """
     image, scale = reduce_image(load_bgr(path), resize)
     # pixel centres at integers: the scaling carries the shift of half a pixel into the principal point
-    return View(np.ascontiguousarray(np.rot90(image, turns)), turns, Camera(scale @ camera.K, camera.distortion))
+    return View(np.ascontiguousarray(np.rot90(image, turns)), turns, replace(camera, K=scale @ camera.K))
 
 
 def evaluate_views(

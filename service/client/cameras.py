@@ -21,7 +21,7 @@ class CameraLike(Protocol):
 
     @property
     def distortion(self) -> Sequence[float]:
-        """In OpenCV's order: k1, k2, p1, p2[, k3[, ...]]."""
+        """In OpenCV's order: k1, k2, p1, p2[, k3[, ...]]; and where there is an attribute ``model``, of that model."""
 
 
 class StereoLike(Protocol):
@@ -64,11 +64,14 @@ def camera_document(camera: Calibration, distortion: Sequence[float] = ()) -> di
         raise ConfigError(f"camera is a {type(camera).__name__}; expected one with K and distortion, or K") from None
     if K.shape != (3, 3) or not np.isfinite(K).all() or not np.isfinite(values).all():
         raise ConfigError(f"K has shape {K.shape} or values that are not finite; expected (3, 3) intrinsics")
-    return {"K": K.tolist(), "distortion": values}
+    model = getattr(camera, "model", "opencv")
+    document: dict[str, Any] = {"K": K.tolist(), "distortion": values}
+    # services before this version know of no other
+    return document if model == "opencv" else {**document, "model": model}
 
 
 def camera_query(camera: Calibration) -> str:
-    """A camera in a query: ``fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]]``.
+    """A camera in a query, as :meth:`frontend.camera.Camera.parse` reads it.
 
     Raises:
         ConfigError: see :func:`camera_document`; or K has a skew, which has no place here.
@@ -78,7 +81,8 @@ def camera_query(camera: Calibration) -> str:
     if skew:
         raise ConfigError(f"K has a skew of {skew}; expected 0")
     # repr: the shortest decimals that give the same number back
-    return ",".join(repr(value) for value in (fx, fy, cx, cy, *document["distortion"]))
+    numbers = ",".join(repr(value) for value in (fx, fy, cx, cy, *document["distortion"]))
+    return f"{document['model']}:{numbers}" if "model" in document else numbers
 
 
 def stereo_document(stereo: StereoLike) -> dict[str, Any]:

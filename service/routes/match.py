@@ -31,7 +31,8 @@ Threshold = Annotated[float, Query(ge=1e-3, le=1000, description="Largest error 
 CameraText = Annotated[
     str | None,
     Query(
-        description="`fx,fy,cx,cy` in pixels, then OpenCV's distortion where there is one: `k1,k2,p1,p2[,k3,...]`. "
+        description="`fx,fy,cx,cy` in pixels, then OpenCV's distortion where there is one: `k1,k2,p1,p2[,k3,...]`; "
+        "of a fisheye (equidistant) `fisheye:fx,fy,cx,cy,k1,k2,k3,k4`. "
         "`geometry=essential` needs camera0; camera1 is the same where it is not given.",
         examples=["525,525,319.5,239.5"],
     ),

@@ -201,6 +201,9 @@ def test_cameras_lose_nothing() -> None:
     assert camera_query(K.tolist()) == "458.654,457.296,367.215,248.375"
     expected = {"K": K.tolist(), "distortion": list(DISTORTION)}
     assert camera_document(Camera(K, DISTORTION)) == camera_document(K, DISTORTION) == expected
+    fisheye = Camera(K, (0.1, -0.2, 0.3, 0.0), "fisheye")
+    assert Camera.parse(camera_query(fisheye)).same_as(fisheye)
+    assert camera_document(fisheye)["model"] == "fisheye"
     skewed = K.copy()
     skewed[0, 1] = 2
     wrong: Any

@@ -99,8 +99,11 @@ def test_cameras_have_models_of_opencv() -> None:
     assert camera_of(info(d=[])).distortion == ()
     eight = [float(value) for value in range(8)]
     assert camera_of(info("rational_polynomial", eight)).distortion == tuple(eight)
+    fisheye = camera_of(info("equidistant", [0.1, 0.2, 0.3, 0.4]))
+    assert (fisheye.model, fisheye.distortion) == ("fisheye", (0.1, 0.2, 0.3, 0.4))
     for message, part in [
-        (info("equidistant", [0.0] * 4), "'equidistant'; expected one of: plumb_bob, rational_polynomial"),
+        (info("omnidirectional", [0.0] * 4), "'omnidirectional'; expected one of: plumb_bob, rational_polynomial"),
+        (info("equidistant", [0.0] * 5), "equidistant has 5 parameters"),
         (info("rational_polynomial", [0.0] * 5), "rational_polynomial has 5 parameters"),
         (info(k=[0.0] * 9), "no positive focal lengths"),
     ]:
@@ -323,8 +326,8 @@ def test_another_calibration_or_a_jump_back_starts_another_sequence(started: Run
 def test_what_cannot_be_used_is_said_once(started: Running) -> None:
     node = started.node
     for _ in range(3):
-        node.subscriptions["camera_info"](info("equidistant", [0.0] * 4))
-    assert [level for level, text in node.log if "equidistant" in text] == ["error"]
+        node.subscriptions["camera_info"](info("omnidirectional", [0.0] * 4))
+    assert [level for level, text in node.log if "omnidirectional" in text] == ["error"]
     node.subscriptions["camera_info"](info())
     started.tracked()
     for step in (1, 2):
