@@ -96,7 +96,7 @@ class Camera:
         given = np.ascontiguousarray(points, np.float64)[:, None]
         distortion = np.asarray(self.distortion, np.float64) if self.distortion else None
         if self.model == "fisheye":
-            found = cv2.fisheye.undistortPoints(given, self.K, distortion, criteria=_CRITERIA)
+            found = cv2.fisheye.undistortPoints(given, self.K, np.asarray(self.distortion), criteria=_CRITERIA)
         else:
             found = cv2.undistortPoints(given, self.K, distortion, criteria=_CRITERIA)
         flat: Float64Array = np.array(found[:, 0], np.float64)
