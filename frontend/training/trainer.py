@@ -87,11 +87,9 @@ class TrainConfig:
         for name in ("steps", "batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        for name in ("workers", "seed", "weight_decay"):
+        for name in ("workers", "seed", "learning_rate", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
-        if not self.learning_rate > 0:
-            raise ConfigError(f"learning_rate is {self.learning_rate}; expected a positive number")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema is {self.ema}; expected a decay between 0 and 1, or 0 for none")
 

@@ -168,7 +168,7 @@ def test_sequences_that_make_no_sense_are_refused(client: Client) -> None:
         client.sequence(policy={"max_tracks": 10**9}).open()
     with pytest.raises(BadRequest, match="serach_radius"):
         client.sequence(policy={"serach_radius": 0.1}).open()
-    with pytest.raises(BadRequest, match="distortion has 3 values"):
+    with pytest.raises(BadRequest, match="distortion of the model 'opencv' has 3 values"):
         client.sequence(camera=CAMERA.K, distortion=(0.1, 0.2, 0.3)).open()
     with pytest.raises(BadRequest, match="max_keypoints is 100000"):
         client.sequence(max_keypoints=100_000).open()
