@@ -34,6 +34,8 @@ from service.settings import Settings
 _SMALL = {"/v1/sequences": 65_536}
 """Largest body of a path whose documents are parsed on the event loop, bytes."""
 
+_AGAIN_S = 1.0
+
 HUNG_UP = 499
 """Status in log and metrics of a request whose client did not wait for the answer; it is never sent."""
 
@@ -201,9 +203,11 @@ class _Exchange:
 
     def _hang_up(self) -> None:
         """Cancel the application: what it waits for is dropped, down to the engine's queue."""
-        if self._worker is not None and not self.complete:
+        if self._worker is not None and not self._worker.done() and not self.complete:
             self._gone = True
             self._worker.cancel()
+            # and again: before Python 3.12 asyncio.wait_for swallows a cancellation that meets a result
+            asyncio.get_running_loop().call_later(_AGAIN_S, self._hang_up)
 
     async def receive(self) -> Message:
         """The application's side: messages of the body.

@@ -257,6 +257,34 @@ def test_a_refused_body_counts_no_more_while_its_refusal_is_sent() -> None:
     assert asyncio.run(run(Settings())) == [429, 200]
 
 
+def test_a_cancellation_that_is_swallowed_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As asyncio.wait_for swallows one before Python 3.12, where a result comes at the same time."""
+    monkeypatch.setattr("service.gate._AGAIN_S", 0.05)
+    swallowed: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await asyncio.sleep(20)
+        except asyncio.CancelledError:
+            swallowed.append("once")
+        await asyncio.sleep(20)
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        raise AssertionError("nobody is there")
+
+    async def run() -> float:
+        began = time.monotonic()
+        scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": [], "client": ("127.0.0.1", 1)}
+        await Gate(app, Settings(), Metrics(), Budget(100))(scope, receive, send)
+        return time.monotonic() - began
+
+    assert asyncio.run(run()) < 10
+    assert swallowed == ["once"]
+
+
 def test_requests_at_a_time_have_a_limit(brisk: Live) -> None:
     connections = [brisk.connect() for _ in range(3)]
     for connection in connections:
