@@ -74,7 +74,8 @@ class Camera:
 
     def same_as(self, other: Camera) -> bool:
         """Whether it is the same camera, to the last bit."""
-        return bool((self.K == other.K).all()) and (self.distortion, self.model) == (other.distortion, other.model)
+        lenses = [(tuple(camera.distortion), camera.model) for camera in (self, other)]
+        return bool((self.K == other.K).all()) and lenses[0] == lenses[1]
 
     @property
     def focal(self) -> float:

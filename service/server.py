@@ -40,22 +40,46 @@ class _Timers:
                 timer.cancel()
 
 
-class ImpatientProtocol(H11Protocol):
-    """Closes a connection whose request headers, or whose reading of an answer, take too long.
+class _Impatient:
+    """What both protocols have: a connection whose answer is not read in time is aborted.
+
+    Closing a connection waits for what its client has not read, without end.
 
     Args:
-        limit_s: for each of the two, seconds.
+        limit_s: for that, seconds.
         args: uvicorn's.
         kwargs: uvicorn's.
     """
+
+    transport: asyncio.Transport
 
     def __init__(self, *args: Any, limit_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._timers = _Timers(limit_s)
 
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)  # type: ignore[misc]
+        # writing is paused as soon as a byte is not taken, and not at 64 kB: less could stay there for ever
+        transport.set_write_buffer_limits(0)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()  # type: ignore[misc]
+        self._timers.start("answer", self.transport)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()  # type: ignore[misc]
+        self._timers.stop("answer")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timers.stop()
+        super().connection_lost(exc)  # type: ignore[misc]
+
+
+class ImpatientProtocol(_Impatient, H11Protocol):  # type: ignore[misc]
+    """Closes a connection whose request headers, or whose reading of an answer, take too long."""
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        _hear_of_every_byte(transport)
         self._timers.start("headers", transport)
 
     def data_received(self, data: bytes) -> None:
@@ -70,52 +94,9 @@ class ImpatientProtocol(H11Protocol):
         self._timers.stop("headers")
         super().handle_websocket_upgrade(event)
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._timers.start("answer", self.transport)
 
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._timers.stop("answer")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._timers.stop()
-        super().connection_lost(exc)
-
-
-class ImpatientWebSocket(AutoWebSocketsProtocol):  # type: ignore[misc, valid-type]
-    """Closes the connection of a stream whose client does not read; closing one waits for what it has not read.
-
-    Args:
-        limit_s: for that, seconds.
-        args: uvicorn's.
-        kwargs: uvicorn's.
-    """
-
-    def __init__(self, *args: Any, limit_s: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._timers = _Timers(limit_s)
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
-        _hear_of_every_byte(transport)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._timers.start("answer", self.transport)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._timers.stop("answer")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._timers.stop()
-        super().connection_lost(exc)
-
-
-def _hear_of_every_byte(transport: asyncio.Transport) -> None:
-    """Have writing paused as soon as a byte is not taken, and not at 64 kB: less could stay there for ever."""
-    transport.set_write_buffer_limits(0)
+class ImpatientWebSocket(_Impatient, AutoWebSocketsProtocol):  # type: ignore[misc, valid-type]
+    """Closes the connection of a stream whose client does not read."""
 
 
 class GracefulServer(uvicorn.Server):
