@@ -75,7 +75,7 @@ class _Impatient:
         super().connection_lost(exc)  # type: ignore[misc]
 
 
-class ImpatientProtocol(_Impatient, H11Protocol):  # type: ignore[misc]
+class ImpatientProtocol(_Impatient, H11Protocol):
     """Closes a connection whose request headers, or whose reading of an answer, take too long."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
