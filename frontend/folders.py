@@ -127,11 +127,22 @@ def check_settings(
     if not path.is_file():
         atomic_write(path, json.dumps(dict(settings), indent=1) + "\n")
         return
-    try:
-        before: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+    before = read_settings(out)
     for key, value in settings.items():
-        held = before.get(key, (unstated or {}).get(key)) if isinstance(before, dict) else None
+        held = before.get(key, (unstated or {}).get(key))
         if held != value:
             raise DataError(f"{out} holds {what} made with {key} = {held}; got {value} (give another --out)")
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The record of :func:`check_settings`.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    path = folder / SETTINGS
+    try:
+        held: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    return held if isinstance(held, dict) else {}

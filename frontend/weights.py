@@ -167,18 +167,22 @@ def save_network(path: Path, network: SuperPointNet, training: Mapping[str, Any]
         network: folded or not; a file of an unfolded one can be trained further.
         training: how it was made; stored as JSON beside the tensors.
     """
-    from safetensors.torch import save
-
-    from frontend.atomic import atomic_path
-
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     metadata = {
         "format": FORMAT,
         "model": json.dumps(network.config.to_dict()),
         "training": json.dumps(dict(training or {})),
     }
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(_canonical(save(tensors, metadata=metadata)))
+    write_safetensors(path, network.state_dict(), metadata)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors to a safetensors file, atomically; the same ones give the same bytes."""
+    from safetensors.torch import save
+
+    from frontend.atomic import atomic_write
+
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    atomic_write(path, _canonical(save(held, metadata=dict(metadata))))
 
 
 def write_half(name_or_path: str | Path, path: Path) -> None:
@@ -194,12 +198,9 @@ def write_half(name_or_path: str | Path, path: Path) -> None:
         WeightsError: there are no such weights, they are not of this project, or a value is too large for float16.
     """
     import torch
-    from safetensors.torch import save
-
-    from frontend.atomic import atomic_write
 
     _, source = resolve(name_or_path)
-    tensors, metadata = _read_safetensors(source)
+    tensors, metadata = read_safetensors(source)
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"weights {source} are not of this project; expected a file that it trained")
     for name, tensor in tensors.items():
@@ -207,7 +208,7 @@ def write_half(name_or_path: str | Path, path: Path) -> None:
             tensors[name] = tensor.to(torch.float16)
             if not torch.isfinite(tensors[name]).all():
                 raise WeightsError(f"weights {source}: '{name}' has values that float16 has not")
-    atomic_write(path, _canonical(save(tensors, metadata=metadata)))
+    write_safetensors(path, tensors, metadata)
 
 
 def _canonical(data: bytes) -> bytes:
@@ -218,7 +219,12 @@ def _canonical(data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file and its metadata.
+
+    Raises:
+        WeightsError: it is damaged or no such file.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -267,7 +273,7 @@ def load_network(name_or_path: str | Path, *, fold: bool = True) -> tuple[str, S
         head = file.read(9)
     # a safetensors file starts with the length of its JSON header, and the header with a brace
     is_safetensors = path.suffix == ".safetensors" or (len(head) == 9 and head[8:9] == b"{")
-    tensors, metadata = _read_safetensors(path) if is_safetensors else (_read_pickle(path), {})
+    tensors, metadata = read_safetensors(path) if is_safetensors else (_read_pickle(path), {})
     try:
         if metadata.get("format") == FORMAT:
             network = SuperPointNet(ModelConfig.from_dict(json.loads(metadata["model"])))

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from frontend.cli import bench, encoders, export, extract, label, scenes, serve, state, train
+from frontend.cli import bench, encoders, export, extract, label, scenes, serve, state, train, views
 from frontend.cli import eval as eval_command
 from frontend.errors import FrontendError
 
@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="SuperPoint front-end: extract, make images, label, train, evaluate, measure, export, serve.",
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (extract, scenes, label, train, state, eval_command, bench, encoders, export, serve):
+    for command in (extract, scenes, views, label, train, state, eval_command, bench, encoders, export, serve):
         command.add_parser(subparsers)
     return parser
 

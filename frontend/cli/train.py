@@ -1,4 +1,4 @@
-"""``superpoint train magicpoint`` and ``superpoint train superpoint``."""
+"""``superpoint train``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from frontend.cli.options import Option, add_options, resolve_options
+from frontend.cli.train_lightglue import add_lightglue, lightglue_options, train_lightglue
 from frontend.errors import ConfigError
 
 _MODELS = ("edge", "edge-dense", "edge-coarse", "slim", "vgg", "vgg-refined")
@@ -77,6 +78,7 @@ SUPERPOINT_OPTIONS = (
     *_DETECTOR_OPTIONS,
     *_TOKEN_OPTIONS,
 )
+LIGHTGLUE_OPTIONS = lightglue_options(_COMMON)
 _TORCHRUN = """\
 A run in the folder --out is resumed, from its newest checkpoint; one that goes on needs no --init. Several processes:
 torchrun --nproc-per-node N -m frontend.cli.main train ...: they share the samples of each step (--batch-size is that
@@ -105,6 +107,8 @@ def add_parser(subparsers: Any) -> None:
     superpoint.add_argument("--refiner", default=None, metavar="NAME|PATH", help="weights whose refiner to start from")
     add_options(superpoint, SUPERPOINT_OPTIONS)
     superpoint.set_defaults(run=_run_superpoint)
+
+    add_lightglue(tasks, LIGHTGLUE_OPTIONS, _TORCHRUN).set_defaults(run=_run_lightglue)
 
 
 def _model_config(preset: Any, encoder: str) -> Any:
@@ -227,6 +231,17 @@ def _run_superpoint(args: argparse.Namespace) -> int:
         return _train_superpoint(args, values, device)
 
 
+def _run_lightglue(args: argparse.Namespace) -> int:
+    from frontend.training.distributed import joined
+    from frontend.training.trainer import require_tensorboard
+
+    require_tensorboard()
+    values = resolve_options(args, LIGHTGLUE_OPTIONS)
+    with joined(values["device"]) as device:
+        task, network, described = train_lightglue(args, values)
+        return _train(task, network, args, values, device, described)
+
+
 def _train(
     task: Any, network: Any, args: argparse.Namespace, values: dict[str, Any], device: Any, described: Any
 ) -> int:
@@ -234,7 +249,8 @@ def _train(
     from frontend.training.trainer import Trainer
 
     config = _train_config(values, device)
-    weights = Trainer(task, network, config, args.out, described, _frozen(network, values), values).run()
+    frozen = _frozen(network, values) if "freeze" in values else ()
+    weights = Trainer(task, network, config, args.out, described, frozen, values).run()
     if rank() == 0:
         print(weights)
     return 0

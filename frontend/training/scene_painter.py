@@ -16,7 +16,7 @@ import numpy as np
 
 from frontend.homography import scaling
 from frontend.training.scene_faces import Face, Sphere, cross
-from frontend.types import Float32Array, Float64Array
+from frontend.types import BoolArray, Float32Array, Float64Array
 
 _NEAR = 0.15
 _SHIFT = 4
@@ -104,6 +104,41 @@ class Texture:
         return self._levels[min(number, len(self._levels) - 1)]
 
 
+class Surfaces:
+    """Which surface each pixel of a canvas shows, and so how far away it is at any point of the pixel.
+
+    Args:
+        view: the camera of the canvas.
+
+    Attributes:
+        labels: (H, W) uint16; 0 is the sky.
+        planes: for each label a, b, c, least and greatest of 1 / depth = a x + b y + c at pixel (x, y), 1 / metres.
+        balls: labels and balls; their entries in ``planes`` mean nothing.
+    """
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self._back = view.R.T @ np.linalg.inv(view.K)
+        self.labels = np.zeros((view.size[1], view.size[0]), np.uint16)
+        self.planes: list[tuple[float, ...]] = [(0.0, 0.0, 0.0, 0.0, 0.0)]
+        self.balls: list[tuple[int, Sphere]] = []
+
+    def plane(self, face: Face, depths: tuple[float, float]) -> int:
+        """The label of a face that is seen between two depths, metres."""
+        view = self.view
+        # n . X = d on the plane and X = z K^-1 (x, y, 1): 1 / z is affine in the pixel
+        distance = float(face.normal @ (face.corners[0] - view.centre))
+        a, b, c = face.normal @ self._back / distance
+        self.planes.append((a, b, c, 1 / depths[1], 1 / depths[0]))
+        return len(self.planes) - 1
+
+    def ball(self, ball: Sphere) -> int:
+        """The label of a ball."""
+        self.planes.append((0.0, 0.0, 0.0, 0.0, 0.0))
+        self.balls.append((len(self.planes) - 1, ball))
+        return len(self.planes) - 1
+
+
 class Painter:
     """A canvas and what is needed to paint on it.
 
@@ -113,6 +148,7 @@ class Painter:
         textures: that faces refer to by index.
         occluders: (k, 3) corners of convex things that cast shadows.
         backdrop: (H, W) uint8, the canvas to start from; painted on.
+        surfaces: of the same view, where depth is wanted; painted on along with the canvas.
     """
 
     def __init__(
@@ -122,9 +158,10 @@ class Painter:
         textures: list[Texture],
         occluders: list[Float64Array],
         backdrop: np.ndarray,
+        surfaces: Surfaces | None = None,
     ) -> None:
         self.view, self.light, self.textures, self.occluders = view, light, textures, occluders
-        self.canvas = backdrop
+        self.canvas, self.surfaces = backdrop, surfaces
         x, y = (1.05 * side / (2 * view.K[0, 0]) for side in view.size)
         self._sides = np.array([(1.0, 0, x), (-1.0, 0, x), (0, 1.0, y), (0, -1.0, y)])
         self._points = np.concatenate(occluders) if occluders else np.zeros((1, 3))
@@ -134,32 +171,47 @@ class Painter:
         """Whether the camera is on the side of a face that is seen."""
         return float(face.normal @ (self.view.centre - face.corners[0])) > 1e-6
 
-    def face(self, face: Face) -> None:
-        """Paint a face, whatever is there already."""
+    def _seen(self, face: Face) -> Float64Array | None:
+        """The (k, 3) corners, in the camera's frame, of what is seen of a face and a little more; None for nothing."""
         view = self.view
         if not self.faces(face):
-            return
+            return None
         corners = (face.corners - view.centre) @ view.R.T
         # to what is seen and a little more: numbers stay small
         outside = corners @ self._sides.T < 0
         if outside.all(axis=0).any():
-            return
+            return None
         for number in np.flatnonzero(outside.any(axis=0)):
             corners = _clip(corners, self._sides[number])
-        if len(corners) < 3:
+        return None if len(corners) < 3 or float(corners[:, 2].max()) <= _NEAR else corners
+
+    def outline(self, face: Face) -> None:
+        """Put a face on the surfaces alone, whatever is there already."""
+        corners = self._seen(face)
+        if corners is None or self.surfaces is None:
+            return
+        polygon = _clip(corners, _AHEAD, _NEAR)
+        label = self.surfaces.plane(face, (float(polygon[:, 2].min()), float(polygon[:, 2].max())))
+        pixels = polygon @ self.view.K.T
+        fixed = np.rint(pixels[:, :2] / pixels[:, 2:] * (1 << _SHIFT)).astype(np.int32)
+        cv2.fillConvexPoly(self.surfaces.labels, fixed, label, cv2.LINE_8, _SHIFT)
+
+    def face(self, face: Face) -> None:
+        """Paint a face, whatever is there already."""
+        corners = self._seen(face)
+        if corners is None:
             return
         farthest = float(corners[:, 2].max())
-        if farthest <= _NEAR:
-            return
         gain, fog = self._lit(face)
         nearest = max(float(corners[:, 2].min()), _NEAR)
+        label = 0 if self.surfaces is None else self.surfaces.plane(face, (nearest, farthest))
         # a small face is one band; doubled depths halve the scale, which is one level of the pyramid
         bounds = [nearest]
         while bounds[-1] * 2 < farthest:
             bounds.append(bounds[-1] * 2)
         bounds.append(farthest)
         for low, high in pairwise(bounds):
-            self._band(face, corners, (low, high if high < farthest else farthest + 1), gain, fog)
+            self._band(face, corners, (low, high if high < farthest else farthest + 1), gain, fog, label)
 
     def _band(
         self,
@@ -168,6 +220,7 @@ class Painter:
         depths: tuple[float, float],
         gain: Float32Array,
         fog: Float32Array | None,
+        label: int,
     ) -> None:
         view = self.view
         polygon = _clip(_clip(corners, _AHEAD, depths[0]), -_AHEAD, -depths[1])
@@ -181,7 +234,12 @@ class Painter:
             return
         size = (int(high[0] - low[0]), int(high[1] - low[1]))
         mask = np.zeros((size[1], size[0]), np.uint8)
-        cv2.fillConvexPoly(mask, np.rint((pixels - low) * (1 << _SHIFT)).astype(np.int32), 255, cv2.LINE_8, _SHIFT)
+        fixed = np.rint((pixels - low) * (1 << _SHIFT)).astype(np.int32)
+        cv2.fillConvexPoly(mask, fixed, 255, cv2.LINE_8, _SHIFT)
+        if self.surfaces is not None:
+            # the same outline
+            window = self.surfaces.labels[low[1] : high[1], low[0] : high[0]]
+            cv2.fillConvexPoly(window, fixed, label, cv2.LINE_8, _SHIFT)
         texture = self.textures[face.texture]
         texel = face.tile / texture.side
         middle = polygon.mean(0)
@@ -271,27 +329,43 @@ class Painter:
             shade = cv2.GaussianBlur(shade, (0, 0), light.softness)
         return shade.astype(np.float32) / np.float32(255)
 
-    def sphere(self, ball: Sphere) -> None:
-        """Paint a ball, whatever is there already."""
+    def _hit(self, ball: Sphere) -> tuple[tuple[slice, slice], Float32Array, Float32Array, BoolArray, float] | None:
+        """A window of the canvas, its (h, w, 3) rays, where they meet a ball, whether, and its size; None: unseen."""
         view = self.view
         centre = view.R @ (ball.centre - view.centre)
         if centre[2] < ball.radius + _NEAR:
-            return
+            return None
         f = view.K[0, 0]
         reach = 1.2 * f * ball.radius / (centre[2] - ball.radius) + 2
         x, y = (view.K @ centre)[:2] / centre[2]
         x0, x1 = max(int(x - reach), 0), min(int(x + reach) + 1, view.size[0])
         y0, y1 = max(int(y - reach), 0), min(int(y + reach) + 1, view.size[1])
         if x0 >= x1 or y0 >= y1:
-            return
+            return None
         rays = np.ones((y1 - y0, x1 - x0, 3), np.float32)
         rays[..., 0] = (np.arange(x0, x1) - view.K[0, 2]) / f
         rays[..., 1] = ((np.arange(y0, y1) - view.K[1, 2]) / f)[:, None]
         # |t ray - centre| = radius
         a, b = (rays**2).sum(-1), rays @ centre.astype(np.float32)
         root = b * b - a * np.float32(centre @ centre - ball.radius**2)
-        hit = root > 0
         t = (b - np.sqrt(np.maximum(root, 0))) / a
+        window = (slice(y0, y1), slice(x0, x1))
+        if self.surfaces is not None:
+            self.surfaces.labels[window][root > 0] = self.surfaces.ball(ball)
+        return window, rays, t, root > 0, float(reach)
+
+    def disc(self, ball: Sphere) -> None:
+        """Put a ball on the surfaces alone, whatever is there already."""
+        self._hit(ball)
+
+    def sphere(self, ball: Sphere) -> None:
+        """Paint a ball, whatever is there already."""
+        view = self.view
+        seen = self._hit(ball)
+        if seen is None:
+            return
+        window, rays, t, hit, reach = seen
+        centre = view.R @ (ball.centre - view.centre)
         normal = (rays * t[..., None] - centre.astype(np.float32)) / np.float32(ball.radius)
         world = normal @ view.R.astype(np.float32)
         texture = self.textures[ball.texture].level(0 if reach > 150 else 1 if reach > 60 else 2)
@@ -303,7 +377,7 @@ class Painter:
         gain = self.light.ambient + self.light.direct * np.clip(world @ towards.astype(np.float32), 0, None) * left
         clear = float(np.exp(-self.light.fog * np.linalg.norm(ball.centre - view.centre)))
         lit = values * gain * clear + (1 - clear) * self.light.haze
-        part = self.canvas[y0:y1, x0:x1]
+        part = self.canvas[window]
         part[hit] = np.clip(lit[hit], 0, 255).astype(np.uint8)
 
 

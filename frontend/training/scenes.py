@@ -24,14 +24,14 @@ from frontend.training.scene_painter import Light, Painter, Texture, View
 from frontend.training.scene_textures import TEXTURES, fractal
 from frontend.types import Float64Array
 
-# the canvas is this much finer than the image, against jagged edges
-_FINER = 1.5
+# canvases are this much finer than their images, against jagged edges
+FINER = 1.5
 _QUALITY = 92
 _UP = np.array([0.0, 0.0, 1.0])
 
 
 @dataclass
-class _Stage:
+class Stage:
     """What stands in a scene: faces to be painted first, in order, and things, each a list of faces or a ball."""
 
     rng: np.random.Generator
@@ -111,6 +111,17 @@ class _Stage:
             if len(taken) == count:
                 break
 
+    def paint(self, centre: Float64Array, face: Callable[[Face], None], ball: Callable[[Sphere], None]) -> None:
+        """Hand everything to painting functions, in the order for a camera at ``centre``, (3,)."""
+        for flat in self.behind:
+            face(flat)
+        for _, thing in sorted(self.things, key=lambda entry: -float(np.linalg.norm(entry[0] - centre))):
+            if isinstance(thing, Sphere):
+                ball(thing)
+            else:
+                for flat in thing:
+                    face(flat)
+
 
 def _turn(rng: np.random.Generator) -> Float64Array:
     """A random rotation, uniform."""
@@ -130,7 +141,7 @@ def _lamp(rng: np.random.Generator, low: Float64Array, high: Float64Array) -> Li
     )
 
 
-def _sun(rng: np.random.Generator) -> Light:
+def sunlight(rng: np.random.Generator) -> Light:
     azimuth, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 1.3)
     sun = np.array([np.cos(azimuth) * np.cos(height), np.sin(azimuth) * np.cos(height), np.sin(height)])
     return Light(
@@ -144,7 +155,7 @@ def _sun(rng: np.random.Generator) -> Light:
     )
 
 
-def _room(stage: _Stage, size: tuple[int, int]) -> tuple[View, Light]:
+def _room(stage: Stage, size: tuple[int, int]) -> tuple[View, Light]:
     """A room seen from one end: floor, walls with posters, often a ceiling, and things on the floor."""
     rng = stage.rng
     half, depth, height = rng.uniform(1.5, 4), rng.uniform(3.5, 9), rng.uniform(2.4, 4)
@@ -172,7 +183,7 @@ def _room(stage: _Stage, size: tuple[int, int]) -> tuple[View, Light]:
     return View.looking(eye, at, float(rng.normal(0, 0.12)), float(rng.uniform(0.55, 1.1)), size), lamp
 
 
-def _street(stage: _Stage, size: tuple[int, int]) -> tuple[View, Light]:
+def _street(stage: Stage, size: tuple[int, int]) -> tuple[View, Light]:
     """Outdoors: ground to the horizon, rows of buildings, things in the way."""
     rng = stage.rng
     wide, deep = 40.0, 80.0
@@ -199,10 +210,10 @@ def _street(stage: _Stage, size: tuple[int, int]) -> tuple[View, Light]:
     stage.clutter(int(rng.integers(5, 16)), np.array([-half, 2.5]) * 0.9, np.array([half, 22]) * 0.9, (0.15, 1.0))
     eye = np.array([rng.uniform(-0.5, 0.5) * half, 0.0, rng.uniform(0.5, 2.5)])
     at = np.array([rng.uniform(-1, 1) * half, 14.0, rng.uniform(0, 4)])
-    return View.looking(eye, at, float(rng.normal(0, 0.1)), float(rng.uniform(0.6, 1.2)), size), _sun(rng)
+    return View.looking(eye, at, float(rng.normal(0, 0.1)), float(rng.uniform(0.6, 1.2)), size), sunlight(rng)
 
 
-def _table(stage: _Stage, size: tuple[int, int]) -> tuple[View, Light]:
+def _table(stage: Stage, size: tuple[int, int]) -> tuple[View, Light]:
     """Looking down at a table or the ground with papers and small things."""
     rng = stage.rng
     reach = 4.0
@@ -220,14 +231,14 @@ def _table(stage: _Stage, size: tuple[int, int]) -> tuple[View, Light]:
     pitch, distance, azimuth = rng.uniform(0.5, 1.45), rng.uniform(1.1, 2.4), rng.uniform(0, 2 * np.pi)
     away = np.array([np.cos(azimuth) * np.cos(pitch), np.sin(azimuth) * np.cos(pitch), np.sin(pitch)])
     at = np.append(rng.uniform(-0.3, 0.3, 2), 0.0)
-    light = _lamp(rng, np.array([-2, -2, 1.2]), np.array([2, 2, 2.5])) if rng.random() < 0.6 else _sun(rng)
+    light = _lamp(rng, np.array([-2, -2, 1.2]), np.array([2, 2, 2.5])) if rng.random() < 0.6 else sunlight(rng)
     # no fog over a table
     light = replace(light, fog=0.0)
     view = View.looking(at + distance * away, at, float(rng.normal(0, 0.3)), float(rng.uniform(0.6, 1.2)), size)
     return view, light
 
 
-def _facade(stage: _Stage, size: tuple[int, int]) -> tuple[View, Light]:
+def _facade(stage: Stage, size: tuple[int, int]) -> tuple[View, Light]:
     """One large wall, seen head-on to slanted, with posters, windows and what stands before it."""
     rng = stage.rng
     x = np.array([1.0, 0, 0])
@@ -239,10 +250,10 @@ def _facade(stage: _Stage, size: tuple[int, int]) -> tuple[View, Light]:
     stage.clutter(int(rng.integers(0, 9)), np.array([-3.5, 2.5]), np.array([3.5, 4.7]), (0.12, 0.5))
     eye = np.array([rng.uniform(-4, 4), rng.uniform(-1.5, 1.5), rng.uniform(1, 4)])
     at = np.array([rng.uniform(-1.5, 1.5), 5.0, rng.uniform(1, 4)])
-    return View.looking(eye, at, float(rng.normal(0, 0.2)), float(rng.uniform(0.7, 1.4)), size), _sun(rng)
+    return View.looking(eye, at, float(rng.normal(0, 0.2)), float(rng.uniform(0.7, 1.4)), size), sunlight(rng)
 
 
-def _heap(stage: _Stage, size: tuple[int, int]) -> tuple[View, Light]:
+def _heap(stage: Stage, size: tuple[int, int]) -> tuple[View, Light]:
     """Boxes and balls of all sizes, turned at random, before a wall."""
     rng = stage.rng
     stage.wall(np.array([-9, 8.0, 9]), np.array([18.0, 0, 0]), -18 * _UP, rng.uniform(1.5, 4))
@@ -261,7 +272,7 @@ def _heap(stage: _Stage, size: tuple[int, int]) -> tuple[View, Light]:
     return view, _lamp(rng, np.array([-4.0, -1, -2]), np.array([4.0, 2, 5]))
 
 
-Layout = Callable[[_Stage, tuple[int, int]], tuple[View, Light]]
+Layout = Callable[[Stage, tuple[int, int]], tuple[View, Light]]
 LAYOUTS: dict[str, tuple[Layout, float]] = {
     "room": (_room, 0.3),
     "street": (_street, 0.25),
@@ -280,7 +291,7 @@ def _sky(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     return np.clip(slope + np.float32(rng.uniform(0, 18)) * clouds, 0, 255).astype(np.uint8)
 
 
-def _exposed(rng: np.random.Generator, canvas: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def exposed(rng: np.random.Generator, canvas: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """What lens, sensor and exposure make of it: (H, W) uint8 of the image's size."""
     width, height = size
     image: np.ndarray = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA).astype(np.float32)
@@ -302,6 +313,31 @@ def _exposed(rng: np.random.Generator, canvas: np.ndarray, size: tuple[int, int]
     return result
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A scene before it is painted: what stands in it, its layout's own camera and light, and (H, W) uint8 of sky."""
+
+    stage: Stage
+    view: View
+    light: Light
+    textures: list[Texture]
+    sky: np.ndarray
+
+
+def set_up(seed: int, number: int, size: tuple[int, int], layout: str | None) -> Setting:
+    """What :func:`scene` paints, for an image of a size; the stage's generator is left ready for :func:`exposed`."""
+    rng = np.random.default_rng((seed, number))
+    shares = np.array([share for _, share in LAYOUTS.values()])
+    drawn = str(rng.choice(list(LAYOUTS), p=shares / shares.sum()))
+    make = LAYOUTS[layout or drawn][0]
+    names = [str(name) for name in rng.permutation(list(TEXTURES))[: int(rng.integers(4, 7))]]
+    stage = Stage(rng, names)
+    canvas_size = (round(size[0] * FINER), round(size[1] * FINER))
+    view, light = make(stage, canvas_size)
+    textures = [Texture(TEXTURES[name](rng, 512)) for name in names]
+    return Setting(stage, view, light, textures, _sky(rng, canvas_size))
+
+
 def scene(seed: int, number: int, size: tuple[int, int] = (640, 480), layout: str | None = None) -> np.ndarray:
     """Make one image, a function of the arguments.
 
@@ -314,25 +350,11 @@ def scene(seed: int, number: int, size: tuple[int, int] = (640, 480), layout: st
     Returns:
         (height, width) uint8.
     """
-    rng = np.random.default_rng((seed, number))
-    shares = np.array([share for _, share in LAYOUTS.values()])
-    drawn = str(rng.choice(list(LAYOUTS), p=shares / shares.sum()))
-    make = LAYOUTS[layout or drawn][0]
-    names = [str(name) for name in rng.permutation(list(TEXTURES))[: int(rng.integers(4, 7))]]
-    stage = _Stage(rng, names)
-    canvas_size = (round(size[0] * _FINER), round(size[1] * _FINER))
-    view, light = make(stage, canvas_size)
-    textures = [Texture(TEXTURES[name](rng, 512)) for name in names]
-    painter = Painter(view, light, textures, stage.occluders, _sky(rng, canvas_size))
-    for face in stage.behind:
-        painter.face(face)
-    for _, thing in sorted(stage.things, key=lambda entry: -float(np.linalg.norm(entry[0] - view.centre))):
-        if isinstance(thing, Sphere):
-            painter.sphere(thing)
-        else:
-            for face in thing:
-                painter.face(face)
-    return _exposed(rng, painter.canvas, size)
+    setting = set_up(seed, number, size, layout)
+    view = setting.view
+    painter = Painter(view, setting.light, setting.textures, setting.stage.occluders, setting.sky)
+    setting.stage.paint(view.centre, painter.face, painter.sphere)
+    return exposed(setting.stage.rng, painter.canvas, size)
 
 
 def _write(number: int, out: Path, seed: int, size: tuple[int, int]) -> bool:

@@ -379,7 +379,8 @@ class Trainer:
         self._checkpoint()
         if leads:
             result = self.network if self.average is None else self.average.network
-            save_network(self.weights_path, result, {**self.described, "seconds": round(self.seconds)})
+            save = getattr(self.task, "save", save_network)
+            save(self.weights_path, result, {**self.described, "seconds": round(self.seconds)})
         # nobody goes on before the weights are there
         distributed.share(None)
         return self.weights_path
