@@ -13,7 +13,7 @@ from frontend.errors import ConfigError
 from frontend.extractor import StageTimes, SuperPoint
 from frontend.geometry import estimate_essential, estimate_fundamental
 from frontend.homography_estimation import estimate_homography, match_sigmas
-from frontend.matching import MATCHERS, match_features
+from frontend.matching import check_matcher, match_features
 from frontend.types import Essential, Features, Float32Array, Fundamental, Homography, Matches, MatchResult, Status
 
 GEOMETRIES = ("homography", "fundamental", "essential", "none")
@@ -25,7 +25,7 @@ class PipelineConfig:
     """Settings of the pipeline.
 
     Attributes:
-        matcher: a name in the registry of matchers.
+        matcher: a name in the registry of matchers, or a weight file; see :func:`frontend.matching.match_features`.
         ratio: see :func:`frontend.matching.nearest.mutual_nearest_neighbours`; None is no ratio test.
         min_similarity: the same.
         geometry: model fitted to the matches: "homography", "fundamental", "essential" (needs cameras) or "none".
@@ -53,7 +53,7 @@ class PipelineConfig:
             raise ConfigError(f"ransac_threshold is {self.ransac_threshold}; expected more than 0 pixels")
         if self.rotations not in (1, 4):
             raise ConfigError(f"rotations is {self.rotations}; expected 1 or 4")
-        MATCHERS.check(self.matcher)
+        check_matcher(self.matcher)
 
 
 class MatchPipeline:

@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from frontend.errors import ConfigError, RegistryError, WeightsError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from frontend.model import SuperPointNet
 
 FORMAT = "superpoint-frontend"
+MATCHER_FORMAT = "superpoint-frontend matcher"
 DEFAULT_MODEL = "superpoint-edge"
 WEIGHTS_DIR_VARIABLE = "SUPERPOINT_WEIGHTS_DIR"
 
@@ -69,35 +70,111 @@ def weights_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "weights"
 
 
+@dataclass(frozen=True)
+class MatcherInfo:
+    """A released learned matcher, as its manifest entry states it.
+
+    Attributes:
+        name: of the entry.
+        path: of the weight file.
+        sha256: of the weight file, hexadecimal.
+        features: name of the released model whose features it matches.
+        licence: as of :class:`ModelInfo`.
+        trained_on: the same.
+        recipe: the same.
+        figures: the same.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    features: str
+    licence: str
+    trained_on: str
+    recipe: str
+    figures: Mapping[str, Any]
+
+
+_Info = TypeVar("_Info")
+
+
+def _entries(table: str, make: Callable[[str, Path, Mapping[str, Any]], _Info]) -> dict[str, _Info]:
+    """What a table of the manifest lists, by name."""
+    path = weights_dir() / "manifest.toml"
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8")).get(table, {})
+        return {name: make(name, path.parent, entry) for name, entry in entries.items()}
+    except OSError as error:
+        raise WeightsError(f"weights manifest {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(f"weights manifest {path} is malformed: {error}") from None
+
+
 def list_models() -> dict[str, ModelInfo]:
     """The released models, by name.
 
     Raises:
         WeightsError: the manifest is missing or malformed.
     """
-    path = weights_dir() / "manifest.toml"
-    try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8")).get("models", {})
-        return {
-            name: ModelInfo(
-                name=name,
-                path=path.parent / entry["file"],
-                sha256=entry["sha256"],
-                encoder=entry["encoder"],
-                descriptor_dim=int(entry["descriptor_dim"]),
-                licence=entry["licence"],
-                trained_on=entry["trained_on"],
-                recipe=entry["recipe"],
-                figures=entry.get("figures", {}),
-                int8=path.parent / entry["int8"] if "int8" in entry else None,
-                int8_sha256=entry["int8_sha256"] if "int8" in entry else "",
-            )
-            for name, entry in entries.items()
-        }
-    except OSError as error:
-        raise WeightsError(f"weights manifest {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"weights manifest {path} is malformed: {error}") from None
+
+    def info(name: str, folder: Path, entry: Mapping[str, Any]) -> ModelInfo:
+        return ModelInfo(
+            name=name,
+            path=folder / entry["file"],
+            sha256=entry["sha256"],
+            encoder=entry["encoder"],
+            descriptor_dim=int(entry["descriptor_dim"]),
+            licence=entry["licence"],
+            trained_on=entry["trained_on"],
+            recipe=entry["recipe"],
+            figures=entry.get("figures", {}),
+            int8=folder / entry["int8"] if "int8" in entry else None,
+            int8_sha256=entry["int8_sha256"] if "int8" in entry else "",
+        )
+
+    return _entries("models", info)
+
+
+def list_matchers() -> dict[str, MatcherInfo]:
+    """The released learned matchers, by name.
+
+    Raises:
+        WeightsError: the manifest is missing or malformed.
+    """
+
+    def info(name: str, folder: Path, entry: Mapping[str, Any]) -> MatcherInfo:
+        return MatcherInfo(
+            name=name,
+            path=folder / entry["file"],
+            sha256=entry["sha256"],
+            features=entry["features"],
+            licence=entry["licence"],
+            trained_on=entry["trained_on"],
+            recipe=entry["recipe"],
+            figures=entry.get("figures", {}),
+        )
+
+    return _entries("matchers", info)
+
+
+def resolve_matcher(features: str) -> Path:
+    """The weight file of the learned matcher for a model's features; it has been checked against the manifest.
+
+    Args:
+        features: name of the model.
+
+    Raises:
+        WeightsError: there is no matcher for it, its file is missing, or is not the one that was released.
+    """
+    matchers = list_matchers()
+    for info in matchers.values():
+        if info.features == features:
+            if not info.path.is_file():
+                raise WeightsError(f"weights of matcher '{info.name}' are missing: expected {info.path}")
+            _check_released("weights", info.path, sha256_of(info.path), info.sha256)
+            return info.path
+    known = ", ".join(sorted(info.features for info in matchers.values())) or "no model"
+    raise WeightsError(f"there is no learned matcher for features of '{features}'; expected those of: {known}")
 
 
 def sha256_of(path: Path) -> str:
@@ -201,7 +278,7 @@ def write_half(name_or_path: str | Path, path: Path) -> None:
 
     _, source = resolve(name_or_path)
     tensors, metadata = read_safetensors(source)
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, MATCHER_FORMAT):
         raise WeightsError(f"weights {source} are not of this project; expected a file that it trained")
     for name, tensor in tensors.items():
         if tensor.ndim >= 2 and tensor.is_floating_point():

@@ -98,7 +98,7 @@ def test_errors_say_what_was_given() -> None:
         mutual_nearest_neighbours(unit((1, 4, 8), 0), ones, unit((1, 4, 8), 0), ones, min_similarity=2)
     with pytest.raises(ShapeError, match="8 dimensions and of image 1 9"):
         match_features(features(unit((4, 8), 0).numpy()), features(unit((4, 9), 0).numpy()))
-    with pytest.raises(RegistryError, match="unknown matcher 'nope'; expected one of: mnn"):
+    with pytest.raises(RegistryError, match="unknown matcher 'nope'; expected one of: lightglue, mnn"):
         MATCHERS.get("nope")
 
 

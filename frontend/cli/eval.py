@@ -41,7 +41,8 @@ def add_homography_parser(benchmarks: Any) -> None:
         "--methods",
         default=DEFAULT_METHODS,
         metavar="A,B,...",
-        help=f"sift, rootsift, orb, released models or weight files (default: {DEFAULT_METHODS})",
+        help="sift, rootsift, orb, released models or weight files; MODEL+lightglue matches with the learned matcher, "
+        f"MODEL+FILE with that of a file (default: {DEFAULT_METHODS})",
     )
     parser.add_argument("--max-keypoints", type=int, default=1024, metavar="N", help="budget of each (default: 1024)")
     parser.add_argument(

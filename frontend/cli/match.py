@@ -84,7 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--nms-radius", metavar="R", type=radius, default=3, help="pixels kept free around a keypoint [%(default)s]")
     side = _number(int, 8, 10**5, "a whole number of pixels, at least 8")
     add("--resize", metavar="LONG_SIDE", type=side, help="bring the longest side to this many pixels [as given]")
-    add("--matcher", metavar="NAME", default="mnn", help="matcher [%(default)s: mutual nearest neighbours]")
+    add(
+        "--matcher",
+        metavar="NAME|PATH",
+        default="mnn",
+        help="mnn: mutual nearest neighbours; lightglue: the model's learned matcher, or its weight file [%(default)s]",
+    )
     add(
         "--geometry",
         choices=("homography", "fundamental", "essential", "none"),

@@ -51,8 +51,8 @@ def train_lightglue(args: argparse.Namespace, values: dict[str, Any]) -> tuple[A
     import torch
 
     from frontend.folders import read_settings
-    from frontend.matching.lightglue import load_matcher
     from frontend.matching.lightglue_network import LightGlueConfig, LightGlueNet
+    from frontend.matching.lightglue_weights import load_matcher
     from frontend.training.matching_task import MatchingConfig, MatchingTask, ViewPairs
     from frontend.training.state import described_by
     from frontend.weights import sha256_of

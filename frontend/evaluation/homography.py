@@ -11,7 +11,7 @@ from frontend.errors import ConfigError
 from frontend.evaluation import metrics
 from frontend.evaluation.camera import UInt8Image
 from frontend.evaluation.datasets import PairDataset
-from frontend.evaluation.methods import Method, computed_by
+from frontend.evaluation.methods import Method, computed_by, split_method
 from frontend.evaluation.pairs import KINDS, ImagePair
 from frontend.homography import corner_error
 from frontend.progress import Progress
@@ -62,7 +62,7 @@ class PairResult:
         kind: "viewpoint" or "illumination".
         keypoints0: number in image 0.
         keypoints1: number in image 1.
-        matches: number of mutual nearest neighbours.
+        matches: number of matches.
         inliers: number of matches that support the homography.
         repeatability: see :func:`frontend.evaluation.metrics.repeatability`.
         localization_error: pixels; NaN where nothing is repeated.
@@ -158,12 +158,14 @@ class BenchmarkResult:
         return summarize(self.of(method, kind))
 
 
-def match_and_fit(features0: Features, features1: Features, config: BenchmarkConfig) -> tuple[Matches, Homography]:
-    """Mutual nearest neighbours, and the homography that fits them best."""
+def match_and_fit(
+    features0: Features, features1: Features, config: BenchmarkConfig, matcher: str = "mnn"
+) -> tuple[Matches, Homography]:
+    """Matches, and the homography that fits them best."""
     from frontend.homography_estimation import estimate_homography, match_sigmas
     from frontend.matching import match_features
 
-    found = match_features(features0, features1, matcher="mnn")
+    found = match_features(features0, features1, matcher=matcher)
     geometry = estimate_homography(
         features0.keypoints[found.matches[:, 0]],
         features1.keypoints[found.matches[:, 1]],
@@ -176,19 +178,22 @@ def match_and_fit(features0: Features, features1: Features, config: BenchmarkCon
     return found, geometry
 
 
-def evaluate_pair(pair: ImagePair, features0: Features, features1: Features, config: BenchmarkConfig) -> PairResult:
-    """Match two images' features by mutual nearest neighbours, fit a homography, and measure everything.
+def evaluate_pair(
+    pair: ImagePair, features0: Features, features1: Features, config: BenchmarkConfig, matcher: str = "mnn"
+) -> PairResult:
+    """Match two images' features, fit a homography, and measure everything.
 
     Args:
         pair: the images and their homography.
         features0: of image 0.
         features1: of image 1.
         config: of the estimator.
+        matcher: a name of :func:`frontend.matching.match_features`.
     """
     size0 = (pair.image0.shape[1], pair.image0.shape[0])
     size1 = (pair.image1.shape[1], pair.image1.shape[0])
     points0, points1 = features0.keypoints, features1.keypoints
-    found, geometry = match_and_fit(features0, features1, config)
+    found, geometry = match_and_fit(features0, features1, config, matcher)
     matches = found.matches
     detector = metrics.repeatability(points0, points1, pair.H, size0, size1, CORRECT_PX)
     precision = metrics.nearest_neighbor_ap(
@@ -289,7 +294,7 @@ def run_benchmark(
                 most = max(len(features0), len(features1))
                 if most > max_keypoints:
                     raise ConfigError(f"method '{name}' returned {most} keypoints; expected at most {max_keypoints}")
-                results[name].append(evaluate_pair(pair, features0, features1, config))
+                results[name].append(evaluate_pair(pair, features0, features1, config, split_method(name)[1]))
             progress.update()
     return BenchmarkResult(dataset, config, max_keypoints, results, computed_by(methods))
 

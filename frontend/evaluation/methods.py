@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frontend.errors import ConfigError, RegistryError, WeightsError
+from frontend.matching import check_matcher
 from frontend.registry import Registry
 from frontend.types import Features, Float32Array
 
@@ -47,11 +49,22 @@ METHODS: Registry[Callable[[MethodConfig], Method]] = Registry("method", "superp
 """Factories of methods by name. Released models and weight files need no entry."""
 
 
+def split_method(name: str) -> tuple[str, str]:
+    """What makes the features of a method, and what matches them: "superpoint-edge+lightglue" names both.
+
+    Args:
+        name: extractor and matcher with "+" between them; of an extractor alone the matcher is "mnn".
+    """
+    extractor, plus, matcher = name.partition("+")
+    return (extractor, matcher) if plus and not Path(name).is_file() else (name, "mnn")
+
+
 def create_method(name: str, config: MethodConfig | None = None) -> Method:
     """Make a method by name.
 
     Args:
-        name: a registered method, a released model, or the path of a weight file.
+        name: a registered method, a released model, or the path of a weight file; perhaps with a matcher, see
+            :func:`split_method`.
         config: budget and device.
 
     Raises:
@@ -60,6 +73,8 @@ def create_method(name: str, config: MethodConfig | None = None) -> Method:
         ConfigError: the runtime or the precision is not to be had here.
     """
     config = config or MethodConfig()
+    name, matcher = split_method(name)
+    check_matcher(matcher)
     if name in METHODS:
         return METHODS.get(name)(config)
     from frontend.extractor import ExtractorConfig, SuperPoint

@@ -1,6 +1,6 @@
 """The relative-pose benchmark: methods side by side on pairs of calibrated images with a known motion (SuperGlue).
 
-The motion is estimated from mutual nearest neighbours with an essential matrix, and compared as the angle of the
+The motion is estimated from the matches with an essential matrix, and compared as the angle of the
 rotation that is left over and the angle between the directions of translation. The AUC is taken over the larger of
 both. Estimators draw at random, so every pair is estimated several times, each time from the matches in another order.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from frontend.camera import Camera
 from frontend.errors import ConfigError, DataError
 from frontend.evaluation import metrics
-from frontend.evaluation.methods import Method
+from frontend.evaluation.methods import Method, split_method
 from frontend.evaluation.pairs import load_bgr, reduce_image
 from frontend.evaluation.pose_estimators import ESTIMATORS, Matched, rotation_error, translation_error
 from frontend.geometry import MIN_MATCHES, symmetric_epipolar_distance
@@ -122,7 +122,7 @@ class PosePairResult:
         name: of the pair.
         keypoints0: number in image 0.
         keypoints1: number in image 1.
-        matches: number of mutual nearest neighbours.
+        matches: number of matches.
         correct: those of them within :data:`EPIPOLAR_THRESHOLD` of the true epipolar geometry.
         errors: by estimator.
     """
@@ -266,7 +266,7 @@ def load_view(path: Path, turns: int, camera: Camera, resize: int | None) -> Vie
 
 
 def evaluate_views(
-    name: str, views: tuple[View, View], truth: Pose, method: Method, config: PoseConfig
+    name: str, views: tuple[View, View], truth: Pose, method: Method, config: PoseConfig, matcher: str = "mnn"
 ) -> PosePairResult:
     """One method on one pair.
 
@@ -276,12 +276,13 @@ def evaluate_views(
         truth: the motion.
         method: makes features.
         config: of the estimators.
+        matcher: a name of :func:`frontend.matching.match_features`.
     """
     from frontend.homography_estimation import match_sigmas
     from frontend.matching import match_features
 
     (features0, xy0), (features1, xy1) = (view.extract(method) for view in views)
-    found = match_features(features0, features1, matcher="mnn")
+    found = match_features(features0, features1, matcher=matcher)
     matches, sigmas = found.matches, match_sigmas(features0, features1, found)
     points0, points1 = xy0[matches[:, 0]], xy1[matches[:, 1]]
     cameras = (views[0].camera, views[1].camera)
@@ -322,7 +323,7 @@ def run_pose_benchmark(
     with Progress(len(pairs), "pairs", unit="pair") as progress:
         for pair, views in _views(pairs, config):
             for name, method in methods.items():
-                results[name].append(evaluate_views(pair.name, views, pair.pose, method, config))
+                results[name].append(evaluate_views(pair.name, views, pair.pose, method, config, split_method(name)[1]))
             progress.update()
     return results
 

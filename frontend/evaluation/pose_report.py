@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from frontend.evaluation.methods import split_method
 from frontend.evaluation.pose import AUC_THRESHOLDS, EPIPOLAR_THRESHOLD, PoseConfig, PosePairResult, auc
-from frontend.evaluation.report import versions
+from frontend.evaluation.report import matched_by, versions
 
 Results = Mapping[str, Sequence[PosePairResult]]
 
@@ -74,7 +75,7 @@ def protocol_line(folder: Path, results: Results, config: PoseConfig, max_keypoi
     size = f"longest side at most {config.resize} px" if config.resize else "images as they are"
     name = "/".join(folder.resolve().parts[-2:]).lstrip("/")
     return (
-        f"{name}, {count} pairs, {size}, at most {max_keypoints} keypoints, mutual nearest neighbours, "
+        f"{name}, {count} pairs, {size}, at most {max_keypoints} keypoints, {matched_by(results)}, "
         f"threshold {config.threshold:g} px, {config.seeds} orders of the matches; error: the larger of the angles of "
         f"rotation and of translation (up to sign); correct within {EPIPOLAR_THRESHOLD:g}"
     )
@@ -103,7 +104,7 @@ def to_json(folder: Path, results: Results, config: PoseConfig, max_keypoints: i
             "resize": config.resize,
             "max_keypoints": max_keypoints,
             "methods": list(results),
-            "matcher": "mnn",
+            "matchers": {name: split_method(name)[1] for name in results},
             "estimators": list(config.estimators),
             "estimator_threshold_px": config.threshold,
             "seeds": config.seeds,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from frontend.errors import ConfigError
+from frontend.errors import ConfigError, RegistryError
 from frontend.registry import Registry
+from frontend.types import Features, Matches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,23 +28,53 @@ class BatchedMatches:
 
 
 class Matcher(Protocol):
-    """Matches descriptors of unit norm, batched, with masks."""
+    """Matches the features of two images."""
 
     def __call__(
         self,
-        descriptors0: Tensor,
-        valid0: Tensor,
-        descriptors1: Tensor,
-        valid1: Tensor,
+        features0: Features,
+        features1: Features,
         *,
         ratio: float | None = None,
         min_similarity: float | None = None,
-    ) -> BatchedMatches:
-        """Match (B, K0, D) with (B, K1, D) where (B, K0) and (B, K1) are valid."""
+        device: str = "cpu",
+    ) -> Matches:
+        """Match features of one model, on a device; in the order of the keypoints of image 0.
+
+        Raises:
+            ConfigError: the matcher has no ``ratio`` or ``min_similarity``, or they are out of range.
+        """
 
 
 MATCHERS: Registry[Matcher] = Registry("matcher", "superpoint.matchers")
-MATCHERS.lazy("mnn", "frontend.matching.nearest")
+MATCHERS.lazy("mnn", "frontend.matching.mutual")
+MATCHERS.lazy("lightglue", "frontend.matching.lightglue")
+
+
+def check_matcher(name: str) -> None:
+    """Refuse what is neither a registered matcher nor a file, without loading anything.
+
+    Raises:
+        RegistryError: there is no such matcher.
+    """
+    if name not in MATCHERS and not Path(name).is_file():
+        known = ", ".join(MATCHERS)
+        raise RegistryError(f"unknown matcher '{name}'; expected a matcher's weight file or one of: {known}")
+
+
+def find_matcher(name: str) -> Matcher:
+    """A matcher by its name, or LightGlue with the weights of a file.
+
+    Raises:
+        RegistryError: there is no such matcher.
+        WeightsError: the file holds no matcher.
+    """
+    check_matcher(name)
+    if name in MATCHERS:
+        return MATCHERS.get(name)
+    from frontend.matching.lightglue import lightglue_of
+
+    return lightglue_of(Path(name))
 
 
 def check_limits(ratio: float | None, min_similarity: float | None) -> None:

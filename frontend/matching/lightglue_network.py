@@ -10,7 +10,7 @@ halves of a rotation, are blocks and not interleaved, which reads memory in orde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
@@ -109,7 +109,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention, (B, H, K0, c) over (B, H, K1, c)."""
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
         # the fused kernel's backward pass takes twice the time of these two products
-        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
+        attention: Tensor = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
+        return attention @ v
     return F.scaled_dot_product_attention(q, k, v)
 
 
@@ -154,7 +155,8 @@ class _SelfAttention(nn.Module):
         cosine, sine = (part.to(q.dtype) for part in encoding)
         found = _attend(_rotate(q, cosine, sine), _rotate(k, cosine, sine), v)
         message = self.out_proj(found.transpose(1, 2).flatten(2))
-        return x + self.ffn(torch.cat([x, message.to(x.dtype)], dim=-1))
+        change: Tensor = self.ffn(torch.cat([x, message.to(x.dtype)], dim=-1))
+        return x + change
 
 
 class _CrossAttention(nn.Module):
@@ -226,7 +228,8 @@ class LightGlueNet(nn.Module):
         encoding0, encoding1 = self.posenc(positions0), self.posenc(positions1)
         together = x0.shape == x1.shape
         both = tuple(torch.cat(parts) for parts in zip(encoding0, encoding1, strict=True)) if together else None
-        for layer in self.transformers:
+        layers: Iterable[Any] = self.transformers
+        for layer in layers:
             if both is not None:
                 x0, x1 = layer.self_attn(torch.cat([x0, x1]), both).chunk(2)
             else:
@@ -254,6 +257,36 @@ class LightGlueNet(nn.Module):
         """Every layer's assignment, for training; arguments as of :meth:`forward`."""
         tokens = self.layers_of(descriptors0, positions0, descriptors1, positions1)
         return [head(*pair) for head, pair in zip(self.log_assignment, tokens, strict=True)]
+
+
+class MatchGraph(nn.Module):
+    """The network with the choice of the matches: mutual maxima of the assignment above a threshold (section 3.2).
+
+    Args:
+        network: in evaluation mode.
+        threshold: least probability of a match.
+    """
+
+    def __init__(self, network: LightGlueNet, threshold: float) -> None:
+        super().__init__()
+        self.network = network
+        self.threshold = threshold
+
+    def forward(
+        self, descriptors0: Tensor, positions0: Tensor, descriptors1: Tensor, positions1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Arguments as of :meth:`LightGlueNet.forward`, at least one keypoint each.
+
+        Returns:
+            (B, K0) int64, matches in image 1, -1 for none; and their probabilities, (B, K0) float32, 0 for none.
+        """
+        scores = self.network(descriptors0, positions0, descriptors1, positions1).log_scores()
+        best, partner = scores.max(2)
+        back = scores.argmax(1)
+        own = torch.arange(partner.shape[1], device=partner.device)
+        probability = best.exp()
+        found = (back.gather(1, partner) == own) & (probability > self.threshold)
+        return torch.where(found, partner, -1), torch.where(found, probability, 0.0)
 
 
 def _order(config: LightGlueConfig) -> Tensor:

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from frontend.errors import ShapeError
-from frontend.matching.base import MATCHERS, BatchedMatches, check_limits
+from frontend.matching.base import BatchedMatches, check_limits
 
 # similarities held at once, for each image pair: 64 MiB of float32
 BLOCK = 4096 * 4096
 _PADDING = -2.0  # below any cosine
 
 
-@MATCHERS.register("mnn")
 def mutual_nearest_neighbours(
     descriptors0: Tensor,
     valid0: Tensor,

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from frontend.errors import ConfigError, DataError
-from frontend.matching.lightglue import save_matcher
 from frontend.matching.lightglue_network import Assignment, LightGlueNet, normalise_positions
+from frontend.matching.lightglue_weights import save_matcher
 from frontend.training.datasets import Sample
 from frontend.training.losses import masked_mean
 from frontend.training.view_groups import NO_MATCH, UNKNOWN, ViewGroup, find_groups
