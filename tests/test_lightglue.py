@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import finished, start_python
 
 from frontend.cli.main import main
 from frontend.errors import ConfigError, RegistryError, ShapeError, WeightsError
 from frontend.evaluation.methods import create_method, split_method
 from frontend.matching import check_matcher, match_features
 from frontend.matching.lightglue import LightGlue, normalised
+from frontend.matching.lightglue_graph import export_graph, load_graph, open_graph
 from frontend.matching.lightglue_network import (
     Assignment,
     LightGlueConfig,
@@ -25,8 +28,9 @@ from frontend.matching.lightglue_network import (
 )
 from frontend.matching.lightglue_weights import load_matcher, save_matcher
 from frontend.pipeline import PipelineConfig
+from frontend.runtime.store import folder_of
 from frontend.types import Features
-from frontend.weights import list_matchers, resolve_matcher, write_half
+from frontend.weights import list_matchers, resolve_matcher, sha256_of, write_half
 
 SMALL = LightGlueConfig(input_dim=16, dim=32, layers=2, heads=2, features="toy")
 
@@ -124,17 +128,12 @@ def test_the_last_of_all_layers_is_the_result_and_a_batch_is_its_pairs() -> None
     torch.testing.assert_close(lone[0], whole[1], atol=1e-5, rtol=1e-5)
 
 
-def test_matches_are_mutual_maxima_above_the_threshold() -> None:
+def test_matches_are_mutual_maxima() -> None:
     net, (d0, p0, d1, p1) = network(), inputs(40, 30, 16)
     with torch.no_grad():
         probability = net(d0, p0, d1, p1).log_scores()[0].exp().numpy()
-        threshold = float(np.median(probability.max(1)))
-        partner, scores = (t[0].numpy() for t in MatchGraph(net, threshold)(d0, p0, d1, p1))
-    expected = {
-        i: int(row.argmax())
-        for i, row in enumerate(probability)
-        if probability[:, row.argmax()].argmax() == i and row.max() > threshold
-    }
+        partner, scores = (t[0].numpy() for t in MatchGraph(net)(d0, p0, d1, p1))
+    expected = {i: int(row.argmax()) for i, row in enumerate(probability) if probability[:, row.argmax()].argmax() == i}
     assert 3 < len(expected) < 30
     assert {i: int(j) for i, j in enumerate(partner) if j >= 0} == expected
     for i, j in expected.items():
@@ -184,10 +183,10 @@ def test_by_name_and_by_file_it_is_the_same_matcher(weights: Path, count0: int, 
 
 def test_a_lower_threshold_matches_more(weights: Path) -> None:
     pair = features(60, 0), features(60, 0)
-    counts = [len(LightGlue(load_matcher(weights), threshold=t).match(*pair)) for t in (0.0, 1e-3, 0.999)]
+    counts = [len(LightGlue.of(load_matcher(weights), threshold=t).match(*pair)) for t in (0.0, 1e-3, 0.999)]
     assert counts[0] > counts[1] >= counts[2] == 0
     with pytest.raises(ConfigError, match=r"threshold is 1\.0; expected a probability below 1"):
-        LightGlue(load_matcher(weights), threshold=1.0)
+        LightGlue.of(load_matcher(weights), threshold=1.0)
 
 
 def test_manifest_lists_matchers_and_checks_their_files(weights: Path) -> None:
@@ -275,3 +274,63 @@ def test_half_by_the_command(weights: Path, tmp_path: Path, capsys: pytest.Captu
     assert main(["export", "--model", str(weights), "--format", "weights-float16", "--out", str(out)]) == 0
     assert load_matcher(out).config == SMALL
     assert str(out) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_exported_graphs_match_the_same(weights: Path, runtime: str) -> None:
+    pytest.importorskip(runtime)
+    reference = LightGlue.from_pretrained(weights, runtime="torch", threshold=0.0)
+    exported = LightGlue.from_pretrained(weights, runtime=runtime, threshold=0.0)
+    assert (reference.runtime, exported.runtime) == ("torch", runtime)
+    for count0, count1 in ((70, 70), (1, 90), (45, 2), (33, 58)):
+        pair = features(count0, 3), features(count1, 4)
+        expected, got = reference.match(*pair), exported.match(*pair)
+        assert len(expected)
+        np.testing.assert_array_equal(got.matches, expected.matches)
+        np.testing.assert_allclose(got.match_scores, expected.match_scores, atol=1e-5)
+
+
+def test_graphs_are_cached_and_torch_is_not_needed_then(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pytest.importorskip("openvino")
+    script = (
+        "import sys; from frontend.matching.lightglue import LightGlue; "
+        f"m = LightGlue.from_pretrained({str(weights)!r}); print(m.runtime, 'torch' in sys.modules)"
+    )
+    assert finished(start_python("-c", script)).split() == ["openvino", "True"]
+    assert finished(start_python("-c", script)).split() == ["openvino", "False"]
+    stored = folder_of(sha256_of(weights)) / "lightglue.npz"
+    stored.write_bytes(stored.read_bytes()[:-100])
+    assert load_graph(sha256_of(weights)) is None
+    assert finished(start_python("-c", script)).split() == ["openvino", "True"]
+    assert load_graph(sha256_of(weights)) is not None
+
+
+def test_a_graph_that_computes_something_else_is_passed_over(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pytest.importorskip("openvino")
+    torch.manual_seed(7)
+    save_matcher(tmp_path / "other.safetensors", LightGlueNet(SMALL))
+    right = export_graph(weights, sha256_of(weights))
+    wrong = export_graph(tmp_path / "other.safetensors", "0" * 64)
+    with pytest.raises(ConfigError, match="runtime 'openvino' does not compute this matcher: probabilities are off by"):
+        open_graph(replace(right, model=wrong.model), "openvino")
+    # its answers under the right weights' checksum
+    damaged = folder_of(sha256_of(weights)) / "lightglue.npz"
+    with np.load(damaged) as held:
+        arrays = dict(held)
+    np.savez(damaged, **{**arrays, "model": np.frombuffer(wrong.model, np.uint8)})
+    assert LightGlue.from_pretrained(weights).runtime == "torch"
+    with pytest.raises(ConfigError, match="does not compute this matcher"):
+        LightGlue.from_pretrained(weights, runtime="openvino")
+
+
+def test_runtimes_that_are_not_there_are_refused(weights: Path) -> None:
+    with pytest.raises(ConfigError, match="runtime of the matcher is 'ncnn'; expected auto or one of: torch"):
+        LightGlue.from_pretrained(weights, runtime="ncnn")
+    with pytest.raises(ConfigError, match=r"runtime of the matcher is 'openvino'; expected auto or one of: torch$"):
+        LightGlue.from_pretrained(weights, runtime="openvino", device="cuda")

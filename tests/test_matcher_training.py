@@ -310,7 +310,7 @@ def test_training_survives_a_kill_and_its_matcher_matches(groups: Path, tmp_path
 
     from frontend.matching.lightglue import LightGlue
 
-    matcher = LightGlue(whole)
+    matcher = LightGlue.of(whole)
     group = toy_group(np.random.default_rng(9))
     pair = [
         Features(group.points[v], np.ones(80, np.float32), group.descriptors[v].astype(np.float32), (640, 480), "toy")

@@ -260,17 +260,11 @@ class LightGlueNet(nn.Module):
 
 
 class MatchGraph(nn.Module):
-    """The network with the choice of the matches: mutual maxima of the assignment above a threshold (section 3.2).
+    """The network with the choice of the matches: mutual maxima of the assignment (section 3.2)."""
 
-    Args:
-        network: in evaluation mode.
-        threshold: least probability of a match.
-    """
-
-    def __init__(self, network: LightGlueNet, threshold: float) -> None:
+    def __init__(self, network: LightGlueNet) -> None:
         super().__init__()
         self.network = network
-        self.threshold = threshold
 
     def forward(
         self, descriptors0: Tensor, positions0: Tensor, descriptors1: Tensor, positions1: Tensor
@@ -278,15 +272,15 @@ class MatchGraph(nn.Module):
         """Arguments as of :meth:`LightGlueNet.forward`, at least one keypoint each.
 
         Returns:
-            (B, K0) int64, matches in image 1, -1 for none; and their probabilities, (B, K0) float32, 0 for none.
+            (B, K0) int64, matches in image 1, -1 for none; and their probabilities, (B, K0) float32, 0 for none. Those
+            below a threshold are the caller's to drop.
         """
         scores = self.network(descriptors0, positions0, descriptors1, positions1).log_scores()
         best, partner = scores.max(2)
         back = scores.argmax(1)
         own = torch.arange(partner.shape[1], device=partner.device)
-        probability = best.exp()
-        found = (back.gather(1, partner) == own) & (probability > self.threshold)
-        return torch.where(found, partner, -1), torch.where(found, probability, 0.0)
+        found = back.gather(1, partner) == own
+        return torch.where(found, partner, -1), torch.where(found, best.exp(), 0.0)
 
 
 def _order(config: LightGlueConfig) -> Tensor:

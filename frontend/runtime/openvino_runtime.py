@@ -154,6 +154,17 @@ class _Model:
             return self._sized.get(key)
 
 
+def compile_for_any_size(model: bytes, threads: int) -> Any:
+    """An ONNX model in float32 whose dimensions stay open."""
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "CPU_RUNTIME_CACHE_CAPACITY": _KEPT,
+    }
+    return _core().compile_model(_core().read_model(model), "CPU", settings)
+
+
 def _refiner(model: bytes, threads: int) -> Callable[[Float32Array, Float32Array], Refined]:
     """The refiner, in ONNX Runtime where that is installed: it takes half to four fifths of OpenVINO's time."""
     if find_spec("onnxruntime") is not None:
