@@ -17,6 +17,7 @@ from frontend.types import Features
 from service.bodies import Budget
 from service.engine import Engine, EngineConfig, Slot, configuration
 from service.errors import BadImageError, BadRequestError, DeadlineError, NotFoundError, UnavailableError
+from service.matchers import Matchers
 from service.metrics import Metrics
 from service.room import Room
 from service.sessions import SessionConfig, Sessions
@@ -72,6 +73,7 @@ class Core:
         self._turns = asyncio.Lock()
         self._pool = ThreadPoolExecutor(settings.decode_threads, "decode")
         self.models: dict[str, SuperPoint] = {}
+        self.matchers = Matchers()
         self.ready = False
         self.failure: str | None = None
 
@@ -89,17 +91,21 @@ class Core:
         self.ready = True
 
     def _load(self) -> None:
-        for name in dict.fromkeys((self.settings.model, *self.settings.models)):
-            self.models[name] = SuperPoint.from_pretrained(
+        loaded = {
+            name: SuperPoint.from_pretrained(
                 name,
                 device=self.settings.device,
                 runtime=self.settings.runtime,
                 precision=self.settings.precision,
             )
+            for name in dict.fromkeys((self.settings.model, *self.settings.models))
+        }
         self.engine.start()
+        self.matchers.load(self.engine, loaded)
+        self.models = loaded  # all at once, and with their matchers: pages ask for them until there are some
         for size in self._sizes:
-            for extractor in self.models.values():
-                warm_up(self.engine, self._pool, extractor, size)
+            for name, extractor in loaded.items():
+                warm_up(self.engine, self._pool, extractor, size, self.matchers.of(name))
 
     def stop(self) -> None:
         """Take nothing new, finish what was accepted."""

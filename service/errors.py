@@ -126,6 +126,15 @@ class UnavailableError(ServiceError):
         super().__init__(detail, retry_after=retry_after)
 
 
+class MatcherUnavailableError(UnavailableError):
+    """The learned matcher of a model is damaged or missing on this instance; the rest of the service works."""
+
+    code = "matcher_unavailable"
+
+    def __init__(self, detail: str, *, retry_after: float | None = None) -> None:
+        super().__init__(detail, retry_after=retry_after)
+
+
 class DeadlineError(ServiceError):
     """The result was not ready in time."""
 

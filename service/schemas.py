@@ -74,7 +74,10 @@ class GeometryDocument(BaseModel):
     matches: list[IndexPair] = Field(
         description="(M, 2): index of a keypoint of the first image, and of one of the second."
     )
-    match_scores: list[float] = Field(description="(M,): cosine of the descriptors, in [-1, 1].")
+    match_scores: list[float] = Field(
+        description="(M,): cosine of the descriptors, in [-1, 1]; with `matcher=lightglue` probability of the match, "
+        "in (0.1, 1]."
+    )
     inliers: list[bool] = Field(description="(M,): whether a match fits the geometry.")
     status: Annotated[str, Field(pattern="^(ok|too_few_matches|no_model|not_requested)$")] = Field(
         description="Why there is a geometry, or none: ok, too_few_matches, no_model, or not_requested."
@@ -198,6 +201,10 @@ class ModelDocument(BaseModel):
     descriptor_dim: int = Field(ge=1, description="D, the length of its descriptors.")
     sigmas: bool = Field(description="Whether it tells standard deviations of keypoints.")
     device: str = Field(description="Where it runs.")
+    matchers: list[str] = Field(
+        description="For the query parameter `matcher`: `mnn`, and `lightglue` where there is a learned matcher for "
+        "features of this model."
+    )
 
 
 class ModelsDocument(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
 
@@ -51,7 +52,9 @@ def batch_sizes(extractor: SuperPoint, max_batch: int) -> list[int]:
     return sorted({1, min(2, max_batch), max_batch}, reverse=True)
 
 
-def warm_up(engine: Engine, pool: Executor, extractor: SuperPoint, size: tuple[int, int]) -> None:
+def warm_up(
+    engine: Engine, pool: Executor, extractor: SuperPoint, size: tuple[int, int], matchers: Sequence[str] = ("mnn",)
+) -> None:
     """Decode, extract in batches, match, fit each geometry, track, and encode, each where requests do it.
 
     Args:
@@ -59,6 +62,7 @@ def warm_up(engine: Engine, pool: Executor, extractor: SuperPoint, size: tuple[i
         pool: whose threads decode.
         extractor: of one model.
         size: (width, height) of the images, pixels.
+        matchers: that requests of this model may name.
     """
     # blocks of noise: they have corners, so that matching and the geometry have something to do
     width, height = size
@@ -70,8 +74,10 @@ def warm_up(engine: Engine, pool: Executor, extractor: SuperPoint, size: tuple[i
         prepared = pool.submit(lambda: extractor.prepare(decode_image(data, "warm-up"))).result()
         for count in batch_sizes(extractor, engine.config.max_batch):
             found = engine.call(partial(extract_prepared, extractor, [prepared] * count), deadline).result()
-        for geometry in ("homography", "fundamental"):
-            pipeline = MatchPipeline(extractor, PipelineConfig(geometry=geometry))
+        configs = [PipelineConfig(geometry=geometry) for geometry in ("homography", "fundamental")]
+        configs += [PipelineConfig(matcher=name, geometry="none") for name in matchers if name != "mnn"]
+        for config in configs:
+            pipeline = MatchPipeline(extractor, config)
             engine.call(partial(pipeline.match_features, found[0], found[0]), deadline).result()
         K = np.array([[width, 0.0, width / 2], [0.0, width, height / 2], [0.0, 0.0, 1.0]])
         tracker = Tracker(camera=Camera(K))

@@ -27,6 +27,7 @@ from service.wire import FORMATS, JSON, MSGPACK, decode, encode
 T = TypeVar("T")
 Encoding = Literal["float32", "float16", "int8", "none"]
 Geometry = Literal["homography", "fundamental", "essential", "none"]
+Matcher = Literal["mnn", "lightglue"]
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,7 @@ def match(
     detection_threshold: float | None = None,
     nms_radius: int | None = None,
     resize: int | None = None,
+    matcher: Matcher = "mnn",
     ratio: float | None = None,
     min_similarity: float | None = None,
     geometry: Geometry = "homography",
@@ -215,8 +217,11 @@ def match(
         detection_threshold: see there.
         nms_radius: see there.
         resize: see there.
-        ratio: of the ratio test, in (0, 1]; none where None.
-        min_similarity: of a match, cosine, in [-1, 1].
+        matcher: "mnn" for mutual nearest neighbours, whose scores are cosines in [-1, 1]; "lightglue" for the learned
+            matcher, whose scores are probabilities in (0.1, 1], where ``models()`` tells that the model has one.
+            A service that is too old to know of matchers takes "mnn".
+        ratio: of the ratio test, in (0, 1]; none where None. With "mnn" alone.
+        min_similarity: of a match, cosine, in [-1, 1]; none where None. With "mnn" alone.
         geometry: the model that is fitted; "essential" needs ``camera0``.
         threshold: largest error of an inlier, pixels.
         camera0: of image 0.
@@ -231,7 +236,7 @@ def match(
         nms_radius=nms_radius,
         resize=resize,
         **ids,
-        **_match_query(ratio, min_similarity, geometry, threshold, camera0, camera1),
+        **_match_query(matcher, ratio, min_similarity, geometry, threshold, camera0, camera1),
         descriptors=descriptors,
     )
     given: list[tuple[str, Any, str | None]] = [
@@ -243,6 +248,7 @@ def match(
 
 
 def _match_query(
+    matcher: Matcher,
     ratio: float | None,
     min_similarity: float | None,
     geometry: Geometry,
@@ -251,6 +257,7 @@ def _match_query(
     camera1: Calibration | None,
 ) -> dict[str, Any]:
     return {
+        "matcher": None if matcher == "mnn" else matcher,  # the default needs no mention, which older services have not
         "ratio": ratio,
         "min_similarity": min_similarity,
         "geometry": geometry,
@@ -272,6 +279,7 @@ def match_many(
     detection_threshold: float | None = None,
     nms_radius: int | None = None,
     resize: int | None = None,
+    matcher: Matcher = "mnn",
     ratio: float | None = None,
     min_similarity: float | None = None,
     geometry: Geometry = "homography",
@@ -292,6 +300,7 @@ def match_many(
         detection_threshold: see there.
         nms_radius: see there.
         resize: see there.
+        matcher: see there; with "lightglue" the time for each stored image is far longer.
         ratio: see there.
         min_similarity: see there.
         geometry: see there.
@@ -314,7 +323,7 @@ def match_many(
         detection_threshold=detection_threshold,
         nms_radius=nms_radius,
         resize=resize,
-        **_match_query(ratio, min_similarity, geometry, threshold, camera0, camera1),
+        **_match_query(matcher, ratio, min_similarity, geometry, threshold, camera0, camera1),
         descriptors=descriptors,
     )
     call = Call("POST", "/v1/match/many", results.many_matches, query, repeatable=True)

@@ -86,6 +86,7 @@ class Model:
         sigmas: whether it knows how precise its keypoints are.
         device: where it runs.
         default: whether it is meant where a request names none.
+        matchers: that calls may name for it.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Model:
     sigmas: bool
     device: str
     default: bool
+    matchers: tuple[str, ...] = ("mnn",)
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,11 @@ def models(document: Document) -> list[Model]:
     """Of ``GET /v1/models``."""
     names = ("name", "encoder", "descriptor_dim", "sigmas", "device")
     return [
-        Model(**{name: found[name] for name in names}, default=found["name"] == document["default"])
+        Model(
+            **{name: found[name] for name in names},
+            default=found["name"] == document["default"],
+            matchers=tuple(map(str, found.get("matchers", ["mnn"]))),  # older services do not tell
+        )
         for found in document["models"]
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -9,24 +10,44 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from frontend.camera import Camera
-from frontend.errors import ConfigError
+from frontend.errors import ConfigError, WeightsError
 from frontend.extractor import StageTimes
 from frontend.pipeline import MatchPipeline, PipelineConfig
 from frontend.types import Essential, Features, Fundamental, MatchResult
 from service.bodies import read_images
-from service.errors import BadRequestError, FeaturesNotFoundError
+from service.errors import BadRequestError, FeaturesNotFoundError, MatcherUnavailableError
+from service.matchers import LEARNED, PLAIN, MatcherName, unavailable
 from service.routes.common import IMAGE_PROBLEMS, Descriptors, Extractor, accepted, answer, core_of, features_document
 from service.routes.features import Collection
 from service.schemas import MatchDocument, MatchManyDocument, images_body, problems, result
 from service.store import StoredFeatures
 
 router = APIRouter(prefix="/v1", tags=["matching"])
+_LOG = logging.getLogger("superpoint")
+_PROBLEMS = (*IMAGE_PROBLEMS, FeaturesNotFoundError, MatcherUnavailableError)
 
 Geometry = Literal["homography", "fundamental", "essential", "none"]
-Ratio = Annotated[
-    float | None, Query(gt=0, le=1, description="Of the ratio test; none where it is not given.", examples=[0.9])
+Matcher = Annotated[
+    MatcherName,
+    Query(
+        description="`mnn`: mutual nearest neighbours. `lightglue`: a network that has learned to match, and looks at "
+        "all keypoints of both images. It takes far longer, has neither `ratio` nor `min_similarity`, and is there for "
+        "the models of which `/v1/models` tells so."
+    ),
 ]
-MinSimilarity = Annotated[float | None, Query(ge=-1, le=1, description="Least cosine of a match.", examples=[0.7])]
+Ratio = Annotated[
+    float | None,
+    Query(
+        gt=0,
+        le=1,
+        description="Of the ratio test; none where it is not given. With `matcher=mnn` alone.",
+        examples=[0.9],
+    ),
+]
+MinSimilarity = Annotated[
+    float | None,
+    Query(ge=-1, le=1, description="Least cosine of a match. With `matcher=mnn` alone.", examples=[0.7]),
+]
 Threshold = Annotated[float, Query(ge=1e-3, le=1000, description="Largest error of an inlier, pixels.")]
 CameraText = Annotated[
     str | None,
@@ -56,6 +77,7 @@ class Matching:
 
 
 async def matching_of(
+    matcher: Matcher = PLAIN,
     ratio: Ratio = None,
     min_similarity: MinSimilarity = None,
     geometry: Annotated[Geometry, Query(description="The model that is fitted to the matches.")] = "homography",
@@ -66,12 +88,21 @@ async def matching_of(
     """The matching that a request's query asks for.
 
     Raises:
-        BadRequestError: a camera is missing, or cannot be understood.
+        BadRequestError: a camera is missing, or cannot be understood; or the matcher has no such limit.
     """
+    for name, limit in (("ratio", ratio), ("min_similarity", min_similarity)):
+        if matcher == LEARNED and limit is not None:
+            raise BadRequestError(f"{name} is {limit:g} with matcher '{matcher}'; expected it with '{PLAIN}' alone")
     first, second = _camera("camera0", camera0), _camera("camera1", camera1)
     if geometry == "essential" and first is None:
         raise BadRequestError("geometry is 'essential' without a camera; expected camera0=fx,fy,cx,cy[,k1,k2,p1,p2]")
-    config = PipelineConfig(ratio=ratio, min_similarity=min_similarity, geometry=geometry, ransac_threshold=threshold)
+    config = PipelineConfig(
+        matcher=matcher,
+        ratio=ratio,
+        min_similarity=min_similarity,
+        geometry=geometry,
+        ransac_threshold=threshold,
+    )
     return Matching(config, None if first is None else (first, second or first))
 
 
@@ -90,7 +121,7 @@ MatchingOf = Annotated[Matching, Depends(matching_of)]
     operation_id="match_images",
     summary="Match two images",
     dependencies=[Depends(accepted)],
-    responses={**result(MatchDocument), **problems(*IMAGE_PROBLEMS, FeaturesNotFoundError)},
+    responses={**result(MatchDocument), **problems(*_PROBLEMS)},
     openapi_extra=images_body("image0", "image1", required=False),
 )
 async def match_images(
@@ -110,7 +141,8 @@ async def match_images(
     core = core_of(request)
     given = [None if name is None else core.store.get(name) for name in (features0, features1)]
     wanted = tuple(f"image{index}" for index, stored in enumerate(given) if stored is None)
-    _require_model([stored for stored in given if stored is not None], extractor.name if wanted else None)
+    model = _common_model([stored for stored in given if stored is not None], extractor.name if wanted else None)
+    core.matchers.require(matching.config.matcher, model)
     deadline, slots = core.deadline(), core.reserve(max(len(wanted), 1))
     pipeline = MatchPipeline(extractor, matching.config, cameras=matching.cameras)
     began = time.perf_counter()
@@ -138,7 +170,7 @@ async def match_images(
     operation_id="match_many",
     summary="Match an image against stored ones",
     dependencies=[Depends(accepted)],
-    responses={**result(MatchManyDocument), **problems(*IMAGE_PROBLEMS, FeaturesNotFoundError)},
+    responses={**result(MatchManyDocument), **problems(*_PROBLEMS)},
     openapi_extra=images_body("image", raw=True, required=False),
 )
 async def match_many(
@@ -158,8 +190,8 @@ async def match_many(
     """One image against the stored images of a collection, or those named; best first.
 
     The image is a file of the form, the body itself, or, by `features`, stored; a stored image is not matched with
-    itself unless it is named. Every candidate is matched and verified, so time grows with the collection; a search that
-    is not done by the service's deadline ends with 504.
+    itself unless it is named. Every candidate is matched and verified, so time grows with the collection, and with
+    `matcher=lightglue` much faster; a search that is not done by the service's deadline ends with 504.
     """
     core = core_of(request)
     if against is not None and collection is not None:
@@ -170,7 +202,9 @@ async def match_many(
         if against is not None
         else [found for found in core.store.collection(collection or "default") if found.feature_id != features]
     )
-    _require_model([*([] if stored is None else [stored]), *candidates], extractor.name if stored is None else None)
+    taking_part = [*([] if stored is None else [stored]), *candidates]
+    model = _common_model(taking_part, extractor.name if stored is None else None)
+    core.matchers.require(matching.config.matcher, model)
     deadline, slots = core.deadline(), core.reserve(1)
     pipeline, times = MatchPipeline(extractor, matching.config, cameras=matching.cameras), StageTimes()
     began = time.perf_counter()
@@ -203,12 +237,15 @@ async def match_many(
     return answer(request, document)
 
 
-def _require_model(stored: list[StoredFeatures], model: str | None) -> None:
-    """Refuse descriptors that cannot be compared.
+def _common_model(stored: list[StoredFeatures], model: str | None) -> str:
+    """The model of all features; descriptors that cannot be compared are refused.
 
     Args:
         stored: features that take part.
         model: of an image that is not extracted yet; None where there is none.
+
+    Raises:
+        BadRequestError: they are not of one model.
     """
     expected = model or stored[0].model
     for found in stored:
@@ -216,14 +253,25 @@ def _require_model(stored: list[StoredFeatures], model: str | None) -> None:
             raise BadRequestError(
                 f"features '{found.feature_id}' are of model '{found.model}'; expected '{expected}', as the others"
             )
+    return expected
 
 
 def _match(
     pipeline: MatchPipeline, first: Features | StoredFeatures, second: Features | StoredFeatures, times: StageTimes
 ) -> MatchResult:
-    """Match in the device's thread, where stored features are unpacked as well."""
+    """Match in the device's thread, where stored features are unpacked as well.
+
+    Raises:
+        MatcherUnavailableError: the learned matcher's file has been damaged or removed since it was loaded.
+    """
     features = [item.features() if isinstance(item, StoredFeatures) else item for item in (first, second)]
-    return pipeline.match_features(features[0], features[1], times)
+    try:
+        return pipeline.match_features(features[0], features[1], times)
+    except (WeightsError, OSError) as error:
+        if pipeline.config.matcher != LEARNED:
+            raise
+        _LOG.error("the learned matcher of model '%s' cannot be used: %s", features[0].model, error)
+        raise unavailable(features[0].model) from error
 
 
 def _geometry_document(found: MatchResult) -> dict[str, Any]:

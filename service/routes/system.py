@@ -28,6 +28,7 @@ async def models(request: Request) -> dict[str, Any]:
                 "descriptor_dim": extractor.descriptor_dim,
                 "sigmas": extractor.refines,
                 "device": str(extractor.device),
+                "matchers": core.matchers.of(name),
             }
             for name, extractor in core.models.items()
         ],

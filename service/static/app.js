@@ -1,7 +1,7 @@
 // Tabs, and the models that the service has.
 
 import { $, ask, tell } from "./api.js";
-import "./match.js";
+import { offerMatchers } from "./match.js";
 import "./tracks.js";
 
 const TABS = ["match", "sequence"];
@@ -38,6 +38,7 @@ async function models() {
     $("model").replaceChildren(...found.models.map(({ name }) => new Option(name, name, name === found.default, name === found.default)));
     $("model-field").hidden = found.models.length < 2;
     if (found.models.length < 2) $("model").replaceChildren(); // the default needs no mention
+    offerMatchers(found);
   } catch (error) {
     tell(error, models);
   }

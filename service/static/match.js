@@ -21,6 +21,23 @@ const links = [];
 let running = null;
 let placing = null;
 let result = null;
+let scored = "similarity"; // what the scores of the result are
+let learned = new Set(); // models with a learned matcher; "" is the default one
+
+/** The models that the service has; there is a choice of matchers where a model has several. */
+export function offerMatchers({ models, default: standard }) {
+  const names = models.filter(({ matchers }) => matchers.includes("lightglue")).map(({ name }) => name);
+  learned = new Set(names.includes(standard) ? [...names, ""] : names);
+  showMatchers();
+}
+
+const hasLearned = () => learned.has($("model").value);
+const learns = () => hasLearned() && $("matcher").value === "lightglue";
+
+function showMatchers() {
+  $("matcher-field").hidden = !hasLearned();
+  $("ratio-field").hidden = learns(); // it has none
+}
 
 /** The query of the request, as the settings are now. */
 function query() {
@@ -33,7 +50,8 @@ function query() {
     threshold: settings.error.value,
     max_keypoints: settings.keypoints.value,
     detection_threshold: settings.threshold.value,
-    ratio: settings.ratio.value < 1 ? settings.ratio.value : null,
+    matcher: learns() ? $("matcher").value : null,
+    ratio: settings.ratio.value < 1 && !learns() ? settings.ratio.value : null,
     camera0: geometry === "essential" ? $("camera").value.replaceAll(" ", "") : null,
     resize: longest && larger ? longest : null,
     model: $("model").value || null,
@@ -55,6 +73,7 @@ async function run() {
     const found = await ask("POST", "v1/match", { query: asked, body, signal: mine.signal });
     if (mine !== running) return;
     result = found;
+    scored = asked.matcher ? "probability" : "similarity";
     tellNothing();
     showResult(performance.now() - began);
   } catch (error) {
@@ -136,7 +155,7 @@ function describe(index) {
   const kind = result.status !== "ok" ? "" : result.inliers[index] ? ", inlier" : ", outlier";
   $("picked").textContent =
     `match ${index + 1}: ${text(result.image0.keypoints[a])} → ${text(result.image1.keypoints[b])}, ` +
-    `similarity ${result.match_scores[index].toFixed(3)}${kind}`;
+    `${scored} ${result.match_scores[index].toFixed(3)}${kind}`;
 }
 
 const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
@@ -292,7 +311,8 @@ $("geometry").addEventListener("change", () => {
   showCamera();
   run();
 });
-for (const name of ["longest", "model"]) $(name).addEventListener("change", () => run());
+for (const name of ["matcher", "model"]) $(name).addEventListener("change", showMatchers);
+for (const name of ["longest", "matcher", "model"]) $(name).addEventListener("change", () => run());
 $("camera").addEventListener("input", again);
 for (const name of ["lines", "outliers", "points"]) {
   $(`show-${name}`).addEventListener("change", (event) => {
