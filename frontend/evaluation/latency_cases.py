@@ -21,7 +21,7 @@ from frontend.evaluation.latency_models import ModelUnderTest, UInt8Image
 from frontend.extractor import ExtractorConfig, StageTimes, SuperPoint
 from frontend.model import DenseMaps, SuperPointNet
 from frontend.types import Features, Float32Array
-from frontend.weights import load_network
+from frontend.weights import list_matchers, load_network
 
 USUAL = "usual SuperPoint"
 """Name of the baseline: a network in eager PyTorch with the usual post-processing."""
@@ -190,6 +190,23 @@ def planar_matches(count: int, outliers: float, seed: int) -> tuple[Float32Array
     wrong = round(outliers * count)
     points1[:wrong] = rng.uniform((0, 0), (640, 480), (wrong, 2))
     return points0.astype(np.float32), points1.astype(np.float32)
+
+
+def learned_cases(keypoints: int, device: str) -> list[Case]:
+    """The released learned matchers on ``keypoints`` x ``keypoints`` random features: all layers always run."""
+    from frontend.matching.lightglue import LightGlue
+
+    cases = []
+    for info in list_matchers().values():
+        matcher = LightGlue.from_pretrained(info.path, device=device)
+        features = [random_features(keypoints, matcher.input_dim, (640, 480), seed) for seed in (0, 1)]
+
+        def match(matcher: LightGlue = matcher, features: list[Features] = features) -> None:
+            matcher.match(*features)
+
+        facts: Mapping[str, Any] = {"stage": "matching", "size": None, "keypoints": keypoints}
+        cases.append(Case(f"LightGlue for {info.features}", match, matcher.runtime, **facts))
+    return cases
 
 
 def matching_cases(keypoints: int, dim: int, device: str) -> list[Case]:

@@ -13,7 +13,7 @@ import numpy as np
 from frontend.errors import ConfigError, FrontendError
 from frontend.evaluation import latency_peers
 from frontend.evaluation.latency import END_TO_END, Budget, Case, Effort, Row, interleave, scaling_exponent
-from frontend.evaluation.latency_cases import extraction_case, matching_cases, pair_case, usual_case
+from frontend.evaluation.latency_cases import extraction_case, learned_cases, matching_cases, pair_case, usual_case
 from frontend.evaluation.latency_models import ImageSource, ModelUnderTest, find_model, open_extractor
 from frontend.evaluation.latency_process import Memory, cold_start_cases, measure_memory
 from frontend.extractor import SuperPoint
@@ -241,6 +241,7 @@ class Suite:
     def _matching(self) -> None:
         config = self.config
         cases = matching_cases(config.keypoints, 256, config.device)
+        cases += learned_cases(config.keypoints, config.device)
         for name in config.matchers:
             self._add_peer(name, latency_peers.matcher_case(name, config.keypoints, 256, config.device), cases)
         self._time(cases)
