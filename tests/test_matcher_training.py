@@ -319,7 +319,7 @@ def test_training_survives_a_kill_and_its_matcher_matches(groups: Path, tmp_path
     found, true = matcher.match(*pair), group.matches[0, 1].astype(int)
     right = true[found.matches[:, 0]] == found.matches[:, 1]
     assert right.sum() > 0.6 * (true >= 0).sum()
-    assert right.mean() > 0.85
+    assert right.mean() > 0.7  # by chance: 1 in 80
 
 
 def test_training_errors(groups: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -334,3 +334,22 @@ def test_training_errors(groups: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "none of 1000 pairs had 100 keypoints" in refused("--views", str(groups), *few)
     (groups / "settings.json").unlink()
     assert "settings.json cannot be read" in refused("--views", str(groups))
+
+
+def test_views_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*more: str) -> int:
+        views = ("make-views", str(tmp_path / "groups"), "--scenes", "1", "--views", "2", "--workers", "0")
+        return main([*views, "--device", "cpu", "--max-keypoints", "300", *more])
+
+    assert run("--model", "superpoint-slim") == 0
+    assert "made 1 groups, 0 were there" in capsys.readouterr().out
+    group = ViewGroup.load(next((tmp_path / "groups").glob("*.npz")))
+    assert group.descriptors.shape[2] == 96
+    assert group.counts.max() <= 300
+    assert (group.matches[0, 1] >= 0).sum() > 20
+    assert run("--model", "superpoint-slim") == 0
+    assert "made 0 groups, 1 were there" in capsys.readouterr().out
+    assert run("--model", "superpoint-synthetic") == 2
+    assert (
+        "holds groups of views made with model = superpoint-slim; got superpoint-synthetic" in capsys.readouterr().err
+    )
