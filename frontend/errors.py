@@ -35,3 +35,16 @@ class DataError(FrontendError):
 
 class SequenceError(FrontendError):
     """A frame does not continue its sequence."""
+
+
+_NO_MEMORY = -4  # of cv2.error
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Python's own, CUDA's in torch, the CPU's in torch, or OpenCV's, none of which is imported for it."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+        or getattr(error, "code", 0) == _NO_MEMORY
+    )

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from frontend.cli.report import Report, Row, summary, table, to_json
-from frontend.errors import ConfigError, FrontendError, ImageError
+from frontend.errors import ConfigError, FrontendError, ImageError, is_lack_of_memory
 
 if TYPE_CHECKING:
     from frontend.pipeline import MatchPipeline
     from frontend.types import Features
 
 PROG = "superpoint-match"
-_NO_MEMORY = -4  # of cv2.error
 MATCHED, BAD_INPUT, NO_MATCH, INTERRUPTED = 0, 2, 3, 130
 
 _EPILOG = """\
@@ -139,22 +138,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _refuse(f"{where}{error.strerror or error}")
     except Exception as error:
-        if _is_lack_of_memory(error):
+        if is_lack_of_memory(error):
             return _refuse("out of memory; a smaller --resize needs less")
         raise
     except KeyboardInterrupt:
         _refuse("interrupted")
         return INTERRUPTED
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Python's own, CUDA's in torch, the CPU's in torch, or OpenCV's, none of which is imported for it."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
-        or getattr(error, "code", 0) == _NO_MEMORY
-    )
 
 
 def _refuse(reason: str) -> int:
@@ -251,12 +240,13 @@ def _load(args: argparse.Namespace, brief: bool) -> MatchPipeline:
 
     Raises:
         ConfigError: the device or the runtime is not there.
-        WeightsError: the model is unknown or its file is bad.
+        WeightsError: the model or its learned matcher is unknown, or the file is bad.
         RegistryError: the matcher is unknown.
     """
     from frontend.camera import Camera
     from frontend.extractor import ExtractorConfig, SuperPoint
     from frontend.pipeline import MatchPipeline, PipelineConfig
+    from frontend.weights import resolve_matcher
 
     cameras = None
     if args.camera0 is not None:
@@ -275,6 +265,8 @@ def _load(args: argparse.Namespace, brief: bool) -> MatchPipeline:
             resize=args.resize,
         ),
     )
+    if args.matcher == "lightglue":  # refused before anything is extracted
+        resolve_matcher(extractor.name)
     config = PipelineConfig(
         matcher=args.matcher,
         geometry=args.geometry,
@@ -291,7 +283,7 @@ def _run_pair(args: argparse.Namespace, path1: str, watch: _Stopwatch) -> int:
     pipeline = _load(args, brief=True)
     timings = {"load": load_ms + watch.lap(), "read": read_ms}
     result = pipeline.match(image0, image1)
-    report = Report(args.image0, path1, result, pipeline.extractor.name, {**timings, **result.timings_ms})
+    report = Report(args.image0, path1, result, pipeline.extractor.name, args.matcher, {**timings, **result.timings_ms})
     written = []
     if args.output:
         written.append(_draw_matches(args.output, image0, image1, report))
@@ -343,7 +335,8 @@ def _match_one(
     image1 = _read(path)
     read_ms = watch.lap()
     result = pipeline.match(image0, image1, features0)
-    return Report(args.image0, path, result, pipeline.extractor.name, {"read": read_ms, **result.timings_ms}), image1
+    timings = {"read": read_ms, **result.timings_ms}
+    return Report(args.image0, path, result, pipeline.extractor.name, args.matcher, timings), image1
 
 
 def _picture_paths(folder: str, paths: list[str], warped: bool = False) -> dict[str, str]:

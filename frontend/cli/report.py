@@ -21,6 +21,7 @@ class Report:
         path1: image 1 as it was named.
         result: the match.
         model: name of the model.
+        matcher: name or file of the matcher.
         timings_ms: milliseconds by stage, reading and (for a single pair) loading included.
     """
 
@@ -28,6 +29,7 @@ class Report:
     path1: str
     result: MatchResult
     model: str
+    matcher: str
     timings_ms: dict[str, float]
 
     @property
@@ -73,9 +75,9 @@ def to_json(report: Report) -> dict[str, Any]:
     Returns:
         Keys image0 and image1 (path, width, height, num_keypoints), keypoints0, keypoints1 (N, 2), scores0,
         scores1, sigmas0, sigmas1 (N; null where the model does not know them), matches (M, 2), match_scores,
-        inliers (M booleans), homography (3 x 3 or null), status, timings_ms and model; with a fundamental matrix
-        asked for, also fundamental (3 x 3 or null); with an essential matrix, also essential and R (3 x 3 or null)
-        and t (3 or null).
+        inliers (M booleans), homography (3 x 3 or null), status, timings_ms, model and matcher; with a fundamental
+        matrix asked for, also fundamental (3 x 3 or null); with an essential matrix, also essential and R (3 x 3 or
+        null) and t (3 or null).
     """
     from frontend.types import Essential, Fundamental, Homography
 
@@ -105,6 +107,7 @@ def to_json(report: Report) -> dict[str, Any]:
     document["status"] = geometry.status.value
     document["timings_ms"] = {stage: round(ms, 3) for stage, ms in report.timings_ms.items()}
     document["model"] = report.model
+    document["matcher"] = report.matcher
     return document
 
 
@@ -144,10 +147,12 @@ def summary(report: Report) -> str:
         else:
             lines += _matrix_lines(geometry.symbol, geometry.matrix.tolist())
     elif not total:
-        lines.append("no match   no feature of the two images is the other's nearest")
+        lines.append("no match   no feature of one image was found in the other")
     stages = ", ".join(f"{stage} {ms:.0f}" for stage, ms in report.timings_ms.items())
     lines.append(f"time       {sum(report.timings_ms.values()):.0f} ms ({stages})")
     lines.append(f"model      {report.model}")
+    if report.matcher != "mnn":
+        lines.append(f"matcher    {report.matcher}")
     return "\n".join(lines) + "\n"
 
 

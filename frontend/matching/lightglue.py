@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from frontend.errors import ConfigError, ShapeError
+from frontend.errors import ConfigError, ShapeError, WeightsError
 from frontend.matching.base import MATCHERS, Matcher
 from frontend.matching.lightglue_graph import Answer, Run, export_graph, graph_runtimes, load_graph, open_graph
 from frontend.types import Features, Matches
@@ -173,13 +173,8 @@ def normalised(features: Features) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _loaded(path: Path, _digest: str, device: str) -> LightGlue:
+def _loaded(path: Path, device: str, _changed_ns: int, _size: int) -> LightGlue:
     return LightGlue.from_pretrained(path, device=device)
-
-
-@lru_cache(maxsize=64)
-def _digest(path: Path, _changed_ns: int, _size: int) -> str:
-    return sha256_of(path)
 
 
 def lightglue_of(path: Path) -> Matcher:
@@ -193,18 +188,26 @@ def lightglue_of(path: Path) -> Matcher:
         min_similarity: float | None = None,
         device: str = "cpu",
     ) -> Matches:
-        for name, value in (("ratio", ratio), ("min_similarity", min_similarity)):
-            if value is not None:
-                raise ConfigError(f"{name} is {value}; a learned matcher has none, matcher 'mnn' does")
-        facts = path.stat()
-        return _loaded(path, _digest(path, facts.st_mtime_ns, facts.st_size), device).match(features0, features1)
+        _refuse_limits(ratio, min_similarity)
+        try:
+            facts = path.stat()
+        except OSError as error:
+            raise WeightsError(f"weights {path} cannot be read: {error.strerror}") from None
+        return _loaded(path, device, facts.st_mtime_ns, facts.st_size).match(features0, features1)
 
     return match
 
 
-@lru_cache(maxsize=64)
-def _released(features: str, _weights: Path) -> Path:
-    return resolve_matcher(features)
+def _refuse_limits(ratio: float | None, min_similarity: float | None) -> None:
+    for name, value in (("ratio", ratio), ("min_similarity", min_similarity)):
+        if value is not None:
+            raise ConfigError(f"{name} is {value}; a learned matcher has none, matcher 'mnn' does")
+
+
+@lru_cache(maxsize=8)
+def _released(features: str, device: str, _weights: Path) -> LightGlue:
+    # kept as it was checked: weights that are replaced below a running process may be for another model's features
+    return LightGlue.from_pretrained(resolve_matcher(features), device=device)
 
 
 @MATCHERS.register("lightglue")
@@ -220,5 +223,5 @@ def match_lightglue(
 
     Scores are probabilities. There is neither ratio nor least similarity.
     """
-    path = _released(features0.model, weights_dir())
-    return lightglue_of(path)(features0, features1, ratio=ratio, min_similarity=min_similarity, device=device)
+    _refuse_limits(ratio, min_similarity)
+    return _released(features0.model, device, weights_dir()).match(features0, features1)
