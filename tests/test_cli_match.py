@@ -29,7 +29,7 @@ KEYS = [
         "matches",
         "match_scores",
     ),
-    *("inliers", "homography", "status", "timings_ms", "model"),
+    *("inliers", "homography", "status", "timings_ms", "model", "matcher"),
 ]
 
 
