@@ -41,9 +41,11 @@ _NO_MEMORY = -4  # of cv2.error
 
 
 def is_lack_of_memory(error: Exception) -> bool:
-    """Python's own, CUDA's in torch, the CPU's in torch, or OpenCV's, none of which is imported for it."""
+    """Python's own, CUDA's in torch, the CPU's in torch, a runtime's, or OpenCV's, none of which is imported for it."""
+    package = type(error).__module__.partition(".")[0]
     return (
         isinstance(error, MemoryError)
+        or (package == "onnxruntime" and "alloc" in str(error))
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
         or getattr(error, "code", 0) == _NO_MEMORY

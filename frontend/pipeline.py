@@ -97,8 +97,11 @@ class MatchPipeline:
         extracted = self.extractor.extract_batch(views if features0 is not None else [image0, *views], times)
         first = extracted[0] if features0 is None else features0
         size = (image1.shape[1], image1.shape[0])
-        seconds = [_turned_back(f, turn, size) for f, turn in zip(extracted[-len(views) :], turns, strict=True)]
-        results = [self.match_features(first, second, times) for second in seconds]
+        results = [
+            # matched as they were seen: a learned matcher looks at descriptors and positions together
+            self._fit_to(first, _turned_back(second, turn, size), self._match(first, second, times), times)
+            for second, turn in zip(extracted[-len(views) :], turns, strict=True)
+        ]
         best = max(results, key=lambda result: (result.geometry.num_inliers, len(result.matches)))
         return dataclasses.replace(best, timings_ms=times.ms)
 
@@ -111,6 +114,9 @@ class MatchPipeline:
             times: where the stages' times are added.
         """
         times = times or StageTimes()
+        return self._fit_to(features0, features1, self._match(features0, features1, times), times)
+
+    def _match(self, features0: Features, features1: Features, times: StageTimes) -> Matches:
         config = self.config
         began = time.perf_counter()
         matches = match_features(
@@ -122,6 +128,9 @@ class MatchPipeline:
             device=str(self.extractor.device),
         )
         times.add("matching", time.perf_counter() - began)
+        return matches
+
+    def _fit_to(self, features0: Features, features1: Features, matches: Matches, times: StageTimes) -> MatchResult:
         began = time.perf_counter()
         geometry = self._fit(features0, features1, matches)
         times.add("geometry", time.perf_counter() - began)

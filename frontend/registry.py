@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -25,7 +26,8 @@ class Registry(Generic[T]):
         self.group = group
         self._items: dict[str, T] = {}
         self._homes: dict[str, str] = {}
-        self._loaded = False
+        self._loaded = self._loading = False
+        self._lock = threading.RLock()
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that registers its object under ``name``.
@@ -52,17 +54,33 @@ class Registry(Generic[T]):
         Raises:
             RegistryError: the name is unknown; the message lists the known ones.
         """
-        if name not in self._homes and name not in self:
+        if name not in self:
             raise RegistryError(f"unknown {self.kind} '{name}'; expected one of: {', '.join(self)}")
 
     def _load_entry_points(self) -> None:
-        if self._loaded:
-            return
-        self._loaded = True
+        with self._lock:
+            # what is being loaded may look around here
+            if self._loaded or self._loading:
+                return
+            self._loading = True
+            try:
+                self._items.update(self._announced())
+                self._loaded = True
+            finally:
+                self._loading = False
+
+    def _announced(self) -> dict[str, T]:
+        """What other packages have under their entry points, loaded."""
+        found: dict[str, T] = {}
         for point in entry_points(group=self.group):
-            if point.name in self._items:
+            if point.name in self._items or point.name in self._homes or point.name in found:
                 raise RegistryError(f"{self.kind} '{point.name}' of {point.value} is registered already")
-            self._items[point.name] = point.load()
+            try:
+                found[point.name] = point.load()
+            except Exception as error:  # another package's, of whatever kind
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise RegistryError(f"{self.kind} '{point.name}' of {point.value} fails: {reason}") from error
+        return found
 
     def get(self, name: str) -> T:
         """Look a name up.
@@ -80,5 +98,8 @@ class Registry(Generic[T]):
         return iter(sorted({*self._items, *self._homes}))
 
     def __contains__(self, name: object) -> bool:
+        # other packages are asked for what this one does not know: a broken one breaks its own names alone
+        if name in self._items or name in self._homes:
+            return True
         self._load_entry_points()
-        return name in self._items or name in self._homes
+        return name in self._items

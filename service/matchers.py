@@ -8,12 +8,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
-import numpy as np
-
 from frontend.errors import FrontendError
 from frontend.extractor import SuperPoint
-from frontend.matching import match_features
-from frontend.types import Features
+from frontend.matching import load_matcher_of
 from frontend.weights import list_matchers
 from service.engine import Engine
 from service.errors import BadRequestError, MatcherUnavailableError
@@ -91,16 +88,13 @@ def unavailable(model: str) -> MatcherUnavailableError:
 
 
 def _load(extractor: SuperPoint) -> str | None:
-    """Load the matcher of a model, and see that it takes the model's descriptors.
+    """Load the matcher of a model, and see that it matches such features.
 
     Returns:
         Why it cannot be used; None where it can. Not raised: the engine would count a request that failed.
     """
-    none = np.zeros(0, np.float32)
-    points, descriptors = none.reshape(0, 2), np.zeros((0, extractor.descriptor_dim), np.float32)
-    nothing = Features(points, none, descriptors, (8, 8), extractor.name)
     try:
-        match_features(nothing, nothing, matcher=LEARNED, device=str(extractor.device))
+        load_matcher_of(extractor.name, extractor.descriptor_dim, matcher=LEARNED, device=str(extractor.device))
     except Exception as error:  # whatever it is: nothing but this matcher depends on it
         return str(error).partition("\n")[0] or type(error).__name__
     return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -15,10 +17,11 @@ from frontend.cli.main import main
 from frontend.errors import ConfigError, DataError
 from frontend.evaluation.methods import METHODS, MethodConfig
 from frontend.homography import warp_points
-from frontend.matching.lightglue_network import Assignment
+from frontend.matching.lightglue_network import Assignment, LightGlueConfig, LightGlueNet
 from frontend.matching.lightglue_weights import load_matcher
 from frontend.training.matching_task import (
     MatchingConfig,
+    MatchingTask,
     ViewPairs,
     _among,
     _draw,
@@ -155,20 +158,28 @@ def test_groups_are_made_once(tmp_path: Path) -> None:
     cv2.imwrite(str(photos / "a.png"), picture(1))
     cv2.imwrite(str(photos / "sub" / "a.png"), picture(2))
     out = tmp_path / "groups"
-    assert make_groups(out, extract, scenes=2, photos=photos, views=2, seed=0, workers=0) == (4, 0)
-    names = {path.name: path.stat().st_mtime_ns for path in find_groups(out)}
-    assert set(names) == {
-        *(f"scene-0-2-{n:06}.npz" for n in range(2)),
-        "photo-0-2-a.png.npz",
-        "photo-0-2-sub%a.png.npz",
-    }
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut short")
+
+    def make(workers: int) -> tuple[int, int, int]:
+        report = make_groups(out, extract, scenes=2, photos=photos, views=2, seed=0, workers=workers)
+        assert all("broken.jpg" in line for line in report.skipped)
+        return report.made, report.kept, len(report.skipped)
+
+    assert make(0) == (4, 0, 1)
+    times = {path.name: path.stat().st_mtime_ns for path in find_groups(out)}
+    assert len(times) == 4
     before = ViewGroup.load(out / "scene-0-2-000001.npz")
     (out / "scene-0-2-000001.npz").unlink()
-    assert make_groups(out, extract, scenes=2, photos=photos, views=2, seed=0, workers=1) == (1, 3)
+    assert make(1) == (1, 3, 1)
     again = ViewGroup.load(out / "scene-0-2-000001.npz")
     for name in ("points", "descriptors", "counts", "sizes", "matches"):
         np.testing.assert_array_equal(getattr(again, name), getattr(before, name))
-    assert {path.name for path in find_groups(out)} == set(names)
+    now = {path.name: path.stat().st_mtime_ns for path in find_groups(out)}
+    assert {name for name in times if now[name] != times[name]} == {"scene-0-2-000001.npz"}
+    # another photograph under a name that was there
+    cv2.imwrite(str(photos / "a.png"), picture(3))
+    assert make(0) == (1, 3, 1)
+    assert len(find_groups(out)) == 5
 
 
 def test_groups_errors(tmp_path: Path) -> None:
@@ -246,7 +257,13 @@ def test_samples_keep_the_matches_of_their_group(groups: Path) -> None:
         assert max(map(max, places)) < 60
         for k, match in enumerate(matches[0]):
             true = group.matches[i, j, places[0][k]]
-            assert match == (places[1].index(true) if true in places[1] else NO_MATCH)
+            if true in places[1]:
+                assert match == places[1].index(true)
+            elif true < 0:
+                assert match == true
+            else:
+                apart = np.linalg.norm(group.points[j, true] - group.points[j, places[1]], axis=1).min()
+                assert match == (UNKNOWN if apart <= APART_PX else NO_MATCH)
         again = ViewPairs(0, groups, data.config)[index]
         assert all(torch.equal(again[key], sample[key]) for key in sample)
     assert min(share) < 0.4 < max(share)
@@ -261,7 +278,12 @@ def test_drawing() -> None:
         assert (np.diff(first) > 0).all()
         assert (np.diff(second) > 0).all()
         assert second.max() < 30
-    assert _among(np.array([5, 7, 9, -2, -1]), np.array([2, 5, 9])).tolist() == [1, -1, 2, -2, -1]
+    points = np.arange(20, dtype=np.float32)[:, None] * np.array([10.0, 0], np.float32)
+    points[8] = points[5] + 4  # 5.7 px away; 12 is within the limit
+    points[12] = points[5] + 3
+    matches = np.array([5, 7, 9, UNKNOWN, NO_MATCH, 8, 12])
+    expected = [1, NO_MATCH, 2, UNKNOWN, NO_MATCH, NO_MATCH, UNKNOWN]
+    assert _among(matches, np.array([2, 5, 9]), points).tolist() == expected
 
 
 def test_the_loss_in_float64() -> None:
@@ -330,8 +352,10 @@ def test_training_errors(groups: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "has no groups of views" in refused("--views", str(tmp_path))
     assert "keypoints 90, strongest 80" in refused("--views", str(groups), "--keypoints", "90", "--strongest", "80")
     assert "dim is 30 with 4 heads" in refused("--views", str(groups), "--dim", "30", "--heads", "4")
-    few = ("--keypoints", "100", "--strongest", "100", "--workers", "0", "--steps", "1")
-    assert "none of 1000 pairs had 100 keypoints" in refused("--views", str(groups), *few)
+    for workers in ("0", "1"):
+        few = ("--keypoints", "100", "--strongest", "100", "--workers", workers, "--steps", "1")
+        told = refused("--views", str(groups), *few).strip().splitlines()[-1]
+        assert told.startswith("superpoint train: none of 1000 pairs had 100 keypoints and 10 matches; expected")
     (groups / "settings.json").unlink()
     assert "settings.json cannot be read" in refused("--views", str(groups))
 
@@ -342,14 +366,93 @@ def test_views_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         return main([*views, "--device", "cpu", "--max-keypoints", "300", *more])
 
     assert run("--model", "superpoint-slim") == 0
-    assert "made 1 groups, 0 were there" in capsys.readouterr().out
+    assert "made 1 groups, 0 were there, 0 images skipped" in capsys.readouterr().out
     group = ViewGroup.load(next((tmp_path / "groups").glob("*.npz")))
     assert group.descriptors.shape[2] == 96
     assert group.counts.max() <= 300
     assert (group.matches[0, 1] >= 0).sum() > 20
     assert run("--model", "superpoint-slim") == 0
     assert "made 0 groups, 1 were there" in capsys.readouterr().out
+    assert main(["make-views", str(tmp_path / "none"), "--model", "superpoint-slim"]) == 2
+    assert not (tmp_path / "none").exists()
     assert run("--model", "superpoint-synthetic") == 2
     assert (
         "holds groups of views made with model = superpoint-slim; got superpoint-synthetic" in capsys.readouterr().err
     )
+
+
+def test_another_training_starts_from_a_matcher(
+    groups: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(out: str, *more: str) -> int:
+        return main(["train", "lightglue", "--views", str(groups), "--out", str(tmp_path / out), *ARGUMENTS, *more])
+
+    short = ("--steps", "3", "--warmup-steps", "0", "--ema", "0")
+    assert train("first", *short) == 0
+    first = tmp_path / "first" / "lightglue.safetensors"
+    assert train("second", *short, "--learning-rate", "0", "--init", str(first)) == 0
+    for name, tensor in load_matcher(first).state_dict().items():
+        assert torch.equal(load_matcher(tmp_path / "second" / "lightglue.safetensors").state_dict()[name], tensor), name
+    assert train("third", *short, "--init", str(first), "--layers", "3") == 2
+    assert "is a matcher of" in capsys.readouterr().err
+
+
+def test_a_changed_group_is_noticed(groups: Path, tmp_path: Path) -> None:
+    before = ViewPairs(0, groups).content()
+    assert ViewPairs(5, groups).content() == before
+    path = find_groups(groups)[0]
+    size = path.stat().st_size
+    toy_group(np.random.default_rng(99)).save(path)
+    assert path.stat().st_size == size
+    assert ViewPairs(0, groups).content() != before
+
+
+def test_a_step_in_bf16_is_nearly_that_in_float32() -> None:
+    torch.manual_seed(0)
+    for input_dim in (16, 32):
+        network = LightGlueNet(LightGlueConfig(input_dim, 32, 2, 2))
+        described = torch.nn.functional.normalize(torch.randn(2, 2, 30, input_dim), dim=-1)
+        batch = {
+            "descriptors": described.half(),
+            "points": torch.rand(2, 2, 30, 2) * 480,
+            "sizes": torch.tensor([640, 480]).expand(2, 2, 2),
+            "matches": torch.arange(30).expand(2, 2, 30),
+        }
+        task = MatchingTask([])  # type: ignore[arg-type]
+        losses, gradients = [], []
+        for enabled in (False, True):
+            network.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                outputs = task.forward(network, batch)
+            assert outputs[0].dtype == torch.float32
+            loss, _ = task.loss(outputs, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.item())
+            gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+        assert losses[1] == pytest.approx(losses[0], rel=0.02)
+        assert float(torch.nn.functional.cosine_similarity(*gradients, dim=0)) > 0.98
+
+
+def test_workers_end_when_the_command_is_killed(tmp_path: Path) -> None:
+    def workers() -> list[int]:
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if str(tmp_path).encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+        return found
+
+    script = (
+        "import sys; from pathlib import Path; sys.path.insert(0, 'tests')\n"
+        "from frontend.training.view_groups import make_groups\n"
+        "from test_matcher_training import extract\n"
+        "if __name__ == '__main__':\n"
+        f"    make_groups(Path({str(tmp_path)!r}), extract, scenes=500, photos=None, views=2, seed=0, workers=2)\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    process = start_python(str(tmp_path / "run.py"), PYTHONPATH=str(Path(__file__).parent), MARK=str(tmp_path))
+    kill_when(process, lambda: bool(list(tmp_path.glob("*.npz"))))
+    limit = time.monotonic() + 20
+    while workers():
+        assert time.monotonic() < limit, "workers are still there"
+        time.sleep(0.1)

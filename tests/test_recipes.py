@@ -10,10 +10,15 @@ import pytest
 
 from frontend.cli.label import LABEL_OPTIONS
 from frontend.cli.options import Option, resolve_options
-from frontend.cli.train import MAGICPOINT_OPTIONS, SUPERPOINT_OPTIONS
+from frontend.cli.train import LIGHTGLUE_OPTIONS, MAGICPOINT_OPTIONS, SUPERPOINT_OPTIONS
 
 RECIPES = Path(__file__).resolve().parent.parent / "weights" / "recipes"
-OPTIONS = {"magicpoint": MAGICPOINT_OPTIONS, "label": LABEL_OPTIONS, "superpoint": SUPERPOINT_OPTIONS}
+OPTIONS = {
+    "magicpoint": MAGICPOINT_OPTIONS,
+    "label": LABEL_OPTIONS,
+    "superpoint": SUPERPOINT_OPTIONS,
+    "lightglue": LIGHTGLUE_OPTIONS,
+}
 
 
 def options_of(path: Path) -> tuple[Option, ...]:

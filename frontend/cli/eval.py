@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
     from frontend.errors import ConfigError
     from frontend.evaluation.datasets import open_dataset
     from frontend.evaluation.homography import BenchmarkConfig, run_benchmark
-    from frontend.evaluation.methods import MethodConfig, create_method
+    from frontend.evaluation.methods import MethodConfig, create_method, matchers_of
     from frontend.evaluation.report import format_rotations, format_table, to_json
     from frontend.evaluation.rotations import parse_angles, rotation_dataset
     from frontend.evaluation.worst import draw_worst
@@ -161,7 +161,8 @@ def run(args: argparse.Namespace) -> int:
         check_plot_path(args.plot)
     method_config = MethodConfig(args.max_keypoints, device, args.runtime, args.precision)
     methods = {name: create_method(name, method_config) for name in names}
-    result = run_benchmark(dataset, methods, config, max_keypoints=args.max_keypoints)
+    matchers = matchers_of(names)
+    result = run_benchmark(dataset, methods, config, max_keypoints=args.max_keypoints, matchers=matchers)
     table = format_table(result) if args.rotations is None else format_rotations(result)
     print(table, end="", file=sys.stderr if args.json == "-" else sys.stdout)
     if args.json is not None:

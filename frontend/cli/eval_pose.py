@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from frontend.cli.eval import check_writable, method_names
     from frontend.device import pick_device
     from frontend.errors import ConfigError
-    from frontend.evaluation.methods import MethodConfig, computed_by, create_method
+    from frontend.evaluation.methods import MethodConfig, computed_by, create_method, matchers_of
     from frontend.evaluation.pose import PoseConfig, read_pairs, run_pose_benchmark
     from frontend.evaluation.pose_estimators import ESTIMATORS
     from frontend.evaluation.pose_report import format_table, to_json
@@ -83,12 +83,13 @@ def run(args: argparse.Namespace) -> int:
         check_writable("--json", Path(args.json))
     method_config = MethodConfig(args.max_keypoints, str(pick_device(args.device)), args.runtime, args.precision)
     methods = {name: create_method(name, method_config) for name in names}
-    results = run_pose_benchmark(pairs, methods, config)
+    matchers = matchers_of(names)
+    results = run_pose_benchmark(pairs, methods, config, matchers)
     folder = args.folder if args.folder.is_dir() else args.folder.parent
-    table = format_table(folder, results, config, args.max_keypoints)
+    table = format_table(folder, results, config, args.max_keypoints, matchers)
     print(table, end="", file=sys.stderr if args.json == "-" else sys.stdout)
     if args.json is not None:
-        document = to_json(folder, results, config, args.max_keypoints, computed_by(methods))
+        document = to_json(folder, results, config, args.max_keypoints, computed_by(methods), matchers)
         if args.json == "-":
             print(document)
         else:

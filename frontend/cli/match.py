@@ -245,8 +245,8 @@ def _load(args: argparse.Namespace, brief: bool) -> MatchPipeline:
     """
     from frontend.camera import Camera
     from frontend.extractor import ExtractorConfig, SuperPoint
+    from frontend.matching import load_matcher_of
     from frontend.pipeline import MatchPipeline, PipelineConfig
-    from frontend.weights import resolve_matcher
 
     cameras = None
     if args.camera0 is not None:
@@ -265,8 +265,8 @@ def _load(args: argparse.Namespace, brief: bool) -> MatchPipeline:
             resize=args.resize,
         ),
     )
-    if args.matcher == "lightglue":  # refused before anything is extracted
-        resolve_matcher(extractor.name)
+    # refused before anything is extracted, and counted as loading
+    load_matcher_of(extractor.name, extractor.descriptor_dim, matcher=args.matcher, device=str(extractor.device))
     config = PipelineConfig(
         matcher=args.matcher,
         geometry=args.geometry,

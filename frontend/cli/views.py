@@ -37,21 +37,26 @@ def add_parser(subparsers: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     from frontend.extractor import ExtractorConfig, SuperPoint
     from frontend.folders import check_settings
-    from frontend.training.view_groups import make_groups
+    from frontend.training.view_groups import check_request, make_groups
+    from frontend.weights import resolve, sha256_of
 
+    request = {
+        "scenes": args.scenes,
+        "photos": args.images,
+        "views": args.views,
+        "seed": args.seed,
+        "workers": args.workers,
+    }
+    check_request(**request)
     config = ExtractorConfig(max_keypoints=args.max_keypoints)
     extractor = SuperPoint.from_pretrained(args.model, config=config, device=args.device, precision="float32")
     args.out.mkdir(parents=True, exist_ok=True)
-    settings = {"model": extractor.name, "max_keypoints": args.max_keypoints}
+    settings = {
+        "model": extractor.name,
+        "weights_sha256": sha256_of(resolve(args.model)[1]),
+        "max_keypoints": args.max_keypoints,
+    }
     check_settings(args.out, settings, "groups of views")
-    made, kept = make_groups(
-        args.out,
-        extractor.extract,
-        scenes=args.scenes,
-        photos=args.images,
-        views=args.views,
-        seed=args.seed,
-        workers=args.workers,
-    )
-    print(f"made {made} groups, {kept} were there")
+    report = make_groups(args.out, extractor.extract, **request)
+    print(f"made {report.made} groups, {report.kept} were there, {len(report.skipped)} images skipped")
     return 0

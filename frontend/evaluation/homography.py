@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from frontend.errors import ConfigError
 from frontend.evaluation import metrics
 from frontend.evaluation.camera import UInt8Image
 from frontend.evaluation.datasets import PairDataset
-from frontend.evaluation.methods import Method, computed_by, split_method
+from frontend.evaluation.methods import Method, computed_by
 from frontend.evaluation.pairs import KINDS, ImagePair
 from frontend.homography import corner_error
 from frontend.progress import Progress
@@ -135,6 +135,7 @@ class BenchmarkResult:
         max_keypoints: the budget of all methods.
         pairs: results of each pair, by method.
         networks: what computed those methods that are networks, see :func:`~frontend.evaluation.methods.computed_by`.
+        matchers: of those methods that have another than "mnn".
     """
 
     dataset: PairDataset
@@ -142,6 +143,7 @@ class BenchmarkResult:
     max_keypoints: int
     pairs: Mapping[str, list[PairResult]]
     networks: Mapping[str, str]
+    matchers: Mapping[str, str] = field(default_factory=dict)
 
     def kinds(self) -> list[str]:
         """The kinds of pairs that there are: viewpoint first, rotations last and in their order."""
@@ -270,7 +272,12 @@ class _ReferenceMemory:
 
 
 def run_benchmark(
-    dataset: PairDataset, methods: Mapping[str, Method], config: BenchmarkConfig | None = None, *, max_keypoints: int
+    dataset: PairDataset,
+    methods: Mapping[str, Method],
+    config: BenchmarkConfig | None = None,
+    *,
+    max_keypoints: int,
+    matchers: Mapping[str, str] | None = None,
 ) -> BenchmarkResult:
     """Run methods over all pairs, with a progress bar on stderr.
 
@@ -279,12 +286,13 @@ def run_benchmark(
         methods: by name; each is to return at most ``max_keypoints`` features.
         config: of the estimator.
         max_keypoints: the budget.
+        matchers: of methods that are matched by another than "mnn", see :func:`frontend.matching.match_features`.
 
     Raises:
         ConfigError: a method exceeds the budget.
         ImageError: an image cannot be read.
     """
-    config = config or BenchmarkConfig()
+    config, matchers = config or BenchmarkConfig(), matchers or {}
     memories = {name: _ReferenceMemory(method) for name, method in methods.items()}
     results: dict[str, list[PairResult]] = {name: [] for name in methods}
     with Progress(len(dataset), "pairs", unit="pair") as progress:
@@ -294,9 +302,9 @@ def run_benchmark(
                 most = max(len(features0), len(features1))
                 if most > max_keypoints:
                     raise ConfigError(f"method '{name}' returned {most} keypoints; expected at most {max_keypoints}")
-                results[name].append(evaluate_pair(pair, features0, features1, config, split_method(name)[1]))
+                results[name].append(evaluate_pair(pair, features0, features1, config, matchers.get(name, "mnn")))
             progress.update()
-    return BenchmarkResult(dataset, config, max_keypoints, results, computed_by(methods))
+    return BenchmarkResult(dataset, config, max_keypoints, results, computed_by(methods), matchers)
 
 
 SUMMARY_FIELDS = tuple(field.name for field in fields(Summary))

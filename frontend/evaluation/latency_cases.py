@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from frontend.converters import convert_state_dict, original_state_dict
-from frontend.errors import ConfigError
+from frontend.errors import ConfigError, FrontendError
 from frontend.evaluation.latency import Case, Outcome
 from frontend.evaluation.latency_models import ModelUnderTest, UInt8Image
 from frontend.extractor import ExtractorConfig, StageTimes, SuperPoint
@@ -192,13 +192,21 @@ def planar_matches(count: int, outliers: float, seed: int) -> tuple[Float32Array
     return points0.astype(np.float32), points1.astype(np.float32)
 
 
-def learned_cases(keypoints: int, device: str) -> list[Case]:
-    """The released learned matchers on ``keypoints`` x ``keypoints`` random features: all layers always run."""
+def learned_cases(keypoints: int, device: str) -> list[Case | str]:
+    """The released learned matchers on ``keypoints`` x ``keypoints`` random features: all layers always run.
+
+    Returns:
+        For each its case, or why there is none.
+    """
     from frontend.matching.lightglue import LightGlue
 
-    cases = []
+    cases: list[Case | str] = []
     for info in list_matchers().values():
-        matcher = LightGlue.from_pretrained(info.path, device=device)
+        try:
+            matcher = LightGlue.from_pretrained(info.features, device=device)
+        except FrontendError as error:
+            cases.append(str(error))
+            continue
         features = [random_features(keypoints, matcher.input_dim, (640, 480), seed) for seed in (0, 1)]
 
         def match(matcher: LightGlue = matcher, features: list[Features] = features) -> None:

@@ -241,7 +241,8 @@ class Suite:
     def _matching(self) -> None:
         config = self.config
         cases = matching_cases(config.keypoints, 256, config.device)
-        cases += learned_cases(config.keypoints, config.device)
+        for case in learned_cases(config.keypoints, config.device):
+            self._add_peer("LightGlue", case, cases)
         for name in config.matchers:
             self._add_peer(name, latency_peers.matcher_case(name, config.keypoints, 256, config.device), cases)
         self._time(cases)

@@ -6,7 +6,7 @@ Euclidean distance, and for binary descriptors the smallest Hamming distance (se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,17 @@ def split_method(name: str) -> tuple[str, str]:
     """What makes the features of a method, and what matches them: "superpoint-edge+lightglue" names both.
 
     Args:
-        name: extractor and matcher with "+" between them; of an extractor alone the matcher is "mnn".
+        name: as a user gives it: extractor and matcher with "+" between them; of an extractor alone the matcher is
+            "mnn".
     """
-    extractor, plus, matcher = name.partition("+")
-    return (extractor, matcher) if plus and not Path(name).is_file() else (name, "mnn")
+    extractor, plus, matcher = name.rpartition("+")
+    return (extractor, matcher) if plus and name not in METHODS and not Path(name).is_file() else (name, "mnn")
+
+
+def matchers_of(names: Iterable[str]) -> dict[str, str]:
+    """Of methods as a user gives them, those that have another matcher than "mnn"."""
+    split = {name: split_method(name)[1] for name in names}
+    return {name: matcher for name, matcher in split.items() if matcher != "mnn"}
 
 
 def create_method(name: str, config: MethodConfig | None = None) -> Method:

@@ -18,7 +18,7 @@ import numpy as np
 from frontend.camera import Camera
 from frontend.errors import ConfigError, DataError
 from frontend.evaluation import metrics
-from frontend.evaluation.methods import Method, split_method
+from frontend.evaluation.methods import Method
 from frontend.evaluation.pairs import load_bgr, reduce_image
 from frontend.evaluation.pose_estimators import ESTIMATORS, Matched, rotation_error, translation_error
 from frontend.geometry import MIN_MATCHES, symmetric_epipolar_distance
@@ -304,7 +304,10 @@ def evaluate_views(
 
 
 def run_pose_benchmark(
-    pairs: Sequence[PosePair], methods: Mapping[str, Method], config: PoseConfig
+    pairs: Sequence[PosePair],
+    methods: Mapping[str, Method],
+    config: PoseConfig,
+    matchers: Mapping[str, str] | None = None,
 ) -> dict[str, list[PosePairResult]]:
     """Run methods over all pairs, with a progress bar on stderr.
 
@@ -312,6 +315,7 @@ def run_pose_benchmark(
         pairs: see :func:`read_pairs`.
         methods: by name.
         config: shared by all.
+        matchers: of methods that are matched by another than "mnn", see :func:`frontend.matching.match_features`.
 
     Returns:
         Results of each pair, by method.
@@ -323,7 +327,8 @@ def run_pose_benchmark(
     with Progress(len(pairs), "pairs", unit="pair") as progress:
         for pair, views in _views(pairs, config):
             for name, method in methods.items():
-                results[name].append(evaluate_views(pair.name, views, pair.pose, method, config, split_method(name)[1]))
+                matcher = (matchers or {}).get(name, "mnn")
+                results[name].append(evaluate_views(pair.name, views, pair.pose, method, config, matcher))
             progress.update()
     return results
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from frontend.evaluation.methods import split_method
 from frontend.evaluation.pose import AUC_THRESHOLDS, EPIPOLAR_THRESHOLD, PoseConfig, PosePairResult, auc
 from frontend.evaluation.report import matched_by, versions
 
@@ -69,22 +68,26 @@ _COLUMNS = (
 )
 
 
-def protocol_line(folder: Path, results: Results, config: PoseConfig, max_keypoints: int) -> str:
+def protocol_line(
+    folder: Path, results: Results, config: PoseConfig, max_keypoints: int, matchers: Mapping[str, str]
+) -> str:
     """The protocol in one line: figures without it compare with nothing."""
     count = len(next(iter(results.values())))
     size = f"longest side at most {config.resize} px" if config.resize else "images as they are"
     name = "/".join(folder.resolve().parts[-2:]).lstrip("/")
     return (
-        f"{name}, {count} pairs, {size}, at most {max_keypoints} keypoints, {matched_by(results)}, "
+        f"{name}, {count} pairs, {size}, at most {max_keypoints} keypoints, {matched_by(matchers)}, "
         f"threshold {config.threshold:g} px, {config.seeds} orders of the matches; error: the larger of the angles of "
         f"rotation and of translation (up to sign); correct within {EPIPOLAR_THRESHOLD:g}"
     )
 
 
-def format_table(folder: Path, results: Results, config: PoseConfig, max_keypoints: int) -> str:
+def format_table(
+    folder: Path, results: Results, config: PoseConfig, max_keypoints: int, matchers: Mapping[str, str]
+) -> str:
     """One block for each estimator, one row for each method. Angles in degrees; +- is half the range over the seeds."""
     width = max(len("method"), *(len(name) for name in results))
-    lines = [protocol_line(folder, results, config, max_keypoints)]
+    lines = [protocol_line(folder, results, config, max_keypoints, matchers)]
     for estimator in config.estimators:
         lines += ["", f"estimator {estimator}"]
         lines.append(f"{'method':<{width}}" + "".join(f"  {title:>7}" for title, _, _ in _COLUMNS))
@@ -94,7 +97,14 @@ def format_table(folder: Path, results: Results, config: PoseConfig, max_keypoin
     return "\n".join(lines) + "\n"
 
 
-def to_json(folder: Path, results: Results, config: PoseConfig, max_keypoints: int, networks: Mapping[str, str]) -> str:
+def to_json(
+    folder: Path,
+    results: Results,
+    config: PoseConfig,
+    max_keypoints: int,
+    networks: Mapping[str, str],
+    matchers: Mapping[str, str],
+) -> str:
     """The JSON document: ``protocol``, ``metrics`` (method, estimator, measure) and ``pairs``; infinite is null."""
     document = {
         "protocol": {
@@ -104,7 +114,8 @@ def to_json(folder: Path, results: Results, config: PoseConfig, max_keypoints: i
             "resize": config.resize,
             "max_keypoints": max_keypoints,
             "methods": list(results),
-            "matchers": {name: split_method(name)[1] for name in results},
+            "matcher": "mnn",
+            "matchers": dict(matchers),
             "estimators": list(config.estimators),
             "estimator_threshold_px": config.threshold,
             "seeds": config.seeds,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -20,7 +20,6 @@ from frontend.evaluation.homography import (
     BenchmarkResult,
     PairResult,
 )
-from frontend.evaluation.methods import split_method
 
 _ESTIMATORS = {"opencv": "OpenCV USAC_MAGSAC, verified", "ransac": "superpoint-frontend RANSAC"}
 _PACKAGES = ("superpoint-frontend", "numpy", "opencv-python", "opencv-python-headless", "torch")
@@ -80,14 +79,14 @@ def protocol_line(result: BenchmarkResult) -> str:
     name = "/".join(dataset.path.resolve().parts[-2:]).lstrip("/")
     return (
         f"{name} ({dataset.kind}{seed}), {size}, at most {result.max_keypoints} keypoints, "
-        f"{matched_by(result.pairs)}, {estimator} {result.config.threshold:g} px, correct within {CORRECT_PX:g} px"
+        f"{matched_by(result.matchers)}, {estimator} {result.config.threshold:g} px, correct within {CORRECT_PX:g} px"
     )
 
 
-def matched_by(methods: Iterable[str]) -> str:
-    """What matches the features of the methods, in words."""
-    named = any(split_method(name)[1] != "mnn" for name in methods)
-    return "mutual nearest neighbours" + (" or the matcher after the +" if named else "")
+def matched_by(matchers: Mapping[str, str]) -> str:
+    """What matches the features of the methods, in words; by name, those that have another matcher than "mnn"."""
+    others = ", ".join(f"{name} by {matcher}" for name, matcher in matchers.items())
+    return f"mutual nearest neighbours ({others})" if others else "mutual nearest neighbours"
 
 
 def to_json(result: BenchmarkResult) -> str:
@@ -126,7 +125,8 @@ def protocol(result: BenchmarkResult) -> dict[str, Any]:
         "max_keypoints": result.max_keypoints,
         "methods": list(result.pairs),
         "networks": dict(result.networks),
-        "matchers": {name: split_method(name)[1] for name in result.pairs},
+        "matcher": "mnn",
+        "matchers": dict(result.matchers),
         "estimator": _ESTIMATORS[result.config.geometry_method],
         "device": result.config.device,
         "estimator_threshold_px": result.config.threshold,

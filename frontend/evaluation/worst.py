@@ -13,7 +13,7 @@ import cv2
 from frontend.atomic import atomic_write
 from frontend.evaluation import metrics
 from frontend.evaluation.homography import CORRECT_PX, MMA_THRESHOLDS, BenchmarkResult, PairResult, match_and_fit
-from frontend.evaluation.methods import Method, split_method
+from frontend.evaluation.methods import Method
 from frontend.types import MatchResult, Status
 from frontend.viz import draw_matches
 
@@ -56,7 +56,7 @@ def draw_worst(result: BenchmarkResult, methods: Mapping[str, Method], count: in
             if not rank:
                 continue
             features = method(pair.image0), method(pair.image1)
-            matches, geometry = match_and_fit(*features, result.config, split_method(name)[1])
+            matches, geometry = match_and_fit(*features, result.config, result.matchers.get(name, "mnn"))
             errors = metrics.match_errors(features[0].keypoints, features[1].keypoints, matches.matches, pair.H)
             shown = replace(geometry, inliers=errors <= CORRECT_PX, status=Status.OK)
             picture = draw_matches(pair.image0, pair.image1, MatchResult(*features, matches, shown))

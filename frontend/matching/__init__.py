@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from frontend.errors import ShapeError
 from frontend.matching.base import MATCHERS, BatchedMatches, Matcher, check_matcher, find_matcher
 from frontend.types import Features, Matches
 
-__all__ = ["MATCHERS", "BatchedMatches", "Matcher", "check_matcher", "find_matcher", "match_features"]
+__all__ = [
+    "MATCHERS",
+    "BatchedMatches",
+    "Matcher",
+    "check_matcher",
+    "find_matcher",
+    "load_matcher_of",
+    "match_features",
+]
+
+
+def load_matcher_of(model: str, descriptor_dim: int, *, matcher: str = "mnn", device: str = "cpu") -> None:
+    """Load a matcher and run it once, on keypoints drawn at random; later matching finds it loaded.
+
+    Args:
+        model: whose features it is to match.
+        descriptor_dim: D of their descriptors.
+        matcher: as of :func:`match_features`.
+        device: the same.
+
+    Raises:
+        FrontendError: it cannot match such features; see :func:`match_features`.
+    """
+    rng = np.random.default_rng(0)
+    descriptors = rng.standard_normal((8, descriptor_dim), np.float32)
+    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
+    points = rng.uniform(0, 63, (8, 2)).astype(np.float32)
+    features = Features(points, np.ones(8, np.float32), descriptors, (64, 64), model)
+    match_features(features, features, matcher=matcher, device=device)
 
 
 def match_features(

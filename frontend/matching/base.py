@@ -57,9 +57,16 @@ def check_matcher(name: str) -> None:
     Raises:
         RegistryError: there is no such matcher.
     """
-    if name not in MATCHERS and not Path(name).is_file():
+    if name not in MATCHERS and not _is_file(name):
         known = ", ".join(MATCHERS)
         raise RegistryError(f"unknown matcher '{name}'; expected a matcher's weight file or one of: {known}")
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # no name that a file may have
+        return False
 
 
 def find_matcher(name: str) -> Matcher:

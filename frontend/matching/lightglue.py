@@ -15,17 +15,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from frontend.device import pick_name
 from frontend.errors import ConfigError, ShapeError, WeightsError
 from frontend.matching.base import MATCHERS, Matcher
-from frontend.matching.lightglue_graph import Answer, Run, export_graph, graph_runtimes, load_graph, open_graph
+from frontend.matching.lightglue_graph import (
+    Answer,
+    MatcherGraph,
+    Run,
+    export_graph,
+    graph_runtimes,
+    load_graph,
+    open_graph,
+)
 from frontend.types import Features, Matches
-from frontend.weights import DEFAULT_MODEL, resolve_matcher, sha256_of, weights_dir
+from frontend.weights import DEFAULT_MODEL, list_models, resolve_matcher, sha256_of, weights_dir
 
 if TYPE_CHECKING:
     from frontend.matching.lightglue_network import LightGlueNet
 
 THRESHOLD = 0.1
 """Probability that a match has at least (section 3.2 of the paper)."""
+
+MOST_PAIRS = 64_000_000
+"""Keypoints of image 0 times those of image 1, at most: each pair takes some 16 bytes and more."""
 
 
 class LightGlue:
@@ -34,6 +46,7 @@ class LightGlue:
     Args:
         run: computes the network.
         input_dim: D of the descriptors that it takes.
+        features: name of the model whose features it is for; "" for any.
         runtime: what runs it: "torch", "openvino" or "onnxruntime".
         threshold: least probability of a match, in [0, 1).
         name: for errors.
@@ -47,14 +60,20 @@ class LightGlue:
         run: Run,
         input_dim: int,
         *,
+        features: str = "",
         runtime: str = "torch",
         threshold: float = THRESHOLD,
         name: str = "lightglue",
     ) -> None:
         if not 0 <= threshold < 1:
             raise ConfigError(f"threshold is {threshold}; expected a probability below 1")
-        self.input_dim, self.runtime, self.threshold, self.name = input_dim, runtime, threshold, name
+        self.input_dim, self.features, self.runtime = input_dim, features, runtime
+        self.threshold, self.name = threshold, name
         self._run = run
+        released: frozenset[str] = frozenset()
+        with suppress(WeightsError):  # none but the user's own
+            released = frozenset(list_models())
+        self._others = released - {features} if features in released else frozenset()
 
     @classmethod
     def of(cls, network: LightGlueNet, *, device: str = "cpu", threshold: float = THRESHOLD) -> LightGlue:
@@ -65,7 +84,8 @@ class LightGlue:
             device: where it computes: "cpu", "cuda" or "cuda:N".
             threshold: as for the constructor.
         """
-        return cls(_in_torch(network, device), network.config.input_dim, threshold=threshold)
+        config = network.config
+        return cls(_in_torch(network, device), config.input_dim, features=config.features, threshold=threshold)
 
     @classmethod
     def from_pretrained(
@@ -80,7 +100,7 @@ class LightGlue:
 
         Args:
             model_or_path: a released model for whose features a matcher was released, or a weight file.
-            device: as for :meth:`of`.
+            device: as for :meth:`of`, or "auto".
             runtime: "torch", or on a CPU "openvino", "onnxruntime" or "auto": the first of these that is installed.
             threshold: as for the constructor.
 
@@ -88,7 +108,7 @@ class LightGlue:
             WeightsError: there is no such matcher, or its file is damaged.
             ConfigError: the runtime is not to be had there.
         """
-        path = Path(model_or_path)
+        device, path = str(pick_name(device)), Path(model_or_path)
         if not path.is_file():
             path = resolve_matcher(str(model_or_path))
         known = ("torch", *(graph_runtimes() if device == "cpu" else ()))
@@ -98,12 +118,20 @@ class LightGlue:
         if candidates[0] != "torch":
             made = _from_graph(path, [name for name in candidates if name != "torch"], runtime == "auto")
             if made is not None:
-                run, dim, name = made
-                return cls(run, dim, runtime=name, threshold=threshold, name=path.stem)
+                run, graph, name = made
+                return cls(
+                    run,
+                    graph.input_dim,
+                    features=graph.features,
+                    runtime=name,
+                    threshold=threshold,
+                    name=path.stem,
+                )
         from frontend.matching.lightglue_weights import load_matcher
 
-        network = load_matcher(path)
-        return cls(_in_torch(network, device), network.config.input_dim, threshold=threshold, name=path.stem)
+        matcher = cls.of(load_matcher(path), device=device, threshold=threshold)
+        matcher.name = path.stem
+        return matcher
 
     def match(self, features0: Features, features1: Features) -> Matches:
         """Match the features of two images.
@@ -117,6 +145,8 @@ class LightGlue:
 
         Raises:
             ShapeError: the descriptors have another dimension than the weights are for.
+            WeightsError: they are of another released model than the weights are for.
+            ConfigError: there are more pairs of keypoints than :data:`MOST_PAIRS`.
         """
         for features in (features0, features1):
             if features.descriptors.shape[1] != self.input_dim:
@@ -124,6 +154,15 @@ class LightGlue:
                     f"descriptors of {features.model or 'the features'} have {features.descriptors.shape[1]}"
                     f" dimensions; matcher '{self.name}' expects {self.input_dim}"
                 )
+            if features.model in self._others:
+                raise WeightsError(
+                    f"matcher '{self.name}' is for features of '{self.features}'; got those of '{features.model}'"
+                )
+        if len(features0) * len(features1) > MOST_PAIRS:
+            raise ConfigError(
+                f"got {len(features0)} and {len(features1)} keypoints; a learned matcher takes at most {MOST_PAIRS:,}"
+                " pairs of them, such as 8,000 and 8,000"
+            )
         if not len(features0) or not len(features1):
             return Matches(np.zeros((0, 2), np.int64), np.zeros(0, np.float32))
         partner, scores = self._run(
@@ -149,9 +188,12 @@ def _in_torch(network: LightGlueNet, device: str) -> Run:
     return run
 
 
-def _from_graph(path: Path, runtimes: list[str], lenient: bool) -> tuple[Run, int, str] | None:
+def _from_graph(path: Path, runtimes: list[str], lenient: bool) -> tuple[Run, MatcherGraph, str] | None:
     """The first of the runtimes that computes the matcher; None where there is none and torch will do instead."""
-    digest = sha256_of(path)
+    try:
+        digest = sha256_of(path)
+    except OSError as error:
+        raise WeightsError(f"weights {path} cannot be read: {error.strerror}") from None
     try:
         graph = load_graph(digest) or export_graph(path, digest)
     except ConfigError:  # no exporter here
@@ -159,10 +201,10 @@ def _from_graph(path: Path, runtimes: list[str], lenient: bool) -> tuple[Run, in
             return None
         raise
     if not lenient:
-        return open_graph(graph, runtimes[0]), graph.input_dim, runtimes[0]
+        return open_graph(graph, runtimes[0]), graph, runtimes[0]
     for name in runtimes:
         with suppress(ConfigError):  # computes something else
-            return open_graph(graph, name), graph.input_dim, name
+            return open_graph(graph, name), graph, name
     return None
 
 
@@ -173,7 +215,7 @@ def normalised(features: Features) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _loaded(path: Path, device: str, _changed_ns: int, _size: int) -> LightGlue:
+def _loaded(path: Path, device: str, _facts: tuple[int, ...]) -> LightGlue:
     return LightGlue.from_pretrained(path, device=device)
 
 
@@ -193,7 +235,8 @@ def lightglue_of(path: Path) -> Matcher:
             facts = path.stat()
         except OSError as error:
             raise WeightsError(f"weights {path} cannot be read: {error.strerror}") from None
-        return _loaded(path, device, facts.st_mtime_ns, facts.st_size).match(features0, features1)
+        state = (facts.st_ino, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size)
+        return _loaded(path, device, state).match(features0, features1)
 
     return match
 

@@ -22,6 +22,7 @@ from frontend.atomic import atomic_write
 from frontend.errors import ConfigError
 from frontend.runtime.store import SHIPPED, folder_of
 from frontend.runtime.threads import settle_threads
+from frontend.weights import sha256_of
 
 Answer = tuple[np.ndarray, np.ndarray]
 """For each keypoint of image 0 its mutual best in image 1 or -1, (K0,) int64; and its probability, (K0,) float32."""
@@ -30,7 +31,8 @@ Run = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Answer]
 
 INPUTS = ["descriptors0", "positions0", "descriptors1", "positions1"]
 OUTPUTS = ["partner", "probability"]
-_FILE = "lightglue.npz"
+_FILE = "lightglue-1.npz"  # the number changes with what is stored and with MatchGraph
+_TOLERANCE = 1e-2
 _COUNTS = (60, 50)  # keypoints of the probe
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
@@ -42,12 +44,14 @@ class MatcherGraph:
     Attributes:
         model: ONNX.
         input_dim: D of the descriptors that it takes.
+        features: see :class:`frontend.matching.lightglue_network.LightGlueConfig`.
         partner: PyTorch's answer to the probe.
         probability: the same.
     """
 
     model: bytes
     input_dim: int
+    features: str
     partner: np.ndarray
     probability: np.ndarray
 
@@ -70,7 +74,13 @@ def load_graph(digest: str) -> MatcherGraph | None:
     """The graph of a weight file, from the cache or the package; None where there is none, or it is damaged."""
     for path in (folder_of(digest) / _FILE, folder_of(digest, SHIPPED) / _FILE):
         with suppress(*_UNREADABLE), path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-            return MatcherGraph(held["model"].tobytes(), int(held["input_dim"]), held["partner"], held["probability"])
+            return MatcherGraph(
+                held["model"].tobytes(),
+                int(held["input_dim"]),
+                str(held["features"]),
+                held["partner"],
+                held["probability"],
+            )
     return None
 
 
@@ -94,15 +104,18 @@ def export_graph(weights: Path, digest: str, root: Path | None = None) -> Matche
         partner, probability = (part[0].numpy() for part in module(*asked))
     counts = {name: {1: f"count{name[-1]}"} for name in INPUTS} | {name: {1: "count0"} for name in OUTPUTS}
     model = to_onnx(module, asked, (INPUTS, OUTPUTS), counts)
-    graph = MatcherGraph(model, network.config.input_dim, partner, probability)
+    graph = MatcherGraph(model, network.config.input_dim, network.config.features, partner, probability)
     buffer = io.BytesIO()
     np.savez(
         buffer,
         model=np.frombuffer(model, np.uint8),
         input_dim=graph.input_dim,
+        features=graph.features,
         partner=partner,
         probability=probability,
     )
+    if sha256_of(weights) != digest:  # replaced meanwhile
+        return graph
     with suppress(OSError):
         folder = folder_of(digest, root)
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,8 +135,11 @@ def open_graph(graph: MatcherGraph, runtime: str) -> Run:
     """
     run = (_in_openvino if runtime == "openvino" else _in_onnxruntime)(graph.model)
     partner, probability = run(*probe(graph.input_dim))
-    off = float(np.abs(probability - graph.probability).max())
-    if not np.array_equal(partner, graph.partner) or not off < 1e-3:
+    # of an untrained matcher they are tiny; and among the least ones ties fall this way or that
+    largest = max(float(graph.probability.max()), 1e-30)
+    off = float(np.abs(probability - graph.probability).max()) / largest
+    certain = graph.probability > 0.1 * largest
+    if not off < _TOLERANCE or not np.array_equal(partner[certain], graph.partner[certain]):
         raise ConfigError(f"runtime '{runtime}' does not compute this matcher: probabilities are off by {off:.2g}")
     return run
 

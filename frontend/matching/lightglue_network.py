@@ -11,6 +11,7 @@ halves of a rotation, are blocks and not interleaved, which reads memory in orde
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
@@ -114,6 +115,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def _exact(x: Tensor) -> AbstractContextManager[Any]:
+    """Where autocast would compute in half precision: not within this."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
 def _for_both(run: Callable[[Tensor], Tensor], x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
     """``run`` on the tokens of both images; at once where they are as many."""
     if x0.shape != x1.shape:
@@ -136,7 +143,8 @@ class _Positions(nn.Module):
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, 2) to cosines and sines, (B, 1, K, dim / 2)."""
-        angles = self.Wr(positions)[:, None]
+        with _exact(positions):  # half precision would move every keypoint by a third of a pixel
+            angles = self.Wr(positions)[:, None]
         return angles.cos(), angles.sin()
 
 
@@ -203,7 +211,9 @@ class _AssignmentHead(nn.Module):
         scale = x0.shape[-1] ** -0.25
         projected0, projected1 = _for_both(lambda x: self.final_proj(x) * scale, x0, x1)
         matchable0, matchable1 = _for_both(lambda x: self.matchability(x)[..., 0], x0, x1)
-        return Assignment(projected0 @ projected1.transpose(1, 2), matchable0, matchable1)
+        with _exact(x0):
+            similarity = projected0.to(x0.dtype) @ projected1.to(x0.dtype).transpose(1, 2)
+        return Assignment(similarity, matchable0, matchable1)
 
 
 class LightGlueNet(nn.Module):
@@ -224,7 +234,8 @@ class LightGlueNet(nn.Module):
 
     def layers_of(self, descriptors0: Tensor, positions0: Tensor, descriptors1: Tensor, positions1: Tensor) -> Any:
         """Tokens after each layer, one layer at a time: pairs of (B, K0, d) and (B, K1, d)."""
-        x0, x1 = _for_both(self.input_proj, descriptors0, descriptors1)
+        # what the layers add up stays in the inputs' precision
+        x0, x1 = (x.to(descriptors0.dtype) for x in _for_both(self.input_proj, descriptors0, descriptors1))
         encoding0, encoding1 = self.posenc(positions0), self.posenc(positions1)
         together = x0.shape == x1.shape
         both = tuple(torch.cat(parts) for parts in zip(encoding0, encoding1, strict=True)) if together else None

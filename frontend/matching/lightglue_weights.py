@@ -43,6 +43,6 @@ def load_matcher(path: Path) -> LightGlueNet:
     try:
         network = LightGlueNet(LightGlueConfig.from_dict(json.loads(metadata["matcher"])))
         network.load_state_dict(tensors, strict=True)
-    except (ConfigError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (ConfigError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise WeightsError(f"weights {path} describe no known matcher: {' '.join(str(error).split())[:200]}") from None
     return network.eval()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from frontend.errors import ConfigError, DataError
+from frontend.errors import ConfigError, DataError, FrontendError
 from frontend.heads import CELL
 from frontend.homography import (
     HomographyConfig,
@@ -38,6 +39,19 @@ from frontend.types import BoolArray, Float64Array
 
 Sample = dict[str, Tensor]
 _NO_NOISE = PhotometricConfig(probability=0.0, exposure=0.0)
+
+
+def with_plain_errors(batches: Iterable[Sample]) -> Iterator[Sample]:
+    """Batches of a loader, whose worker processes hand errors on with a traceback in the message, without that.
+
+    Raises:
+        FrontendError: of the type that the data raised, in one line.
+    """
+    try:
+        yield from batches
+    except FrontendError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")) from None
 
 
 def _check_size(size: tuple[int, int]) -> None:

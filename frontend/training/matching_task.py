@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from frontend.matching.lightglue_network import Assignment, LightGlueNet, normal
 from frontend.matching.lightglue_weights import save_matcher
 from frontend.training.datasets import Sample
 from frontend.training.losses import masked_mean
-from frontend.training.view_groups import NO_MATCH, UNKNOWN, ViewGroup, find_groups
-from frontend.types import IntArray
+from frontend.training.view_groups import APART_PX, NO_MATCH, UNKNOWN, ViewGroup, find_groups
+from frontend.types import Float32Array, IntArray
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,15 @@ class ViewPairs(Dataset[Sample]):
         self.descriptor_dim = int(ViewGroup.load(self.groups[0]).descriptors.shape[2])
 
     def content(self) -> str:
-        """SHA-256 of the names and sizes of the groups, hexadecimal; their bytes would take minutes to read."""
+        """SHA-256 of the groups' names and of their own checksums, hexadecimal; reading all of them would take minutes."""
         digest = hashlib.sha256()
         for path in self.groups:
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            try:
+                with zipfile.ZipFile(path) as file:
+                    sums = [member.CRC for member in file.infolist()]
+            except (OSError, zipfile.BadZipFile) as error:
+                raise DataError(f"group of views {path} cannot be read: {error}") from None
+            digest.update(f"{path.name} {sums}\n".encode())
         return digest.hexdigest()
 
     def __getitem__(self, index: int) -> Sample:
@@ -94,7 +100,11 @@ class ViewPairs(Dataset[Sample]):
         matches = [group.matches[first, second].astype(np.int64), group.matches[second, first].astype(np.int64)]
         pool = int(rng.integers(config.keypoints, config.strongest + 1))
         rows = _draw(rng, matches, [min(pool, int(count)) for count in group.counts[views]], config.keypoints)
-        kept = [_among(matches[0][rows[0]], rows[1]), _among(matches[1][rows[1]], rows[0])]
+        places = [group.points[v] for v in views]
+        kept = [
+            _among(matches[0][rows[0]], rows[1], places[1]),
+            _among(matches[1][rows[1]], rows[0], places[0]),
+        ]
         if int((kept[0] >= 0).sum()) < config.least_matches:
             return None
         return {
@@ -120,11 +130,16 @@ def _draw(rng: np.random.Generator, matches: Sequence[IntArray], pools: Sequence
     return [np.sort(first), np.sort(second)]
 
 
-def _among(matches: IntArray, rows: IntArray) -> IntArray:
-    """Matches as positions in the ascending ``rows``; those that are not among them are none."""
+def _among(matches: IntArray, rows: IntArray, points: Float32Array) -> IntArray:
+    """Matches as positions in the ascending ``rows`` of keypoints that were drawn from ``points``.
+
+    A match that was not drawn leaves none; unless one that was drawn is so near to it that nobody can tell.
+    """
     place = np.searchsorted(rows, matches).clip(0, len(rows) - 1)
-    drawn = np.where(rows[place] == matches, place, NO_MATCH)
-    found: IntArray = np.where(matches >= 0, drawn, matches)
+    found: IntArray = np.where((matches >= 0) & (rows[place] == matches), place, np.minimum(matches, NO_MATCH))
+    lost = np.flatnonzero((matches >= 0) & (found < 0))
+    apart = points[matches[lost]][:, None] - points[rows][None]
+    found[lost[((apart * apart).sum(axis=2) <= APART_PX**2).any(axis=1)]] = UNKNOWN
     return found
 
 

@@ -26,7 +26,7 @@ from frontend.progress import Progress
 from frontend.runtime.memory import keep_large_blocks
 from frontend.training import distributed
 from frontend.training.compilation import compile_parts
-from frontend.training.datasets import Sample
+from frontend.training.datasets import Sample, with_plain_errors
 from frontend.training.ema import WeightAverage
 from frontend.training.state import CHECKPOINT, read_checkpoint
 from frontend.training.tasks import Task
@@ -355,7 +355,7 @@ class Trainer:
         stream = sys.stderr if leads else io.StringIO()
         progress = Progress(self.config.last_step, label, start=self.step, unit="step", stream=stream, interval_s=30)
         with log or nullcontext(), progress:
-            for batch in self._batches():
+            for batch in with_plain_errors(self._batches()):
                 # summed where they are: reading a value off a GPU would wait for it at every step
                 for key, value in self._train_step(batch).items():
                     sums[key] = sums.get(key, 0.0) + value.detach().double()

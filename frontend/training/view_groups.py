@@ -8,10 +8,13 @@ extractor found, so that training does not run the extractor.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -22,8 +25,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from frontend.atomic import atomic_path
-from frontend.errors import ConfigError, DataError
+from frontend.atomic import atomic_path, remove_leftovers
+from frontend.errors import ConfigError, DataError, FrontendError
 from frontend.evaluation.pairs import load_bgr, reduce_image
 from frontend.folders import find_images, reading_npz
 from frontend.homography import HomographyConfig, sample_homography, warp_image, warp_points
@@ -238,39 +241,87 @@ def _render(number: int, seed: int, views: int) -> list[SceneView]:
     return scene_views(seed, number, views, _SIZE)
 
 
-def _warp(name: str, root: Path, seed: int, views: int) -> tuple[list[np.ndarray], list[Float64Array]]:
+def _warp(
+    source: tuple[Path, int], seed: int, views: int
+) -> tuple[list[np.ndarray], list[Float64Array]] | FrontendError:
+    """Views of a photograph; an error is handed on, so that one bad file does not end the work."""
     cv2.setNumThreads(1)
-    image, _ = reduce_image(load_bgr(root / name), _LONGEST)
+    path, key = source
+    try:
+        image, _ = reduce_image(load_bgr(path), _LONGEST)
+    except FrontendError as error:
+        return error
     gray: np.ndarray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    return warped_views(gray, np.random.default_rng((seed, zlib.crc32(name.encode()))), views)
+    return warped_views(gray, np.random.default_rng((seed, key)), views)
 
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
+def _die_with_parent() -> None:
+    """In a worker: end when the parent does, also when that is killed; the pool's pipes would keep it for ever."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextmanager
 def _mapping(workers: int) -> Iterator[Map]:
-    """``map`` in processes, in order, with few results at a time that wait."""
+    """``map`` in processes, in order, with few results at a time that wait.
+
+    Raises:
+        DataError: a process has been killed, for want of memory for instance.
+    """
     if workers == 0:
         yield map
         return
     # not forked: a process with OpenCV's threads in it may hang in the child
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_die_with_parent)
 
-        def run(make: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-            rest = iter(items)
-            waiting = deque(pool.submit(make, item) for item in islice(rest, 3 * workers))
-            while waiting:
-                made = waiting.popleft().result()
-                waiting.extend(pool.submit(make, item) for item in islice(rest, 1))
-                yield made
+    def run(make: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        rest = iter(items)
+        waiting = deque(pool.submit(make, item) for item in islice(rest, 3 * workers))
+        while waiting:
+            made = waiting.popleft().result()
+            waiting.extend(pool.submit(make, item) for item in islice(rest, 1))
+            yield made
 
+    try:
         yield run
+    except BrokenProcessPool:
+        raise DataError("a process that makes images was killed (out of memory?); fewer workers need less") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """What a run did.
+
+    Attributes:
+        made: groups.
+        kept: that were there.
+        skipped: photographs that could not be read, with the reason.
+    """
+
+    made: int
+    kept: int
+    skipped: tuple[str, ...]
+
+
+def _photo_key(path: Path, name: str) -> int:
+    """A number of a photograph, its name and its content: what lies under the name may be replaced."""
+    return zlib.crc32(path.read_bytes(), zlib.crc32(os.fsencode(name)))
 
 
 def make_groups(
     out: Path, extract: Extract, *, scenes: int, photos: Path | None, views: int, seed: int, workers: int
-) -> tuple[int, int]:
+) -> GroupReport:
     """Fill a folder with groups; those that are there are kept, so an interrupted run goes on.
 
     Args:
@@ -282,8 +333,39 @@ def make_groups(
         seed: of scenes and warps.
         workers: processes that make images; 0 makes them in this one.
 
-    Returns:
-        How many were made, and how many were there.
+    Raises:
+        ConfigError: a number is out of its range, or there is nothing to do.
+        DataError: the folder of photographs has none, or a process was killed.
+    """
+    check_request(scenes=scenes, photos=photos, views=views, seed=seed, workers=workers)
+    out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
+    scene_paths = {number: out / f"scene-{seed}-{views}-{number:06}.npz" for number in range(scenes)}
+    names = [] if photos is None else find_images(photos)
+    root = photos or Path()
+    sources = {(root / name, _photo_key(root / name, str(name))): name for name in names}
+    photo_paths = {source: out / f"photo-{seed}-{views}-{source[1]:08x}.npz" for source in sources}
+    new_scenes = [number for number, path in scene_paths.items() if not path.is_file()]
+    new_photos = [source for source, path in photo_paths.items() if not path.is_file()]
+    todo, total = len(new_scenes) + len(new_photos), len(scene_paths) + len(photo_paths)
+    render, warp = partial(_render, seed=seed, views=views), partial(_warp, seed=seed, views=views)
+    skipped: list[str] = []
+    with Progress(total, "views", start=total - todo, unit="group") as progress, _mapping(workers) as run:
+        for number, rendered in zip(new_scenes, run(render, new_scenes), strict=True):
+            group_of_scene(rendered, extract).save(scene_paths[number])
+            progress.update()
+        for source, warped in zip(new_photos, run(warp, new_photos), strict=True):
+            if isinstance(warped, FrontendError):
+                skipped.append(str(warped))
+                progress.write(f"skipped {warped}")
+            else:
+                group_of_photo(warped[0], warped[1], extract).save(photo_paths[source])
+            progress.update()
+    return GroupReport(todo - len(skipped), total - todo, tuple(skipped))
+
+
+def check_request(*, scenes: int, photos: Path | None, views: int, seed: int, workers: int) -> None:
+    """Refuse what :func:`make_groups` cannot do.
 
     Raises:
         ConfigError: a number is out of its range, or there is nothing to do.
@@ -293,23 +375,6 @@ def make_groups(
             f"views {views}, scenes {scenes}, workers {workers}, seed {seed}, photographs {photos};"
             " expected 2 or more views, no negative number, and scenes or photographs"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    scene_paths = {number: out / f"scene-{seed}-{views}-{number:06}.npz" for number in range(scenes)}
-    names = [] if photos is None else [path.as_posix() for path in find_images(photos)]
-    photo_paths = {name: out / f"photo-{seed}-{views}-{name.replace('/', '%')}.npz" for name in names}
-    new_scenes = [number for number, path in scene_paths.items() if not path.is_file()]
-    new_photos = [name for name, path in photo_paths.items() if not path.is_file()]
-    made, total = len(new_scenes) + len(new_photos), len(scene_paths) + len(photo_paths)
-    render = partial(_render, seed=seed, views=views)
-    warp = partial(_warp, root=photos or Path(), seed=seed, views=views)
-    with Progress(total, "views", start=total - made, unit="group") as progress, _mapping(workers) as run:
-        for number, rendered in zip(new_scenes, run(render, new_scenes), strict=True):
-            group_of_scene(rendered, extract).save(scene_paths[number])
-            progress.update()
-        for name, warped in zip(new_photos, run(warp, new_photos), strict=True):
-            group_of_photo(warped[0], warped[1], extract).save(photo_paths[name])
-            progress.update()
-    return made, total - made
 
 
 def find_groups(folder: Path) -> list[Path]:

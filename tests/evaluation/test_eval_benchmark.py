@@ -133,7 +133,7 @@ def test_reports_hold_the_protocol_and_the_figures(tmp_path: Path) -> None:
     protocol = document["protocol"]
     assert protocol["pairs"] == {"viewpoint": PAIRS, "illumination": PAIRS}
     assert (protocol["seed"], protocol["resize"], protocol["max_keypoints"]) == (7, 640, 100)
-    assert set(protocol["matchers"].values()) == {"mnn"}
+    assert (protocol["matcher"], protocol["matchers"]) == ("mnn", {})
     assert protocol["estimator"] == "OpenCV USAC_MAGSAC, verified"
     assert {"python", "numpy", "torch"} <= set(protocol["versions"])
     assert document["metrics"]["good"]["illumination"]["homography_accuracy_1"] == 1.0
