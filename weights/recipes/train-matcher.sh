@@ -9,5 +9,8 @@ recipes=$(dirname "$0")
 # one thread for the extractor, two processes that draw and warp
 SUPERPOINT_THREADS=1 superpoint make-views "$runs/views" --scenes 2000 --images "$photographs" --views 4 --workers 2
 # two processes of one thread each: a step is so many small operations that threads would mostly wait for each other
-OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --views "$runs/views" \
-    --config "$recipes/matcher-lightglue.toml" --workers 1 --out "$runs/matcher"
+export OMP_NUM_THREADS=1
+torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --views "$runs/views" \
+    --config "$recipes/matcher-lightglue1.toml" --workers 1 --out "$runs/matcher1"
+torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --views "$runs/views" \
+    --init "$runs/matcher1/lightglue.safetensors" --config "$recipes/matcher-lightglue2.toml" --workers 1 --out "$runs/matcher2"
