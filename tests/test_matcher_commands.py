@@ -18,8 +18,11 @@ from frontend.cli.match import main as match
 from frontend.evaluation.datasets import open_dataset
 from frontend.evaluation.homography import run_benchmark
 from frontend.evaluation.methods import MethodConfig, create_method
+from frontend.extractor import SuperPoint
+from frontend.matching import match_features
 from frontend.matching.lightglue_network import LightGlueConfig, LightGlueNet
 from frontend.matching.lightglue_weights import save_matcher
+from frontend.training.scene_views import project_points, scene_views
 from frontend.weights import list_models, sha256_of
 
 SAMPLES = Path(__file__).resolve().parent.parent / "frontend" / "samples"
@@ -176,3 +179,20 @@ def test_matchers_of_other_packages(tmp_path: Path) -> None:
     ):
         points.write_text(f"[superpoint.matchers]\ntheirs = {module}:match\n")
         assert finished(start_python("-c", code, PYTHONPATH=str(tmp_path))).strip() == expected
+
+
+def test_the_released_matcher_is_right_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On views of made scenes that it was not trained on, by cameras that moved, with the truth known."""
+    monkeypatch.delenv("SUPERPOINT_WEIGHTS_DIR")
+    extractor = SuperPoint.from_pretrained("superpoint-edge", device="cpu", precision="float32")
+    right: dict[str, list[bool]] = {"mnn": [], "lightglue": []}
+    for number in range(4):
+        first, second = scene_views(99, number, 3)[1:]
+        pair = extractor.extract(first.image), extractor.extract(second.image)
+        where, seen = project_points(pair[0].keypoints, first, second)
+        for matcher, results in right.items():
+            found = match_features(*pair, matcher=matcher).matches
+            errors = np.linalg.norm(where[found[:, 0]] - pair[1].keypoints[found[:, 1]], axis=1)
+            results += ((errors < 3) & seen[found[:, 0]]).tolist()
+    assert sum(right["lightglue"]) > 0.9 * sum(right["mnn"]) > 100
+    assert np.mean(right["lightglue"]) > np.mean(right["mnn"]) + 0.15

@@ -12,12 +12,15 @@ from safetensors.torch import save_file
 
 from frontend.cli.main import main
 from frontend.errors import WeightsError
+from frontend.matching.lightglue_weights import load_matcher
 from frontend.model import MODEL_PRESETS, SuperPointNet
 from frontend.weights import (
+    list_matchers,
     list_models,
     load_network,
     released_int8,
     resolve,
+    resolve_matcher,
     save_network,
     weights_dir,
     write_half,
@@ -128,6 +131,12 @@ def test_released_weights_are_those_of_the_manifest(monkeypatch: pytest.MonkeyPa
         assert info.trained_on
         if info.int8 is not None:
             assert released_int8(info.sha256) == info.int8.read_bytes()
+    matchers = list_matchers()
+    assert "superpoint-edge" in {info.features for info in matchers.values()}
+    for matcher in matchers.values():
+        config = load_matcher(resolve_matcher(matcher.features)).config
+        assert (config.features, config.input_dim) == (matcher.features, models[matcher.features].descriptor_dim)
+        assert matcher.trained_on
     assert sum(path.stat().st_size for path in weights_dir().rglob("*") if path.is_file()) < 16e6
     assert (weights_dir() / "MODEL_CARD.md").is_file()
 

@@ -212,7 +212,7 @@ def learned_cases(keypoints: int, device: str) -> list[Case | str]:
         def match(matcher: LightGlue = matcher, features: list[Features] = features) -> None:
             matcher.match(*features)
 
-        facts: Mapping[str, Any] = {"stage": "matching", "size": None, "keypoints": keypoints}
+        facts: Mapping[str, Any] = {"stage": "learned matching", "size": None, "keypoints": keypoints}
         cases.append(Case(f"LightGlue for {info.features}", match, matcher.runtime, **facts))
     return cases
 

@@ -192,7 +192,7 @@ def format_report(suite: Suite, machine: dict[str, Any], commit: str | None) -> 
                 for r in whole
             ],
         )
-    others = [row for row in suite.rows if row.stage in ("matching", "homography", "pair", "process")]
+    others = [row for row in suite.rows if row.stage in ("matching", "learned matching", "homography", "pair", "process")]
     if others:
         lines += [
             "",
