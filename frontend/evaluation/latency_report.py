@@ -192,7 +192,8 @@ def format_report(suite: Suite, machine: dict[str, Any], commit: str | None) -> 
                 for r in whole
             ],
         )
-    others = [row for row in suite.rows if row.stage in ("matching", "learned matching", "homography", "pair", "process")]
+    stages = ("matching", "learned matching", "homography", "pair", "process")
+    others = [row for row in suite.rows if row.stage in stages]
     if others:
         lines += [
             "",

@@ -69,7 +69,7 @@ class ViewPairs(Dataset[Sample]):
         self.descriptor_dim = int(ViewGroup.load(self.groups[0]).descriptors.shape[2])
 
     def content(self) -> str:
-        """SHA-256 of the groups' names and of their own checksums, hexadecimal; reading all of them would take minutes."""
+        """SHA-256 of the groups' names and of their own checksums, hexadecimal; reading all would take minutes."""
         digest = hashlib.sha256()
         for path in self.groups:
             try:
