@@ -16,7 +16,7 @@ from frontend.cli.main import main
 from frontend.errors import ConfigError, RegistryError, ShapeError, WeightsError
 from frontend.evaluation.methods import create_method, matchers_of, split_method
 from frontend.extractor import SuperPoint
-from frontend.matching import check_matcher, match_features
+from frontend.matching import check_matcher, load_matcher_of, match_features
 from frontend.matching.lightglue import LightGlue, normalised
 from frontend.matching.lightglue_graph import export_graph, load_graph, open_graph
 from frontend.matching.lightglue_network import (
@@ -398,3 +398,15 @@ def test_runtimes_that_are_not_there_are_refused(weights: Path) -> None:
         LightGlue.from_pretrained(weights, runtime="ncnn")
     with pytest.raises(ConfigError, match="device is 'cuda:99'; this machine has"):
         LightGlue.from_pretrained(weights, device="cuda:99")
+
+
+def test_a_brief_use_loads_what_is_there_soonest(weights: Path) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    assert LightGlue.from_pretrained(weights).runtime == "openvino"
+    assert LightGlue.from_pretrained(weights, brief=True).runtime == "onnxruntime"
+    load_matcher_of("toy", 16, matcher="lightglue", brief=True)
+    load_matcher_of("toy", 16, matcher="lightglue")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(LightGlue, "from_pretrained", lambda *_, **__: pytest.fail("it is loaded already"))
+        assert len(match_features(features(9, 0), features(9, 0), matcher="lightglue")) == 9

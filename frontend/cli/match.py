@@ -266,7 +266,8 @@ def _load(args: argparse.Namespace, brief: bool) -> MatchPipeline:
         ),
     )
     # refused before anything is extracted, and counted as loading
-    load_matcher_of(extractor.name, extractor.descriptor_dim, matcher=args.matcher, device=str(extractor.device))
+    device = str(extractor.device)
+    load_matcher_of(extractor.name, extractor.descriptor_dim, matcher=args.matcher, device=device, brief=brief)
     config = PipelineConfig(
         matcher=args.matcher,
         geometry=args.geometry,

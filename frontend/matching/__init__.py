@@ -19,7 +19,9 @@ __all__ = [
 ]
 
 
-def load_matcher_of(model: str, descriptor_dim: int, *, matcher: str = "mnn", device: str = "cpu") -> None:
+def load_matcher_of(
+    model: str, descriptor_dim: int, *, matcher: str = "mnn", device: str = "cpu", brief: bool = False
+) -> None:
     """Load a matcher and run it once, on keypoints drawn at random; later matching finds it loaded.
 
     Args:
@@ -27,10 +29,16 @@ def load_matcher_of(model: str, descriptor_dim: int, *, matcher: str = "mnn", de
         descriptor_dim: D of their descriptors.
         matcher: as of :func:`match_features`.
         device: the same.
+        brief: whether a pair of images is all that is to come, so that the time to load counts.
 
     Raises:
         FrontendError: it cannot match such features; see :func:`match_features`.
     """
+    check_matcher(matcher)
+    if brief and (matcher == "lightglue" or matcher not in MATCHERS):
+        from frontend.matching.lightglue import load_briefly
+
+        load_briefly(matcher, model, device)
     rng = np.random.default_rng(0)
     descriptors = rng.standard_normal((8, descriptor_dim), np.float32)
     descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
