@@ -98,12 +98,26 @@ class MatcherInfo:
 _Info = TypeVar("_Info")
 
 
-def _entries(table: str, make: Callable[[str, Path, Mapping[str, Any]], _Info]) -> dict[str, _Info]:
-    """What a table of the manifest lists, by name."""
+def _entries(
+    table: str, make: Callable[..., _Info], special: Callable[[Path, Mapping[str, Any]], dict[str, Any]]
+) -> dict[str, _Info]:
+    """What a table of the manifest lists, by name: what all entries state, and what is special to the table's."""
     path = weights_dir() / "manifest.toml"
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8")).get(table, {})
-        return {name: make(name, path.parent, entry) for name, entry in entries.items()}
+        return {
+            name: make(
+                name=name,
+                path=path.parent / entry["file"],
+                sha256=entry["sha256"],
+                licence=entry["licence"],
+                trained_on=entry["trained_on"],
+                recipe=entry["recipe"],
+                figures=entry.get("figures", {}),
+                **special(path.parent, entry),
+            )
+            for name, entry in entries.items()
+        }
     except OSError as error:
         raise WeightsError(f"weights manifest {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -117,22 +131,13 @@ def list_models() -> dict[str, ModelInfo]:
         WeightsError: the manifest is missing or malformed.
     """
 
-    def info(name: str, folder: Path, entry: Mapping[str, Any]) -> ModelInfo:
-        return ModelInfo(
-            name=name,
-            path=folder / entry["file"],
-            sha256=entry["sha256"],
-            encoder=entry["encoder"],
-            descriptor_dim=int(entry["descriptor_dim"]),
-            licence=entry["licence"],
-            trained_on=entry["trained_on"],
-            recipe=entry["recipe"],
-            figures=entry.get("figures", {}),
-            int8=folder / entry["int8"] if "int8" in entry else None,
-            int8_sha256=entry["int8_sha256"] if "int8" in entry else "",
-        )
+    def special(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+        facts = {"encoder": entry["encoder"], "descriptor_dim": int(entry["descriptor_dim"])}
+        if "int8" not in entry:
+            return facts
+        return {**facts, "int8": folder / entry["int8"], "int8_sha256": entry["int8_sha256"]}
 
-    return _entries("models", info)
+    return _entries("models", ModelInfo, special)
 
 
 def list_matchers() -> dict[str, MatcherInfo]:
@@ -141,20 +146,7 @@ def list_matchers() -> dict[str, MatcherInfo]:
     Raises:
         WeightsError: the manifest is missing or malformed.
     """
-
-    def info(name: str, folder: Path, entry: Mapping[str, Any]) -> MatcherInfo:
-        return MatcherInfo(
-            name=name,
-            path=folder / entry["file"],
-            sha256=entry["sha256"],
-            features=entry["features"],
-            licence=entry["licence"],
-            trained_on=entry["trained_on"],
-            recipe=entry["recipe"],
-            figures=entry.get("figures", {}),
-        )
-
-    return _entries("matchers", info)
+    return _entries("matchers", MatcherInfo, lambda _, entry: {"features": entry["features"]})
 
 
 def resolve_matcher(features: str) -> Path:

@@ -9,6 +9,7 @@ OpenVINO or ONNX Runtime is installed.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -268,8 +269,8 @@ def load_briefly(matcher: str, model: str, device: str) -> None:
         _of_file(Path(matcher), device, brief=True)
 
 
-def lightglue_of(path: Path) -> Matcher:
-    """The matcher of a weight file, loaded at its first use; a file that has changed is loaded again."""
+def _matcher(find: Callable[[str, str], LightGlue]) -> Matcher:
+    """A matcher that looks its weights up by the features' model and the device."""
 
     def match(
         features0: Features,
@@ -279,30 +280,18 @@ def lightglue_of(path: Path) -> Matcher:
         min_similarity: float | None = None,
         device: str = "cpu",
     ) -> Matches:
-        _refuse_limits(ratio, min_similarity)
-        return _of_file(path, device).match(features0, features1)
+        for name, value in (("ratio", ratio), ("min_similarity", min_similarity)):
+            if value is not None:
+                raise ConfigError(f"{name} is {value}; a learned matcher has none, matcher 'mnn' does")
+        return find(features0.model, device).match(features0, features1)
 
     return match
 
 
-def _refuse_limits(ratio: float | None, min_similarity: float | None) -> None:
-    for name, value in (("ratio", ratio), ("min_similarity", min_similarity)):
-        if value is not None:
-            raise ConfigError(f"{name} is {value}; a learned matcher has none, matcher 'mnn' does")
+def lightglue_of(path: Path) -> Matcher:
+    """The matcher of a weight file, loaded at its first use; a file that has changed is loaded again."""
+    return _matcher(lambda _, device: _of_file(path, device))
 
 
-@MATCHERS.register("lightglue")
-def match_lightglue(
-    features0: Features,
-    features1: Features,
-    *,
-    ratio: float | None = None,
-    min_similarity: float | None = None,
-    device: str = "cpu",
-) -> Matches:
-    """Match with the LightGlue that was released for the features' model.
-
-    Scores are probabilities. There is neither ratio nor least similarity.
-    """
-    _refuse_limits(ratio, min_similarity)
-    return _of_model(features0.model, device).match(features0, features1)
+# with the LightGlue that was released for the features' model
+MATCHERS.register("lightglue")(_matcher(_of_model))

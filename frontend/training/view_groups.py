@@ -343,7 +343,7 @@ def make_groups(
     scene_paths = {number: out / f"scene-{seed}-{views}-{number:06}.npz" for number in range(scenes)}
     names = [] if photos is None else find_images(photos)
     root = photos or Path()
-    sources = {(root / name, _photo_key(root / name, str(name))): name for name in names}
+    sources = [(root / name, _photo_key(root / name, str(name))) for name in names]
     photo_paths = {source: out / f"photo-{seed}-{views}-{source[1]:08x}.npz" for source in sources}
     new_scenes = [number for number, path in scene_paths.items() if not path.is_file()]
     new_photos = [source for source, path in photo_paths.items() if not path.is_file()]
