@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from frontend.device import pick_name
 from frontend.errors import ConfigError
@@ -69,10 +69,33 @@ def load_backend(
 
 
 def _on_torch(network: SuperPointNet, device: str, runtime: str, precision: str) -> Backend:
-    from frontend.torch_backend import TorchBackend
-
     if runtime not in ("auto", "torch"):
         raise ConfigError(f"runtime is '{runtime}' on device '{device}'; expected auto or torch there")
     if precision == "int8":
         raise ConfigError(f"precision is 'int8' on device '{device}'; expected auto, float32, bf16 or fp16 there")
-    return TorchBackend(network, device, "float32" if precision == "auto" else precision)
+    if device == "cpu":
+        from frontend.torch_backend import TorchBackend
+
+        return TorchBackend(network, device, "float32" if precision == "auto" else precision)
+    from frontend.cuda_backend import CudaBackend
+
+    if precision != "auto":
+        return CudaBackend(network, device, precision)
+    half = CudaBackend(network, device, "fp16")
+    return half if _finds_the_same(half, network) else CudaBackend(network, device, "float32")
+
+
+def _finds_the_same(backend: Any, network: SuperPointNet) -> bool:
+    """Whether a backend finds the keypoints that the network does in float32."""
+    import torch
+
+    from frontend.extraction import Batch
+    from frontend.model import heatmap
+    from frontend.runtime.base import Maps
+    from frontend.runtime.parity import probe_images, same_keypoints
+
+    images = torch.from_numpy(probe_images()).to(backend.device)
+    with torch.inference_mode():
+        found = [network(images), backend.forward(Batch(images, []))]
+        both = [Maps(heatmap(maps.logits).cpu().numpy(), maps.descriptors.float().cpu().numpy()) for maps in found]
+    return same_keypoints(both[0], both[1])

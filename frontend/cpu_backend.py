@@ -26,6 +26,7 @@ class CpuBackend:
     """
 
     device = "cpu"
+    takes_bytes = False
 
     def __init__(self, runner: Runtime, brief: bool = False) -> None:
         settle_memory()

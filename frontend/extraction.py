@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from frontend.errors import ConfigError
 from frontend.types import BoolArray, Float32Array
 
@@ -76,12 +79,12 @@ class Prepared(NamedTuple):
     """One image as network input, on the host.
 
     Attributes:
-        gray: (H, W) float32 in [0, 1], sides multiples of 8.
+        gray: (H, W) float32 in [0, 1], or uint8 for a backend that takes bytes; sides multiples of 8.
         geometry: how it became that.
         raster: (M, H, W) float32, or None.
     """
 
-    gray: Float32Array
+    gray: Float32Array | NDArray[np.uint8]
     geometry: Geometry
     raster: Float32Array | None
 
@@ -135,6 +138,7 @@ class Backend(Protocol):
         encoder: specification of the network's encoder.
         descriptor_dim: D.
         refines: whether the network has a refiner, whose keypoints know how sure they are.
+        takes_bytes: whether :meth:`stack` takes gray images of 8 bits as they are.
     """
 
     device: str
@@ -143,6 +147,7 @@ class Backend(Protocol):
     encoder: str
     descriptor_dim: int
     refines: bool
+    takes_bytes: bool
 
     def stack(self, prepared: Sequence[Prepared]) -> Batch:
         """Bring prepared images of one size to the device as a batch."""

@@ -21,7 +21,7 @@ from frontend.extraction import (
     Prepared,
     StageTimes,
 )
-from frontend.image import pad_to_multiple, rescale_points, resize_to, to_gray
+from frontend.image import pad_to_multiple, rescale_points, resize_to, to_gray, to_gray_bytes
 from frontend.types import Features, Float32Array
 from frontend.weights import DEFAULT_MODEL
 
@@ -38,6 +38,10 @@ __all__ = [
     "StageTimes",
     "SuperPoint",
 ]
+
+
+def _has_bytes(image: Any) -> bool:
+    return isinstance(image, np.ndarray) and image.dtype == np.uint8
 
 
 class SuperPoint:
@@ -197,7 +201,9 @@ class SuperPoint:
         Raises:
             ShapeError: the image has another shape or type, or the raster does not fit it.
         """
-        gray = to_gray(image)
+        # resizing rounds less in floats
+        in_bytes = self.backend.takes_bytes and self.config.resize is None
+        gray: Any = to_gray_bytes(image) if in_bytes and _has_bytes(image) else to_gray(image)
         original = (gray.shape[1], gray.shape[0])
         layers: list[Float32Array] = []
         if raster is not None:

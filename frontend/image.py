@@ -22,6 +22,7 @@ from frontend.types import Float32Array
 
 Image = NDArray[Any]
 Points = TypeVar("Points")
+Pixels = TypeVar("Pixels", bound=NDArray[Any])
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Largest image accepted unless a caller says otherwise: 8192 x 8192 pixels."""
@@ -190,6 +191,33 @@ def to_uint8(image: Image) -> NDArray[np.uint8]:
     return np.asarray(np.rint(scaled), np.uint8)
 
 
+def _check_pixels(image: Image) -> None:
+    if not isinstance(image, np.ndarray):
+        raise ShapeError(f"image is a {type(image).__name__}, expected a NumPy array")
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)) or 0 in image.shape:
+        raise ShapeError(f"image has shape {image.shape}, expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+
+
+def _luminance(pixels: Image) -> Image:
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.shape[2] == 1:
+        return pixels[:, :, 0]
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY if pixels.shape[2] == 3 else cv2.COLOR_BGRA2GRAY)
+
+
+def to_gray_bytes(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Luminance of an image of 8 bits, (H, W) uint8: 255 times what :func:`to_gray` gives.
+
+    Raises:
+        ShapeError: another shape or data type.
+    """
+    _check_pixels(image)
+    if image.dtype != np.uint8:
+        raise ShapeError(f"image is of {image.dtype}, expected uint8")
+    return np.asarray(_luminance(np.ascontiguousarray(image)), np.uint8)
+
+
 def to_gray(image: Image) -> Float32Array:
     """Luminance of an image, in [0, 1].
 
@@ -205,10 +233,7 @@ def to_gray(image: Image) -> Float32Array:
         ShapeError: another shape or data type.
         ImageError: float pixels that are not finite, or clearly not in [0, 1].
     """
-    if not isinstance(image, np.ndarray):
-        raise ShapeError(f"image is a {type(image).__name__}, expected a NumPy array")
-    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)) or 0 in image.shape:
-        raise ShapeError(f"image has shape {image.shape}, expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+    _check_pixels(image)
     kind = image.dtype.newbyteorder("=")
     if kind.type not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
         raise ShapeError(f"image is of {image.dtype}, expected uint8, uint16 or float")
@@ -217,12 +242,7 @@ def to_gray(image: Image) -> Float32Array:
         kind = np.dtype(np.float32)
     else:
         white = 255.0 if kind == np.uint8 else _full_scale(float(image.max()))
-    pixels: Image = np.ascontiguousarray(image, dtype=kind)
-    if pixels.ndim == 3:
-        if pixels.shape[2] == 1:
-            pixels = pixels[:, :, 0]
-        else:
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY if pixels.shape[2] == 3 else cv2.COLOR_BGRA2GRAY)
+    pixels = _luminance(np.ascontiguousarray(image, dtype=kind))
     if kind.kind != "f":
         return np.multiply(pixels, np.float32(1.0 / white), dtype=np.float32)
     low, high = float(pixels.min()), float(pixels.max())
@@ -292,17 +312,17 @@ def rescale_points(xy: Points, scale_xy: tuple[float, float]) -> Points:
     return result
 
 
-def pad_to_multiple(gray: Float32Array, multiple: int = 8) -> Float32Array:
+def pad_to_multiple(gray: Pixels, multiple: int = 8) -> Pixels:
     """Extend an image to the right and below until both sides are multiples, repeating its last pixels.
 
     Coordinates stay as they are, and a repeated edge makes no corner where a black one would.
 
     Args:
-        gray: (H, W) float32.
+        gray: (H, W) float32 or uint8.
         multiple: pixels.
 
     Returns:
-        (H', W') float32; the given array itself where nothing is to be added.
+        (H', W') of the same type; the given array itself where nothing is to be added.
 
     Raises:
         ShapeError: not (H, W).
@@ -313,7 +333,9 @@ def pad_to_multiple(gray: Float32Array, multiple: int = 8) -> Float32Array:
     right, below = -width % multiple, -height % multiple
     if not right and not below:
         return gray
-    return np.asarray(cv2.copyMakeBorder(gray, 0, below, 0, right, cv2.BORDER_REPLICATE), np.float32)
+    padded: Any = cv2.copyMakeBorder(gray, 0, below, 0, right, cv2.BORDER_REPLICATE)
+    result: Pixels = padded
+    return result
 
 
 def is_image_name(path: Path) -> bool:

@@ -6,6 +6,8 @@ image n of a batch gets what it would get alone.
 
 from __future__ import annotations
 
+from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import cv2
@@ -29,6 +31,17 @@ class BatchedKeypoints(NamedTuple):
     keypoints: Tensor
     scores: Tensor
     valid: Tensor
+
+
+@cache
+def triton_kernels() -> ModuleType | None:
+    """:mod:`frontend.cuda_kernels`, or None where there is no Triton."""
+    try:
+        from frontend import cuda_kernels
+    # a Triton that does not fit the rest raises what it likes
+    except Exception:
+        return None
+    return cuda_kernels
 
 
 def max_filter(maps: Tensor, radius: int) -> Tensor:
@@ -71,6 +84,9 @@ def non_maximum_suppression(maps: Tensor, radius: int, iterations: int = 2) -> T
         raise ConfigError(f"nms_radius is {radius}; expected 0 or more")
     if radius == 0:
         return maps
+    if maps.is_cuda and maps.dtype == torch.float32 and not maps.requires_grad and (kernels := triton_kernels()):
+        suppressed: Tensor = kernels.suppress(maps, radius, iterations)
+        return suppressed
     keep = maps == max_filter(maps, radius)
     for _ in range(iterations):
         covered = max_filter(keep.to(maps.dtype), radius) > 0
@@ -182,7 +198,11 @@ def sample_descriptors(descriptors: Tensor, keypoints: Tensor, size: tuple[int, 
     Returns:
         (B, K, D) float32, each of unit norm.
     """
-    extent = torch.tensor(size, device=keypoints.device, dtype=torch.float32)
+    if keypoints.is_cuda:
+        # filled on the device: a copy from the host would wait for it
+        extent = torch.cat([torch.full((1,), float(side), device=keypoints.device) for side in size])
+    else:
+        extent = torch.tensor(size, device=keypoints.device, dtype=torch.float32)
     # cell centres: with align_corners=False, -1 and 1 are the outer edges of the image
     grid = ((keypoints * 2 + 1) / extent - 1)[:, :, None]
     sampled = functional.grid_sample(descriptors.float(), grid, padding_mode="border", align_corners=False)

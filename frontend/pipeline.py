@@ -29,7 +29,7 @@ class PipelineConfig:
         ratio: see :func:`frontend.matching.nearest.mutual_nearest_neighbours`; None is no ratio test.
         min_similarity: the same.
         geometry: model fitted to the matches: "homography", "fundamental", "essential" (needs cameras) or "none".
-        ransac_method: of a homography: "ransac" on the device, or "opencv".
+        ransac_method: of a homography: "ransac", or "opencv".
         ransac_threshold: largest error of an inlier, pixels of the original images.
         rotations: 1, or 4 to try image 1 at 0, 90, 180 and 270 degrees and keep the best.
         seed: of the robust estimation.
@@ -162,7 +162,6 @@ class MatchPipeline:
             method="opencv" if config.ransac_method == "opencv" else "ransac",
             threshold=config.ransac_threshold,
             seed=config.seed,
-            device=str(self.extractor.device),
         )
 
 

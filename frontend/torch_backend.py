@@ -1,4 +1,4 @@
-"""The network and its keypoints in PyTorch, all on one device: the GPU's path, and the reference for the others."""
+"""The network and its keypoints in PyTorch, all on one device: the reference for the other backends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from frontend.keypoints import (
     top_k,
 )
 from frontend.model import DenseMaps, SuperPointNet, heatmap
-from frontend.refinement import add_local
+from frontend.refinement import Refinement, add_local
 
 
 class Described(NamedTuple):
@@ -49,6 +49,7 @@ class TorchBackend:
     """
 
     runtime = "torch"
+    takes_bytes = False
 
     def __init__(self, network: SuperPointNet, device: str = "auto", precision: str = "float32") -> None:
         self._device = pick_device(device)
@@ -79,12 +80,15 @@ class TorchBackend:
         self, maps: DenseMaps, batch: Batch, config: ExtractorConfig, times: StageTimes | None = None
     ) -> Described:
         """Pick keypoints, refine them and sample their descriptors, on the device, without waiting for it."""
-        heat = heatmap(maps.logits)
         sizes = torch.tensor([g.resized for g in batch.geometries], device=self._device)
+        return self._describe(maps, batch.images, sizes, config)
+
+    def _describe(self, maps: DenseMaps, images: Tensor, sizes: Tensor, config: ExtractorConfig) -> Described:
+        heat = heatmap(maps.logits)
         candidates = inside_border(non_maximum_suppression(heat, config.nms_radius), config.border, sizes)
         found = top_k(candidates, config.max_keypoints, config.detection_threshold, config.nms_radius)
         size = (heat.shape[2], heat.shape[1])
-        refinement = self.network.refine(batch.images, found.keypoints, found.scores)
+        refinement = self._refine(images, found.keypoints, found.scores)
         if refinement is None:
             if config.subpixel:
                 found = found._replace(keypoints=refine_subpixel(heat, found.keypoints))
@@ -99,6 +103,9 @@ class TorchBackend:
             descriptors.gather(1, order[..., None].expand_as(descriptors)),
             refinement.log_sigmas.exp().gather(1, order),
         )
+
+    def _refine(self, images: Tensor, keypoints: Tensor, scores: Tensor) -> Refinement | None:
+        return self.network.refine(images, keypoints, scores)
 
     def host(self, found: Described) -> HostDescribed:
         keypoints = HostKeypoints(*(value.cpu().numpy() for value in found.keypoints))

@@ -35,7 +35,7 @@ from frontend.training.photometric import PhotometricConfig, photometric_noise
 from frontend.training.soft_labels import soft_labels, warp_probabilities
 from frontend.training.synthetic import Drawing, synthetic_drawing
 from frontend.training.targets import cell_labels, cell_mask, spaced
-from frontend.types import BoolArray, Float64Array
+from frontend.types import BoolArray, Float64Array, IntArray
 
 Sample = dict[str, Tensor]
 _NO_NOISE = PhotometricConfig(probability=0.0, exposure=0.0)
@@ -202,6 +202,7 @@ class WarpedPairs(Dataset[Sample]):
             raise DataError(f"{lacking} of {len(photos)} photographs have no heat map; soft labels need one for each")
         self.photos = photos
         self._folders = (images, labels)
+        self._shuffled: tuple[int, IntArray] | None = None
         self._side = max(max(photo.image.shape) for photo in photos)
 
     def content(self) -> str:
@@ -238,10 +239,16 @@ class WarpedPairs(Dataset[Sample]):
             "noise_seed": torch.from_numpy(rng.integers(1 << 31, size=len(drawn))),
         }
 
+    def _order(self, epoch: int) -> IntArray:
+        """Order of the photographs in an epoch; that of the last one asked for is kept."""
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            rng = np.random.default_rng((self.seed, 1 << 40, epoch))
+            self._shuffled = (epoch, rng.permutation(len(self.photos)))
+        return self._shuffled[1]
+
     def _photo(self, index: int, rng: np.random.Generator) -> LabelledPhoto:
         epoch, place = divmod(index, len(self.photos))
-        order = np.random.default_rng((self.seed, 1 << 40, epoch)).permutation(len(self.photos))
-        photo: LabelledPhoto = self.photos[order[place]]
+        photo: LabelledPhoto = self.photos[self._order(epoch)[place]]
         if rng.random() >= self.config.mirror:
             return photo
         points = photo.points.copy()

@@ -40,9 +40,9 @@ class WeightAverage:
         ours, theirs = self.network.state_dict(), network.state_dict()
         floats = [name for name, tensor in ours.items() if tensor.is_floating_point()]
         torch._foreach_lerp_([ours[name] for name in floats], [theirs[name] for name in floats], 1 - decay)
-        for name, tensor in ours.items():
-            if not tensor.is_floating_point():
-                tensor.copy_(theirs[name])
+        counters = [name for name, tensor in ours.items() if not tensor.is_floating_point()]
+        if counters:
+            torch._foreach_copy_([ours[name] for name in counters], [theirs[name] for name in counters])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged tensors, named as the network's."""

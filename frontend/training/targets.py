@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from frontend.heads import CELL, DUSTBIN
-from frontend.keypoints import non_maximum_suppression
+from frontend.postprocess import survivors
 from frontend.types import BoolArray, Float64Array
 
 
@@ -59,8 +58,8 @@ def spaced(points: Float64Array, scores: np.ndarray, size: tuple[int, int], radi
     x, y = np.where(inside[:, None], pixels, 0).T
     drawn = np.zeros((height, width), np.float32)
     np.maximum.at(drawn, (y[inside], x[inside]), scores[inside])
-    kept = non_maximum_suppression(torch.from_numpy(drawn)[None], radius)[0].numpy()
-    survives: BoolArray = inside & (kept[y, x] > 0) & (kept[y, x] == scores)
+    # most pixels are 0 and their own maximum, so that only what was drawn counts
+    survives: BoolArray = inside & (survivors(drawn, radius)[y, x] > 0) & (drawn[y, x] == scores) & (scores > 0)
     return survives
 
 

@@ -197,7 +197,8 @@ class Trainer:
         self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         if self.auxiliary is not None:
             self.parameters += self.auxiliary.to(self.device).parameters()
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        rate, decay, fused = config.learning_rate, config.weight_decay, self.device.type == "cuda"
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=decay, fused=fused)
         self.step = 0
         self.seconds = 0.0
         self.settings = dict(settings or {})

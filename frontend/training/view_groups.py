@@ -42,6 +42,12 @@ _RELATIVE = HomographyConfig(
     patch=0.75, scale=0.25, rotation=0.8, perspective=0.25, anisotropy=0.35, translation=True, overhang=0.3
 )
 _ANY_ROTATION = 0.1
+# a camera that hardly moves while the light changes: without these a matcher is worse there than nearest neighbours
+_STILL = 0.3
+_STILL_RELATIVE = HomographyConfig(
+    patch=0.97, scale=0.02, rotation=0.05, perspective=0.03, translation=True, overhang=0.02
+)
+_STILL_NOISE = PhotometricConfig(exposure=3.0, jpeg=30)
 
 
 NO_MATCH = -1
@@ -200,7 +206,7 @@ def _depth_at(view: SceneView, points: Float32Array) -> Float32Array:
 def warped_views(
     image: np.ndarray, rng: np.random.Generator, count: int
 ) -> tuple[list[np.ndarray], list[Float64Array]]:
-    """A photograph under homographies and noise.
+    """A photograph under homographies and noise: views from anywhere, or from one place under changing light.
 
     Args:
         image: (H, W) uint8.
@@ -212,14 +218,17 @@ def warped_views(
     """
     size = (image.shape[1], image.shape[0])
     homographies: list[Float64Array] = [np.eye(3)]
+    still = rng.random() < _STILL
+    relative, noise = (_STILL_RELATIVE, _STILL_NOISE) if still else (_RELATIVE, _NOISE)
     for _ in range(count - 1):
-        config = replace(_RELATIVE, rotation=np.pi) if rng.random() < _ANY_ROTATION else _RELATIVE
+        turned = not still and rng.random() < _ANY_ROTATION
+        config = replace(relative, rotation=np.pi) if turned else relative
         H = sample_homography(rng, size, config)
         # the draw zooms in on a crop; half of the views zoom out instead
         homographies.append(np.asarray(np.linalg.inv(H) if rng.random() < 0.5 else H, np.float64))
     border = cv2.BORDER_REFLECT_101 if rng.random() < 0.3 else cv2.BORDER_CONSTANT
     warped = [warp_image(image, H, size, border=border) for H in homographies]
-    return [photometric_noise(view, rng, _NOISE) for view in warped], homographies
+    return [photometric_noise(view, rng, noise) for view in warped], homographies
 
 
 def group_of_photo(images: Sequence[np.ndarray], homographies: Sequence[Float64Array], extract: Extract) -> ViewGroup:

@@ -351,7 +351,7 @@ def homography(
         points0: (M, 2) pixels of image 0.
         points1: (M, 2) pixels of image 1.
         sigmas: (M,) standard deviations of the matches' positions, ``np.hypot(sigmas0, sigmas1)`` of their keypoints.
-        method: "ransac" on the service's device, or OpenCV's USAC_MAGSAC.
+        method: "ransac" is LO-RANSAC; or OpenCV's USAC_MAGSAC.
         threshold: largest error of an inlier, pixels.
         confidence: that the best model is found, in (0, 1).
         max_iterations: of RANSAC, at most.

@@ -35,9 +35,7 @@ router = APIRouter(prefix="/v1", tags=["matching"])
 )
 async def homography(
     request: Request,
-    method: Annotated[
-        Literal["ransac", "opencv"], Query(description="RANSAC on the device, or OpenCV's USAC_MAGSAC.")
-    ] = "ransac",
+    method: Annotated[Literal["ransac", "opencv"], Query(description="LO-RANSAC, or OpenCV's USAC_MAGSAC.")] = "ransac",
     threshold: Annotated[float, Query(ge=1e-3, le=1000, description="Largest error of an inlier, pixels.")] = 3.0,
     confidence: Annotated[
         float, Query(gt=0, lt=1, description="Probability of one sample without outliers at which drawing stops.")
@@ -63,10 +61,7 @@ async def homography(
             )
         settings: dict[str, Any] = {"threshold": threshold, "confidence": confidence, "seed": seed}
         settings |= {"max_iterations": max_iterations, "sigmas": sigmas}
-        device = str(core.models[core.settings.model].device)
-        found = await core.in_turn(
-            estimate_homography, points0, points1, method=method, device=device, deadline=deadline, **settings
-        )
+        found = await core.in_turn(estimate_homography, points0, points1, method=method, deadline=deadline, **settings)
     except (ValueError, FrontendError) as error:
         raise BadRequestError(str(error)) from None
     finally:

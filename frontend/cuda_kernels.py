@@ -1,0 +1,148 @@
+"""Triton kernels for what PyTorch's operators do slowly on a GPU: suppression, and pooling of channels-last maps.
+
+PyTorch's pooling reads a 9 x 9 window at a tenth of the memory's speed, and suppression needs ten such passes. Nothing
+here is needed: without Triton the callers take PyTorch's operators, which give the same numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 1024
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _largest_of_row(
+    source: Any, target: Any, total: Any, width: Any, radius: tl.constexpr, block: tl.constexpr
+) -> None:
+    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = place < total
+    x = place % width
+    best = tl.load(source + place, mask=inside, other=0.0)
+    for step in tl.static_range(1, radius + 1):
+        left = tl.load(source + place - step, mask=inside & (x >= step), other=0.0)
+        right = tl.load(source + place + step, mask=inside & (x + step < width), other=0.0)
+        best = tl.maximum(best, tl.maximum(left, right))
+    tl.store(target + place, best, mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _largest_of_column(
+    rows: Any, place: Any, inside: Any, y: Any, height: Any, width: Any, radius: tl.constexpr
+) -> Any:
+    best = tl.load(rows + place, mask=inside, other=0.0)
+    for step in tl.static_range(1, radius + 1):
+        above = tl.load(rows + place - step * width, mask=inside & (y >= step), other=0.0)
+        below = tl.load(rows + place + step * width, mask=inside & (y + step < height), other=0.0)
+        best = tl.maximum(best, tl.maximum(above, below))
+    return best
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _first_maxima(
+    maps: Any, rows: Any, keep: Any, total: Any, height: Any, width: Any, radius: tl.constexpr, block: tl.constexpr
+) -> None:
+    """keep: 1 where a pixel is the largest about it."""
+    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = place < total
+    y = (place // width) % height
+    value = tl.load(maps + place, mask=inside, other=0.0)
+    best = _largest_of_column(rows, place, inside, y, height, width, radius)
+    tl.store(keep + place, tl.where(value == best, 1.0, 0.0), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _uncovered(
+    maps: Any, rows: Any, rest: Any, total: Any, height: Any, width: Any, radius: tl.constexpr, block: tl.constexpr
+) -> None:
+    """rest: the value where no kept pixel is near, and -1 elsewhere."""
+    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = place < total
+    y = (place // width) % height
+    value = tl.load(maps + place, mask=inside, other=0.0)
+    covered = _largest_of_column(rows, place, inside, y, height, width, radius)
+    tl.store(rest + place, tl.where(covered > 0.0, -1.0, value), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _further_maxima(
+    rest: Any, rows: Any, keep: Any, total: Any, height: Any, width: Any, radius: tl.constexpr, block: tl.constexpr
+) -> None:
+    """keep: also 1 where a pixel is the largest of what was uncovered."""
+    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = place < total
+    y = (place // width) % height
+    value = tl.load(rest + place, mask=inside, other=-1.0)
+    best = _largest_of_column(rows, place, inside, y, height, width, radius)
+    kept = tl.load(keep + place, mask=inside, other=0.0)
+    found = (value >= 0.0) & (value == tl.maximum(best, 0.0))
+    tl.store(keep + place, tl.where(found, 1.0, kept), mask=inside)
+
+
+def suppress(maps: Tensor, radius: int, iterations: int) -> Tensor:
+    """:func:`frontend.keypoints.non_maximum_suppression`, to the bit.
+
+    Args:
+        maps: (B, H, W) float32 on a GPU, non-negative.
+        radius: of the suppression, pixels, 1 or more.
+        iterations: rounds after the first.
+
+    Returns:
+        (B, H, W) float32.
+    """
+    maps = maps.contiguous()
+    total, (height, width) = maps.numel(), maps.shape[1:]
+    rows, keep, rest = (torch.empty_like(maps) for _ in range(3))
+    grid = (triton.cdiv(total, _BLOCK),)
+    settings = {"radius": radius, "block": _BLOCK}
+    if total == 0:
+        return maps
+    _largest_of_row[grid](maps, rows, total, width, **settings)
+    _first_maxima[grid](maps, rows, keep, total, height, width, **settings)
+    for _ in range(iterations):
+        _largest_of_row[grid](keep, rows, total, width, **settings)
+        _uncovered[grid](maps, rows, rest, total, height, width, **settings)
+        _largest_of_row[grid](rest, rows, total, width, **settings)
+        _further_maxima[grid](rest, rows, keep, total, height, width, **settings)
+    return keep.mul_(maps)
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _halve(source: Any, target: Any, total: Any, width: Any, channels: Any, block: tl.constexpr) -> None:
+    """Each value of the target is the largest of a 2 x 2 square; sides of the source are even."""
+    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = place < total
+    channel = place % channels
+    pixel = place // channels
+    x, row = pixel % width, pixel // width
+    first = (row * 2 * (2 * width) + 2 * x) * channels + channel
+    below = first + 2 * width * channels
+    best = tl.maximum(
+        tl.maximum(tl.load(source + first, mask=inside), tl.load(source + first + channels, mask=inside)),
+        tl.maximum(tl.load(source + below, mask=inside), tl.load(source + below + channels, mask=inside)),
+    )
+    tl.store(target + place, best, mask=inside)
+
+
+def halve(maps: Tensor) -> Tensor:
+    """Max-pooling by 2 x 2 with stride 2.
+
+    Args:
+        maps: (B, C, H, W) on a GPU; H and W even.
+
+    Returns:
+        (B, C, H / 2, W / 2), channels last.
+    """
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = maps.shape
+    shape = (batch, channels, height // 2, width // 2)
+    out = torch.empty(shape, dtype=maps.dtype, device=maps.device, memory_format=torch.channels_last)
+    total = out.numel()
+    if total:
+        _halve[(triton.cdiv(total, _BLOCK),)](maps, out, total, width // 2, channels, block=_BLOCK)
+    return out
