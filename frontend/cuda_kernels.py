@@ -6,20 +6,19 @@ here is needed: without Triton the callers take PyTorch's operators, which give 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
+# Triton reads a kernel's annotations and knows none but its own
+
 _BLOCK = 1024
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _largest_of_row(
-    source: Any, target: Any, total: Any, width: Any, radius: tl.constexpr, block: tl.constexpr
-) -> None:
+@triton.jit
+def _largest_of_row(source, target, total, width, radius: tl.constexpr, block: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = place < total
     x = place % width
@@ -31,10 +30,8 @@ def _largest_of_row(
     tl.store(target + place, best, mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _largest_of_column(
-    rows: Any, place: Any, inside: Any, y: Any, height: Any, width: Any, radius: tl.constexpr
-) -> Any:
+@triton.jit
+def _largest_of_column(rows, place, inside, y, height, width, radius: tl.constexpr):
     best = tl.load(rows + place, mask=inside, other=0.0)
     for step in tl.static_range(1, radius + 1):
         above = tl.load(rows + place - step * width, mask=inside & (y >= step), other=0.0)
@@ -43,10 +40,8 @@ def _largest_of_column(
     return best
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _first_maxima(
-    maps: Any, rows: Any, keep: Any, total: Any, height: Any, width: Any, radius: tl.constexpr, block: tl.constexpr
-) -> None:
+@triton.jit
+def _first_maxima(maps, rows, keep, total, height, width, radius: tl.constexpr, block: tl.constexpr):
     """keep: 1 where a pixel is the largest about it."""
     place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = place < total
@@ -56,10 +51,8 @@ def _first_maxima(
     tl.store(keep + place, tl.where(value == best, 1.0, 0.0), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _uncovered(
-    maps: Any, rows: Any, rest: Any, total: Any, height: Any, width: Any, radius: tl.constexpr, block: tl.constexpr
-) -> None:
+@triton.jit
+def _uncovered(maps, rows, rest, total, height, width, radius: tl.constexpr, block: tl.constexpr):
     """rest: the value where no kept pixel is near, and -1 elsewhere."""
     place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = place < total
@@ -69,10 +62,8 @@ def _uncovered(
     tl.store(rest + place, tl.where(covered > 0.0, -1.0, value), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _further_maxima(
-    rest: Any, rows: Any, keep: Any, total: Any, height: Any, width: Any, radius: tl.constexpr, block: tl.constexpr
-) -> None:
+@triton.jit
+def _further_maxima(rest, rows, keep, total, height, width, radius: tl.constexpr, block: tl.constexpr):
     """keep: also 1 where a pixel is the largest of what was uncovered."""
     place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = place < total
@@ -112,8 +103,8 @@ def suppress(maps: Tensor, radius: int, iterations: int) -> Tensor:
     return keep.mul_(maps)
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _halve(source: Any, target: Any, total: Any, width: Any, channels: Any, block: tl.constexpr) -> None:
+@triton.jit
+def _halve(source, target, total, width, channels, block: tl.constexpr):
     """Each value of the target is the largest of a 2 x 2 square; sides of the source are even."""
     place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = place < total

@@ -6,6 +6,7 @@ image n of a batch gets what it would get alone.
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from types import ModuleType
 from typing import NamedTuple
@@ -35,11 +36,15 @@ class BatchedKeypoints(NamedTuple):
 
 @cache
 def triton_kernels() -> ModuleType | None:
-    """:mod:`frontend.cuda_kernels`, or None where there is no Triton."""
+    """:mod:`frontend.cuda_kernels`, or None where there is no Triton that works on the current GPU."""
     try:
         from frontend import cuda_kernels
-    # a Triton that does not fit the rest raises what it likes
-    except Exception:
+
+        cuda_kernels.suppress(torch.ones(1, 8, 8, device="cuda"), 1, 1)
+    # a Triton that does not fit the rest, or finds no compiler, raises what it likes
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:160]
+        print(f"no Triton kernels, going on with PyTorch's: {reason}", file=sys.stderr)
         return None
     return cuda_kernels
 
