@@ -137,3 +137,90 @@ def halve(maps: Tensor) -> Tensor:
     if total:
         _halve[(triton.cdiv(total, _BLOCK),)](maps, out, total, width // 2, channels, block=_BLOCK)
     return out
+
+
+@triton.jit
+def _cut(images, keypoints, patches, height, width, count, size: tl.constexpr, block: tl.constexpr):
+    """One program for each keypoint: the square about it, the last pixels repeated beyond the edge."""
+    number = tl.program_id(0).to(tl.int64)
+    inside = tl.arange(0, block) < size * size
+    dx = tl.arange(0, block) % size - size // 2
+    dy = tl.arange(0, block) // size - size // 2
+    x = tl.load(keypoints + 2 * number).to(tl.int32) + dx
+    y = tl.load(keypoints + 2 * number + 1).to(tl.int32) + dy
+    x = tl.minimum(tl.maximum(x, 0), width - 1)
+    y = tl.minimum(tl.maximum(y, 0), height - 1)
+    image = number // count
+    values = tl.load(images + (image * height + y) * width + x, mask=inside)
+    tl.store(patches + number * size * size + tl.arange(0, block), values, mask=inside)
+
+
+def cut_patches(images: Tensor, keypoints: Tensor, size: int) -> Tensor:
+    """:func:`frontend.refinement.gather_patches`, without its table of a place for each pixel.
+
+    Args:
+        images: (B, 1, H, W) float32 on a GPU.
+        keypoints: (B, K, 2) float32 integer pixels, inside the image.
+        size: side of the square, odd.
+
+    Returns:
+        (B * K, 1, size, size) float32.
+    """
+    images, keypoints = images.contiguous(), keypoints.contiguous()
+    batch, count, _ = keypoints.shape
+    patches = torch.empty((batch * count, 1, size, size), dtype=images.dtype, device=images.device)
+    if batch * count:
+        block = triton.next_power_of_2(size * size)
+        _cut[(batch * count,)](images, keypoints, patches, *images.shape[2:], count, size=size, block=block)
+    return patches
+
+
+@triton.jit
+def _sample(maps, keypoints, out, rows, columns, count, gain_x, gain_y, dim, block: tl.constexpr):
+    """One program for each keypoint: four cells, weighted, and brought to unit norm."""
+    number = tl.program_id(0).to(tl.int64)
+    channel = tl.arange(0, block)
+    inside = channel < dim
+    # cell centres, the outermost cells repeated: grid_sample without aligned corners, padded by the border
+    x = (tl.load(keypoints + 2 * number) + 0.5) * gain_x - 0.5
+    y = (tl.load(keypoints + 2 * number + 1) + 0.5) * gain_y - 0.5
+    x = tl.minimum(tl.maximum(x, 0.0), columns - 1.0)
+    y = tl.minimum(tl.maximum(y, 0.0), rows - 1.0)
+    left = tl.floor(x)
+    top = tl.floor(y)
+    across = x - left
+    down = y - top
+    x0 = left.to(tl.int32)
+    y0 = top.to(tl.int32)
+    x1 = tl.minimum(x0 + 1, columns - 1)
+    y1 = tl.minimum(y0 + 1, rows - 1)
+    image = maps + (number // count) * rows * columns * dim + channel
+    a = tl.load(image + (y0 * columns + x0) * dim, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(image + (y0 * columns + x1) * dim, mask=inside, other=0.0).to(tl.float32)
+    c = tl.load(image + (y1 * columns + x0) * dim, mask=inside, other=0.0).to(tl.float32)
+    d = tl.load(image + (y1 * columns + x1) * dim, mask=inside, other=0.0).to(tl.float32)
+    value = (a * (1 - across) + b * across) * (1 - down) + (c * (1 - across) + d * across) * down
+    length = tl.sqrt(tl.sum(value * value, axis=0))
+    tl.store(out + number * dim + channel, value / tl.maximum(length, 1e-12), mask=inside)
+
+
+def sample(descriptors: Tensor, keypoints: Tensor, size: tuple[int, int]) -> Tensor:
+    """:func:`frontend.keypoints.sample_descriptors`, reading only the cells that keypoints lie between.
+
+    Args:
+        descriptors: (B, D, h, w) of any floating type, on a GPU.
+        keypoints: (B, K, 2) float32 pixels.
+        size: (width, height) of the network's input.
+
+    Returns:
+        (B, K, D) float32 of unit norm.
+    """
+    descriptors = descriptors.contiguous(memory_format=torch.channels_last)
+    keypoints = keypoints.contiguous()
+    (batch, dim, rows, columns), count = descriptors.shape, keypoints.shape[1]
+    out = torch.empty((batch, count, dim), dtype=torch.float32, device=descriptors.device)
+    if batch * count:
+        gains = (columns / size[0], rows / size[1])
+        block = triton.next_power_of_2(dim)
+        _sample[(batch * count,)](descriptors, keypoints, out, rows, columns, count, *gains, dim, block=block)
+    return out

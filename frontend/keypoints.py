@@ -203,6 +203,10 @@ def sample_descriptors(descriptors: Tensor, keypoints: Tensor, size: tuple[int, 
     Returns:
         (B, K, D) float32, each of unit norm.
     """
+    learning = torch.is_grad_enabled() and (descriptors.requires_grad or keypoints.requires_grad)
+    if descriptors.is_cuda and not learning and (kernels := triton_kernels()):
+        result: Tensor = kernels.sample(descriptors, keypoints, size)
+        return result
     if keypoints.is_cuda:
         # filled on the device: a copy from the host would wait for it
         extent = torch.cat([torch.full((1,), float(side), device=keypoints.device) for side in size])

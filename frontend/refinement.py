@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from frontend.encoders import ConvBlock, Norm
 from frontend.errors import ConfigError
+from frontend.keypoints import triton_kernels
 from frontend.registry import Registry
 
 
@@ -46,6 +47,9 @@ def gather_patches(images: Tensor, keypoints: Tensor, size: int) -> Tensor:
     Returns:
         (B * K, 1, size, size).
     """
+    if images.is_cuda and images.dtype == torch.float32 and not images.requires_grad and (kernels := triton_kernels()):
+        patches: Tensor = kernels.cut_patches(images, keypoints, size)
+        return patches
     batch, _, height, width = images.shape
     steps = torch.arange(size, device=images.device) - size // 2
     x = (keypoints[..., 0].long()[..., None] + steps).clamp(0, width - 1)

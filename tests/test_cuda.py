@@ -16,9 +16,10 @@ from frontend.extractor import ExtractorConfig, SuperPoint
 from frontend.homography import warp_points
 from frontend.homography_estimation import estimate_homography
 from frontend.image import read_image
-from frontend.keypoints import non_maximum_suppression, triton_kernels
+from frontend.keypoints import non_maximum_suppression, sample_descriptors, triton_kernels
 from frontend.matching import match_features
 from frontend.pipeline import MatchPipeline, PipelineConfig
+from frontend.refinement import gather_patches
 from frontend.training.datasets import PairConfig, WarpedPairs
 from frontend.training.device_views import finish_views
 from frontend.training.labels import LabelledPhoto
@@ -98,6 +99,23 @@ def test_suppression_is_that_of_the_cpu(radius: int) -> None:
     expected = non_maximum_suppression(maps, radius)
     assert torch.equal(non_maximum_suppression(maps.cuda(), radius).cpu(), expected)
     assert expected.count_nonzero() > 100
+
+
+def test_patches_and_descriptors_are_those_of_the_cpu() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(3, 1, 72, 104)
+    corners = torch.tensor([[0, 0], [103, 0], [0, 71], [103, 71.0]]).expand(3, 4, 2)
+    keypoints = torch.cat([corners, (torch.rand(3, 60, 2) * torch.tensor([103.0, 71.0])).round()], dim=1)
+    for size in (15, 17):
+        cut = gather_patches(images.cuda(), keypoints.cuda(), size)
+        assert torch.equal(cut.cpu(), gather_patches(images, keypoints, size))
+    for dim, layout in ((96, torch.contiguous_format), (256, torch.channels_last)):
+        maps = torch.randn(3, dim, 9, 13).contiguous(memory_format=layout)
+        expected = sample_descriptors(maps, keypoints + 0.3, (104, 72))
+        found = sample_descriptors(maps.cuda(), keypoints.cuda() + 0.3, (104, 72))
+        torch.testing.assert_close(found.cpu(), expected, atol=1e-5, rtol=0)
+        half = sample_descriptors(maps.cuda().half(), keypoints.cuda() + 0.3, (104, 72))
+        torch.testing.assert_close(half.cpu(), expected, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         keypoints=args.keypoints,
         peers=peers,
         matchers=() if args.peers == "none" else tuple(latency_peers.MATCHERS),
-        batches=(1, 4) if quick else (1, 2, 4, 8, 16),
+        batches=(1, 4) if quick else (1, 2, 4, 8, 16) if device == "cpu" else (1, 4, 16, 32),
         effort=effort,
         seconds=args.limit if args.limit is not None else QUICK_SECONDS if quick else None,
         memory_images=args.memory_images or (24 if quick else 500),

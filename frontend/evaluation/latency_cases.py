@@ -232,7 +232,7 @@ def matching_cases(keypoints: int, dim: int, device: str) -> list[Case]:
 
     def fit(method: Any) -> Callable[[], None]:
         def call() -> None:
-            estimate_homography(*next(points), method=method, device=device)
+            estimate_homography(*next(points), method=method)
 
         return call
 
