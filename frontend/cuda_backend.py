@@ -27,7 +27,7 @@ from frontend.torch_backend import Described, TorchBackend
 
 Result = TypeVar("Result")
 
-GRAPHS = 16
+GRAPHS = 64
 """Graphs that are kept, of the shapes used last; each holds the memory of its results."""
 
 SEEN = 2
@@ -125,7 +125,7 @@ class _Graphs:
         with self._lock:
             if key not in self._graphs:
                 seen = self._seen.get(key, 0)
-                if len(self._seen) > 64 * GRAPHS:  # sizes without end: begin to count anew
+                if len(self._seen) > 16 * GRAPHS:  # sizes without end: begin to count anew
                     self._seen.clear()
                 self._seen[key] = seen + 1
                 if seen < SEEN:
@@ -257,7 +257,7 @@ class CudaBackend(TorchBackend):
         resized = tuple(geometry.resized for geometry in batch.geometries)
         sizes = self._sizes.get(resized)
         if sizes is None:
-            if len(self._sizes) >= 16 * GRAPHS:
+            if len(self._sizes) >= 4 * GRAPHS:
                 self._sizes.clear()
             sizes = self._sizes[resized] = torch.tensor(resized, device=self._device)
         return sizes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -96,6 +97,20 @@ def test_checks_say_what_holds(suite: Suite) -> None:
     ]
     assert "superpoint-edge (openvino float32) 10 %" in found[3].value
     assert "vgg (torch float32) 11 %" in found[3].value
+
+
+def test_a_gpu_has_limits_of_its_own(suite: Suite) -> None:
+    suite.config = dataclasses.replace(suite.config, device="cuda")
+    found = {check.name: check for check in checks(suite)}
+    assert found["the paper's network, one VGA image, end to end"].holds is None
+    assert found["a VGA pair to its homography, warm"].holds is None
+    suite.rows += [row("superpoint-vgg", 1.6), row("superpoint-vgg", 1.4, precision="fp16")]
+    suite.rows += [row("superpoint-vgg, pair", 4.0, "pair", batch=2)]
+    found = {check.name: check for check in checks(suite)}
+    alone = found["the paper's network, one VGA image, end to end"]
+    assert (alone.value, alone.holds) == ("superpoint-vgg (torch fp16) 1.4 ms", True)
+    assert found["a VGA pair to its homography, warm"].holds is False
+    assert not any("SIFT" in name or "post-processing" in name for name in found)
 
 
 def test_the_fastest_released_network_is_the_one_that_counts(suite: Suite) -> None:

@@ -23,3 +23,8 @@ superpoint label "$photographs" --model "$runs/round4/superpoint.safetensors" \
     --config "$recipes/edge-label3.toml" --out "$runs/labels3"
 superpoint train superpoint --images "$photographs" --labels "$runs/labels3" \
     --init "$runs/round4/superpoint.safetensors" --config "$recipes/edge-superpoint5.toml" --out "$runs/superpoint"
+superpoint label "$photographs" --model "$runs/superpoint/superpoint.safetensors" \
+    --config "$recipes/edge-label4.toml" --out "$runs/labels4"
+superpoint train superpoint --images "$photographs" --labels "$runs/labels4" --workers 4 \
+    --init "$runs/superpoint/superpoint.safetensors" --config "$recipes/edge-superpoint6.toml" --out "$runs/edge"
+superpoint export --format weights-float16 --model "$runs/edge/superpoint.safetensors" --out "$runs/superpoint-edge.safetensors"

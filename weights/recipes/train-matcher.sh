@@ -1,16 +1,34 @@
 #!/bin/sh
 # Train the learned matcher for superpoint-edge as it was released: sh weights/recipes/train-matcher.sh PHOTOGRAPHS [RUNS]
+# RUNS holds what train-edge.sh made: the first two runs are on features of the network before its last one.
 # Every command goes on where it stopped, so the script can be started again after any interruption.
 set -eu
 photographs=${1:?usage: train-matcher.sh PHOTOGRAPHS [RUNS]}
 runs=${2:-runs}
 recipes=$(dirname "$0")
 
+# a matcher is for the model that the name of its weights says
+before="$runs/before/superpoint-edge.safetensors"
+now="$runs/now/superpoint-edge.safetensors"
+mkdir -p "$runs/before" "$runs/now"
+cp "$runs/superpoint/superpoint.safetensors" "$before"
+cp "$runs/edge/superpoint.safetensors" "$now"
+
 # one thread for the extractor, two processes that draw and warp
-SUPERPOINT_THREADS=1 superpoint make-views "$runs/views" --scenes 2000 --images "$photographs" --views 4 --workers 2
-# two processes of one thread each: a step is so many small operations that threads would mostly wait for each other
+SUPERPOINT_THREADS=1 superpoint make-views "$runs/views" --model "$before" \
+    --scenes 2000 --images "$photographs" --views 4 --workers 2
+# two processes of one thread each: on a CPU a step is so many small operations that threads would mostly wait for each other
 export OMP_NUM_THREADS=1
-torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --views "$runs/views" \
+torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --device cpu --views "$runs/views" \
     --config "$recipes/matcher-lightglue1.toml" --workers 1 --out "$runs/matcher1"
-torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --views "$runs/views" \
+torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --device cpu --views "$runs/views" \
     --init "$runs/matcher1/lightglue.safetensors" --config "$recipes/matcher-lightglue2.toml" --workers 1 --out "$runs/matcher2"
+
+# the rest takes minutes on a GPU, where one process does
+for seed in 60 61 62 63 64 65; do
+    SUPERPOINT_THREADS=1 superpoint make-views "$runs/views3" --model "$now" --scenes 280 --seed $seed --views 4 --workers 2
+done
+SUPERPOINT_THREADS=1 superpoint make-views "$runs/views3" --model "$now" --images "$photographs" --seed 66 --views 4 --workers 2
+superpoint train lightglue --views "$runs/views3" --init "$runs/matcher2/lightglue.safetensors" \
+    --config "$recipes/matcher-lightglue3.toml" --workers 8 --out "$runs/matcher3"
+superpoint export --format weights-float16 --model "$runs/matcher3/lightglue.safetensors" --out "$runs/lightglue-edge.safetensors"

@@ -15,3 +15,26 @@ superpoint label "$runs/scenes" --model "$runs/synthetic1/superpoint.safetensors
     --config "$recipes/synthetic-label2.toml" --out "$runs/synthetic-labels2"
 superpoint train superpoint --images "$runs/scenes" --labels "$runs/synthetic-labels2" \
     --init "$runs/synthetic1/superpoint.safetensors" --config "$recipes/synthetic-superpoint2.toml" --out "$runs/synthetic"
+# the rest takes minutes on a GPU; other scenes
+for seed in 40 41 42 43; do
+    superpoint make-scenes "$runs/scenes3/$seed" --count 750 --seed $seed
+    superpoint label "$runs/scenes3/$seed" --model "$runs/synthetic/superpoint.safetensors" \
+        --config "$recipes/synthetic-label3.toml" --seed $seed --out "$runs/synthetic-labels3/$seed"
+done
+superpoint train superpoint --images "$runs/scenes3" --labels "$runs/synthetic-labels3" --workers 4 \
+    --init "$runs/synthetic/superpoint.safetensors" --config "$recipes/synthetic-superpoint3.toml" --out "$runs/synthetic3"
+superpoint export --format weights-float16 --model "$runs/synthetic3/superpoint.safetensors" --out "$runs/superpoint-synthetic.safetensors"
+# the matcher; it is for the model that the name of the weights says
+mkdir -p "$runs/now"
+cp "$runs/synthetic3/superpoint.safetensors" "$runs/now/superpoint-synthetic.safetensors"
+for seed in 80 81 82 83 84; do
+    SUPERPOINT_THREADS=1 superpoint make-views "$runs/synthetic-views" --model "$runs/now/superpoint-synthetic.safetensors" \
+        --scenes 200 --seed $seed --views 4 --workers 2
+done
+for seed in 90 91 92; do
+    superpoint make-scenes "$runs/scenes4/$seed" --count 200 --seed $seed
+done
+SUPERPOINT_THREADS=1 superpoint make-views "$runs/synthetic-views" --model "$runs/now/superpoint-synthetic.safetensors" \
+    --images "$runs/scenes4" --seed 89 --views 4 --workers 2
+superpoint train lightglue --views "$runs/synthetic-views" --config "$recipes/synthetic-lightglue1.toml" --workers 12 --out "$runs/synthetic-matcher"
+superpoint export --format weights-float16 --model "$runs/synthetic-matcher/lightglue.safetensors" --out "$runs/lightglue-synthetic.safetensors"
