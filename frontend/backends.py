@@ -86,16 +86,28 @@ def _on_torch(network: SuperPointNet, device: str, runtime: str, precision: str)
 
 
 def _finds_the_same(backend: Any, network: SuperPointNet) -> bool:
-    """Whether a backend finds the keypoints that the network does in float32."""
+    """Whether a backend finds the keypoints that the network does in float32, and describes them alike."""
+    import numpy as np
     import torch
 
     from frontend.extraction import Batch
     from frontend.model import heatmap
     from frontend.runtime.base import Maps
-    from frontend.runtime.parity import probe_images, same_keypoints
+    from frontend.runtime.parity import HALF_COSINE, least_cosine, probe_images, same_keypoints
 
     images = torch.from_numpy(probe_images()).to(backend.device)
     with torch.inference_mode():
-        found = [network(images), backend.forward(Batch(images, []))]
-        both = [Maps(heatmap(maps.logits).cpu().numpy(), maps.descriptors.float().cpu().numpy()) for maps in found]
-    return same_keypoints(both[0], both[1])
+        try:
+            found = [network(images), backend.forward(Batch(images, []))]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # no kernel for it in half precision
+            return False
+        both = [
+            Maps(heatmap(maps.logits).cpu().numpy(), maps.descriptors.float().permute(0, 2, 3, 1).cpu().numpy())
+            for maps in found
+        ]
+    if not all(np.isfinite(maps.descriptors).all() for maps in both):
+        return False
+    alike = least_cosine(both[0].descriptors, both[1].descriptors) >= HALF_COSINE
+    return alike and same_keypoints(both[0], both[1])

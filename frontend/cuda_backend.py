@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,6 +34,8 @@ GRAPHS = 64
 SEEN = 2
 """Calls of a shape that run without a graph: capturing takes as long as some dozen of them."""
 
+_CAPTURING = threading.Lock()  # CUDA has one capture at a time in a process
+
 
 class FusedConv(nn.Module):
     """A convolution, its bias and a ReLU as one call of cuDNN.
@@ -49,6 +52,7 @@ class FusedConv(nn.Module):
         self.register_buffer("weight", conv.weight.detach().to(dtype, memory_format=last), persistent=False)
         self.register_buffer("bias", bias.to(conv.weight.device, dtype), persistent=False)
         self.settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        self.apart = False  # where cuDNN has no fused engine for it
 
     def forward(self, x: Tensor) -> Tensor:
         weight: Any = self.weight
@@ -56,15 +60,22 @@ class FusedConv(nn.Module):
         if x.shape[1] == 1:
             # one channel lies both ways; said so, or the output would not be channels-last
             x = x.as_strided(x.shape, (x.shape[2] * x.shape[3], 1, x.shape[3], 1))
-        out: Tensor = torch.cudnn_convolution_relu(x, weight, self.bias, *self.settings)  # type: ignore[arg-type]
-        return out
+        if not self.apart:
+            try:
+                out: Tensor = torch.cudnn_convolution_relu(x, weight, self.bias, *self.settings)  # type: ignore[arg-type]
+                return out
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:
+                self.apart = True
+        return nn.functional.conv2d(x, weight, self.bias, *self.settings).relu_()  # type: ignore[arg-type]
 
 
 class _Halve(nn.Module):
     """Max-pooling by 2 x 2, for even sides."""
 
     def forward(self, x: Tensor) -> Tensor:
-        kernels = triton_kernels()
+        kernels = triton_kernels(x.device)
         if kernels is None or x.shape[2] % 2 or x.shape[3] % 2:
             return nn.functional.max_pool2d(x, 2)
         out: Tensor = kernels.halve(x)
@@ -89,11 +100,12 @@ def fused(network: SuperPointNet, dtype: torch.dtype) -> SuperPointNet:
 
 
 def _can_fuse(module: nn.Module) -> bool:
-    if not isinstance(module, ConvBlock):
+    # not one of a sub-class, which may do something else
+    if type(module) is not ConvBlock:
         return False
     plain = isinstance(module.norm, nn.Identity) and isinstance(module.relu, nn.ReLU)
     # depthwise ones are faster in PyTorch's own kernels
-    return plain and module.conv.groups == 1
+    return plain and module.conv.groups == 1 and module.conv.padding_mode == "zeros"
 
 
 @dataclass
@@ -106,14 +118,16 @@ class _Graph:
 
 
 class _Graphs:
-    """Graphs of functions of tensors, one for each key and the inputs' shapes."""
+    """Graphs of functions of tensors, one for each key and the inputs' shapes; for several threads."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # None where a function cannot be captured
-        self._graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
         self._seen: dict[Hashable, int] = {}
+        self._wanted: dict[Hashable, int] = {}
+        self._refused: set[Hashable] = set()
         self._pool: Any = None
+        self._done: Any = None
         self._lock = threading.Lock()
 
     def run(self, name: Hashable, function: Callable[..., Result], *inputs: Tensor) -> Result:
@@ -123,48 +137,87 @@ class _Graphs:
         """
         key = (name, *((tuple(x.shape), x.dtype, x.stride()) for x in inputs))
         with self._lock:
-            if key not in self._graphs:
-                seen = self._seen.get(key, 0)
-                if len(self._seen) > 16 * GRAPHS:  # sizes without end: begin to count anew
-                    self._seen.clear()
-                self._seen[key] = seen + 1
-                if seen < SEEN:
-                    return function(*inputs)
-                try:
-                    self._graphs[key] = self._capture(function, inputs)
-                except RuntimeError as error:
-                    reason = (str(error).strip().splitlines() or [""])[0][:160]
-                    print(f"no CUDA graph for this network, going on without: {reason}", file=sys.stderr)
-                    self._graphs[key] = None
-                while len(self._graphs) > GRAPHS:
-                    self._graphs.popitem(last=False)
-            self._graphs.move_to_end(key)
-            graph = self._graphs[key]
-            if graph is None:
+            try:
+                graph = self._graph(key, name, function, inputs)
+                return function(*inputs) if graph is None else self._replay(graph, inputs)
+            except torch.OutOfMemoryError:
+                if not self._graphs:
+                    raise
+                # what graphs hold may be just what is missing
+                self._forget()
                 return function(*inputs)
-            for target, source in zip(graph.inputs, inputs, strict=True):
-                target.copy_(source)
-            graph.graph.replay()
-            result: Result = pytree.tree_map_only(Tensor, torch.clone, graph.outputs)
-            return result
 
-    def _capture(self, function: Callable[..., Result], inputs: Sequence[Tensor]) -> _Graph:
-        if self._pool is None:
-            # one for all: graphs run one after the other, and their results are copied out
-            self._pool = torch.cuda.graph_pool_handle()
-        held = [x.clone() for x in inputs]
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream), torch.backends.cudnn.flags(enabled=True, benchmark=True):
-            for _ in range(2):
-                function(*held)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        torch.cuda.synchronize(self._device)
-        graph = torch.cuda.CUDAGraph()
-        flags = torch.backends.cudnn.flags(enabled=True, benchmark=True)
-        with flags, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            outputs = function(*held)
-        return _Graph(held, outputs, graph)
+    def _graph(
+        self, key: Hashable, name: Hashable, function: Callable[..., Any], inputs: Sequence[Tensor]
+    ) -> _Graph | None:
+        """The graph of a call; None where it is to run without."""
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            return self._graphs[key]
+        if name in self._refused:
+            return None
+        if len(self._seen) > 16 * GRAPHS:  # sizes without end: begin to count anew
+            self._seen.clear()
+            self._wanted.clear()
+        self._seen[key] = self._seen.get(key, 0) + 1
+        if self._seen[key] <= self._wanted.get(key, SEEN):
+            return None
+        try:
+            self._graphs[key] = self._capture(function, inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = (str(error).strip().splitlines() or [""])[0][:160]
+            print(f"no CUDA graphs for this network, going on without: {reason}", file=sys.stderr)
+            self._refused.add(name)
+            return None
+        while len(self._graphs) > GRAPHS:
+            old, _ = self._graphs.popitem(last=False)
+            # more shapes in turn than there is room for: capturing each again and again would cost more than it gains
+            self._seen[old], self._wanted[old] = 0, 8 * self._wanted.get(old, SEEN)
+        return self._graphs[key]
+
+    def _replay(self, graph: _Graph, inputs: Sequence[Tensor]) -> Any:
+        stream = torch.cuda.current_stream(self._device)
+        if self._done is not None:
+            # on another stream, perhaps
+            stream.wait_event(self._done)
+        for target, source in zip(graph.inputs, inputs, strict=True):
+            target.copy_(source)
+        graph.graph.replay()
+        result = pytree.tree_map_only(Tensor, torch.clone, graph.outputs)
+        self._done = stream.record_event()
+        return result
+
+    def _forget(self) -> None:
+        self._graphs.clear()
+        self._seen.clear()
+        self._pool = None
+        torch.cuda.empty_cache()
+
+    def _capture(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> _Graph:
+        with _CAPTURING:
+            if self._pool is None:
+                # one for all: graphs run one after the other, and their results are copied out
+                self._pool = torch.cuda.graph_pool_handle()
+            held = [x.clone() for x in inputs]
+            before, stream = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(before)
+            graph, cudnn = torch.cuda.CUDAGraph(), torch.backends.cudnn
+            searching = cudnn.benchmark
+            try:
+                cudnn.benchmark = not cudnn.deterministic
+                with torch.cuda.stream(stream):
+                    for _ in range(2):
+                        function(*held)
+                stream.synchronize()
+                with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                    outputs = function(*held)
+            finally:
+                cudnn.benchmark = searching
+                # a capture that fails leaves its own stream behind
+                torch.cuda.set_stream(before)
+            return _Graph(held, outputs, graph)
 
 
 class _Pinned:
@@ -186,13 +239,15 @@ class _Pinned:
         return memory[:count].reshape(tuple(shape))
 
     def reading(self) -> None:
-        """The device has been told to read it; nobody may write until it has."""
-        self._busy = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._busy.record()
+        """The current device has been told to read it; nobody may write until it has."""
+        self._busy = torch.cuda.current_stream().record_event()
 
 
 class CudaBackend(TorchBackend):
     """See :class:`frontend.torch_backend.TorchBackend`; on a CUDA device.
+
+    What runs is a copy of the network, with its weights at this time. In float32 cuDNN's convolutions may use TF32, as
+    ``torch.backends.cudnn.allow_tf32`` says; the fastest algorithms are searched unless they are to be deterministic.
 
     Args:
         network: folded; is brought to evaluation mode and to the device.
@@ -210,6 +265,10 @@ class CudaBackend(TorchBackend):
         self._upload, self._lock = _Pinned(), threading.Lock()
         self._sizes: dict[tuple[tuple[int, int], ...], Tensor] = {}
 
+    def _here(self) -> AbstractContextManager[Any]:
+        """Makes its device the current one: events, graphs and kernels are the current device's."""
+        return torch.cuda.device(self._device)
+
     def stack(self, prepared: Sequence[Prepared]) -> Batch:
         if any(item.gray.dtype != np.uint8 for item in prepared):
             floats = [
@@ -217,7 +276,7 @@ class CudaBackend(TorchBackend):
                 for item in prepared
             ]
             return super().stack(floats)
-        with self._lock:
+        with self._here(), self._lock:
             staged = self._upload.take((len(prepared), 1, *prepared[0].gray.shape), torch.uint8)
             view = staged.numpy()
             for target, item in zip(view, prepared, strict=True):
@@ -233,7 +292,8 @@ class CudaBackend(TorchBackend):
     def forward(self, batch: Batch) -> DenseMaps:
         """Logits (B, 65, H/8, W/8) and descriptors (B, D, H/8, W/8)."""
         inputs = (batch.images,) if batch.raster is None else (batch.images, batch.raster)
-        return self._graphs.run("network", self._dense, *inputs)
+        with self._here():
+            return self._graphs.run("network", self._dense, *inputs)
 
     def _dense(self, images: Tensor, raster: Tensor | None = None) -> DenseMaps:
         with self._cast:
@@ -250,7 +310,8 @@ class CudaBackend(TorchBackend):
         def describe(logits: Tensor, descriptors: Tensor, images: Tensor, sizes: Tensor) -> Described:
             return self._describe(DenseMaps(logits, descriptors), images, sizes, config)
 
-        return self._graphs.run(("keypoints", config), describe, *maps, batch.images, sizes)
+        with self._here():
+            return self._graphs.run(("keypoints", config), describe, *maps, batch.images, sizes)
 
     def _sizes_of(self, batch: Batch) -> Tensor:
         """(B, 2) widths and heights without the padding; an upload would take as long as the network."""
@@ -270,9 +331,14 @@ class CudaBackend(TorchBackend):
     def host(self, found: Described) -> HostDescribed:
         tensors = [*found.keypoints, found.descriptors, *([] if found.sigmas is None else [found.sigmas])]
         # not kept: what comes back is the caller's
-        held = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
-        for target, tensor in zip(held, tensors, strict=True):
-            target.copy_(tensor, non_blocking=True)
-        torch.cuda.current_stream(self._device).synchronize()
+        with self._here():
+            held = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+            for target, tensor in zip(held, tensors, strict=True):
+                target.copy_(tensor, non_blocking=True)
+            self.synchronize()
         keypoints, scores, valid, descriptors, *sigmas = (tensor.numpy() for tensor in held)
         return HostDescribed(HostKeypoints(keypoints, scores, valid), descriptors, sigmas[0] if sigmas else None)
+
+    def synchronize(self) -> None:
+        # the whole device must not be waited for while another thread captures
+        torch.cuda.current_stream(self._device).synchronize()

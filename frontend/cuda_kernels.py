@@ -6,6 +6,9 @@ here is needed: without Triton the callers take PyTorch's operators, which give 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +18,11 @@ from torch import Tensor
 # Triton reads a kernel's annotations and knows none but its own
 
 _BLOCK = 1024
+
+
+def _device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Makes a tensor's device the current one, on which Triton launches."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 @triton.jit
@@ -93,14 +101,15 @@ def suppress(maps: Tensor, radius: int, iterations: int) -> Tensor:
     settings = {"radius": radius, "block": _BLOCK}
     if total == 0:
         return maps
-    _largest_of_row[grid](maps, rows, total, width, **settings)
-    _first_maxima[grid](maps, rows, keep, total, height, width, **settings)
-    for _ in range(iterations):
-        _largest_of_row[grid](keep, rows, total, width, **settings)
-        _uncovered[grid](maps, rows, rest, total, height, width, **settings)
-        _largest_of_row[grid](rest, rows, total, width, **settings)
-        _further_maxima[grid](rest, rows, keep, total, height, width, **settings)
-    return keep.mul_(maps)
+    with _device_of(maps):
+        _largest_of_row[grid](maps, rows, total, width, **settings)
+        _first_maxima[grid](maps, rows, keep, total, height, width, **settings)
+        for _ in range(iterations):
+            _largest_of_row[grid](keep, rows, total, width, **settings)
+            _uncovered[grid](maps, rows, rest, total, height, width, **settings)
+            _largest_of_row[grid](rest, rows, total, width, **settings)
+            _further_maxima[grid](rest, rows, keep, total, height, width, **settings)
+    return torch.where(keep > 0, maps, 0.0)
 
 
 @triton.jit
@@ -135,7 +144,8 @@ def halve(maps: Tensor) -> Tensor:
     out = torch.empty(shape, dtype=maps.dtype, device=maps.device, memory_format=torch.channels_last)
     total = out.numel()
     if total:
-        _halve[(triton.cdiv(total, _BLOCK),)](maps, out, total, width // 2, channels, block=_BLOCK)
+        with _device_of(maps):
+            _halve[(triton.cdiv(total, _BLOCK),)](maps, out, total, width // 2, channels, block=_BLOCK)
     return out
 
 
@@ -171,7 +181,8 @@ def cut_patches(images: Tensor, keypoints: Tensor, size: int) -> Tensor:
     patches = torch.empty((batch * count, 1, size, size), dtype=images.dtype, device=images.device)
     if batch * count:
         block = triton.next_power_of_2(size * size)
-        _cut[(batch * count,)](images, keypoints, patches, *images.shape[2:], count, size=size, block=block)
+        with _device_of(images):
+            _cut[(batch * count,)](images, keypoints, patches, *images.shape[2:], count, size=size, block=block)
     return patches
 
 
@@ -222,5 +233,17 @@ def sample(descriptors: Tensor, keypoints: Tensor, size: tuple[int, int]) -> Ten
     if batch * count:
         gains = (columns / size[0], rows / size[1])
         block = triton.next_power_of_2(dim)
-        _sample[(batch * count,)](descriptors, keypoints, out, rows, columns, count, *gains, dim, block=block)
+        with _device_of(descriptors):
+            _sample[(batch * count,)](descriptors, keypoints, out, rows, columns, count, *gains, dim, block=block)
     return out
+
+
+def probe(device: torch.device) -> None:
+    """Run each kernel once and wait; raises what is wrong with Triton there, whatever that is."""
+    maps = torch.ones(1, 8, 8, device=device)
+    point = torch.ones(1, 1, 2, device=device)
+    suppress(maps, 1, 1)
+    halve(maps[None])
+    cut_patches(maps[None], point, 3)
+    sample(maps[None], point, (64, 64))
+    torch.cuda.synchronize(device)

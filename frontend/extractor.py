@@ -128,7 +128,7 @@ class SuperPoint:
 
     @property
     def network(self) -> SuperPointNet:
-        """The network in PyTorch.
+        """The network in PyTorch; on a GPU a copy of it runs, which does not follow when its weights change.
 
         Raises:
             ConfigError: the runtime has another form of it.
@@ -202,7 +202,7 @@ class SuperPoint:
             ShapeError: the image has another shape or type, or the raster does not fit it.
         """
         # resizing rounds less in floats
-        in_bytes = self.backend.takes_bytes and self.config.resize is None
+        in_bytes = getattr(self.backend, "takes_bytes", False) and self.config.resize is None
         gray: Any = to_gray_bytes(image) if in_bytes and _has_bytes(image) else to_gray(image)
         original = (gray.shape[1], gray.shape[0])
         layers: list[Float32Array] = []

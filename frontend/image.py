@@ -207,7 +207,7 @@ def _luminance(pixels: Image) -> Image:
 
 
 def to_gray_bytes(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Luminance of an image of 8 bits, (H, W) uint8: 255 times what :func:`to_gray` gives.
+    """Luminance of an image of 8 bits, (H, W) uint8: 255 times what :func:`to_gray` gives; never the image itself.
 
     Raises:
         ShapeError: another shape or data type.
@@ -215,7 +215,8 @@ def to_gray_bytes(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     _check_pixels(image)
     if image.dtype != np.uint8:
         raise ShapeError(f"image is of {image.dtype}, expected uint8")
-    return np.asarray(_luminance(np.ascontiguousarray(image)), np.uint8)
+    gray = np.asarray(_luminance(np.ascontiguousarray(image)), np.uint8)
+    return gray.copy() if np.may_share_memory(gray, image) else gray
 
 
 def to_gray(image: Image) -> Float32Array:

@@ -7,7 +7,6 @@ image n of a batch gets what it would get alone.
 from __future__ import annotations
 
 import sys
-from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
@@ -34,19 +33,25 @@ class BatchedKeypoints(NamedTuple):
     valid: Tensor
 
 
-@cache
-def triton_kernels() -> ModuleType | None:
-    """:mod:`frontend.cuda_kernels`, or None where there is no Triton that works on the current GPU."""
-    try:
-        from frontend import cuda_kernels
+_kernels: dict[torch.device, ModuleType | None] = {}
 
-        cuda_kernels.suppress(torch.ones(1, 8, 8, device="cuda"), 1, 1)
-    # a Triton that does not fit the rest, or finds no compiler, raises what it likes
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:160]
-        print(f"no Triton kernels, going on with PyTorch's: {reason}", file=sys.stderr)
-        return None
-    return cuda_kernels
+
+def triton_kernels(device: torch.device) -> ModuleType | None:
+    """:mod:`frontend.cuda_kernels`, or None where there is no Triton that works on this GPU."""
+    if device not in _kernels:
+        try:
+            from frontend import cuda_kernels
+
+            cuda_kernels.probe(device)
+            _kernels[device] = cuda_kernels
+        except torch.OutOfMemoryError:
+            return None
+        # a Triton that does not fit the rest, or finds no compiler, raises what it likes
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:160]
+            print(f"no Triton kernels, going on with PyTorch's: {reason}", file=sys.stderr)
+            _kernels[device] = None
+    return _kernels[device]
 
 
 def max_filter(maps: Tensor, radius: int) -> Tensor:
@@ -89,7 +94,12 @@ def non_maximum_suppression(maps: Tensor, radius: int, iterations: int = 2) -> T
         raise ConfigError(f"nms_radius is {radius}; expected 0 or more")
     if radius == 0:
         return maps
-    if maps.is_cuda and maps.dtype == torch.float32 and not maps.requires_grad and (kernels := triton_kernels()):
+    if (
+        maps.is_cuda
+        and maps.dtype == torch.float32
+        and not maps.requires_grad
+        and (kernels := triton_kernels(maps.device))
+    ):
         suppressed: Tensor = kernels.suppress(maps, radius, iterations)
         return suppressed
     keep = maps == max_filter(maps, radius)
@@ -204,7 +214,7 @@ def sample_descriptors(descriptors: Tensor, keypoints: Tensor, size: tuple[int, 
         (B, K, D) float32, each of unit norm.
     """
     learning = torch.is_grad_enabled() and (descriptors.requires_grad or keypoints.requires_grad)
-    if descriptors.is_cuda and not learning and (kernels := triton_kernels()):
+    if descriptors.is_cuda and not learning and (kernels := triton_kernels(descriptors.device)):
         result: Tensor = kernels.sample(descriptors, keypoints, size)
         return result
     if keypoints.is_cuda:

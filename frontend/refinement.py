@@ -47,7 +47,12 @@ def gather_patches(images: Tensor, keypoints: Tensor, size: int) -> Tensor:
     Returns:
         (B * K, 1, size, size).
     """
-    if images.is_cuda and images.dtype == torch.float32 and not images.requires_grad and (kernels := triton_kernels()):
+    if (
+        images.is_cuda
+        and images.dtype == torch.float32
+        and not images.requires_grad
+        and (kernels := triton_kernels(images.device))
+    ):
         patches: Tensor = kernels.cut_patches(images, keypoints, size)
         return patches
     batch, _, height, width = images.shape

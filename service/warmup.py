@@ -77,7 +77,9 @@ def warm_up(
         turns = SEEN + 2  # the calls after those that capture graphs have found all of them
     for _ in range(turns):
         prepared = pool.submit(lambda: extractor.prepare(decode_image(data, "warm-up"))).result()
-        for count in batch_sizes(extractor, engine.config.max_batch):
+        # the engine makes no larger ones of this size
+        most = min(max(engine.config.max_batch_pixels // prepared.gray.size, 1), engine.config.max_batch)
+        for count in batch_sizes(extractor, most):
             found = engine.call(partial(extract_prepared, extractor, [prepared] * count), deadline).result()
         configs = [PipelineConfig(geometry=geometry) for geometry in ("homography", "fundamental")]
         configs += [PipelineConfig(matcher=name, geometry="none") for name in matchers if name != "mnn"]

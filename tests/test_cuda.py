@@ -71,6 +71,12 @@ def test_a_batch_gives_what_its_images_give_alone(images: list[np.ndarray], mode
         assert found.image_size == (image.shape[1], image.shape[0])
 
 
+@pytest.fixture(autouse=True)
+def with_triton() -> None:
+    """Without it PyTorch's operators would be compared with themselves."""
+    assert triton_kernels(torch.device("cuda:0")) is not None
+
+
 def test_graphs_give_what_calls_without_them_give(images: list[np.ndarray]) -> None:
     extractor = SuperPoint.from_pretrained("superpoint-slim", device="cuda")
     small = np.ascontiguousarray(images[1][:240, :320])
@@ -81,6 +87,36 @@ def test_graphs_give_what_calls_without_them_give(images: list[np.ndarray]) -> N
             near, alike = agreement(expected, found)
             assert near >= 0.99
             assert alike >= 0.999
+    graphs = extractor.backend._graphs  # type: ignore[attr-defined]
+    assert len(graphs._graphs) == 4 or len(graphs._graphs) == 6  # two for each of the sizes
+    assert not graphs._refused
+
+
+def test_without_triton(images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = SuperPoint.from_pretrained("superpoint-vgg", device="cuda").extract(images[0])
+    for module in ("keypoints", "refinement", "cuda_backend"):
+        monkeypatch.setattr(f"frontend.{module}.triton_kernels", lambda device: None)
+    extractor = SuperPoint.from_pretrained("superpoint-vgg", device="cuda")
+    for _ in range(SEEN + 2):
+        near, alike = agreement(expected, extractor.extract(images[0]))
+        assert near >= 0.99
+        assert alike >= 0.999
+    assert not extractor.backend._graphs._refused  # type: ignore[attr-defined]
+
+
+def test_pixels_of_other_types(images: list[np.ndarray]) -> None:
+    extractor = SuperPoint.from_pretrained("superpoint-slim", device="cuda", precision="float32")
+    gray = cv2.cvtColor(images[0], cv2.COLOR_BGR2GRAY)
+    kinds = [
+        gray,
+        gray.astype(np.uint16) * 257,
+        (gray / 255).astype(np.float32),
+        cv2.cvtColor(gray, cv2.COLOR_GRAY2BGRA),
+    ]
+    for found in extractor.extract_batch(kinds)[1:]:
+        near, alike = agreement(extractor.extract(gray), found)
+        assert near >= 0.99
+        assert alike >= 0.999
 
 
 def test_other_settings_do_not_take_each_others_graphs(images: list[np.ndarray]) -> None:
@@ -120,7 +156,7 @@ def test_patches_and_descriptors_are_those_of_the_cpu() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_pooling_is_that_of_pytorch(dtype: torch.dtype) -> None:
-    kernels = triton_kernels()
+    kernels = triton_kernels(torch.device("cuda:0"))
     assert kernels is not None
     for shape in ((2, 64, 30, 42), (1, 3, 8, 8)):
         x = torch.randn(shape, device="cuda").to(dtype)

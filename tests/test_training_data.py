@@ -12,6 +12,7 @@ import torch
 from frontend.errors import DataError
 from frontend.folders import find_images, output_path
 from frontend.homography import warp_points
+from frontend.keypoints import non_maximum_suppression
 from frontend.training.datasets import PairConfig, SyntheticShapes, WarpedPairs
 from frontend.training.labels import (
     LabelledPhoto,
@@ -214,6 +215,21 @@ def test_spaced_labels_are_those_of_greedy_suppression() -> None:
     assert set(kept.tolist()) <= set(taken)
     assert len(kept) >= 0.95 * len(taken) > 20
     assert not spaced(points[:0], scores[:0], (80, 60), 4).any()
+
+
+def test_spaced_labels_are_those_that_the_network_s_suppression_keeps() -> None:
+    rng = np.random.default_rng(1)
+    points = np.stack([rng.uniform(-5, 85, 300), rng.uniform(-5, 65, 300)], axis=1)
+    scores = (np.ceil(rng.uniform(0, 20, 300)) / 20).astype(np.float32)  # with ties
+    pixels = np.rint(points).astype(int)
+    inside = ((pixels >= 0) & (pixels < [80, 60])).all(axis=1)
+    drawn = np.zeros((64, 80), np.float32)
+    for (x, y), score in zip(pixels[inside], scores[inside], strict=True):
+        drawn[y, x] = max(drawn[y, x], score)
+    kept = non_maximum_suppression(torch.from_numpy(drawn[None, :60]), 4)[0].numpy()
+    expected = [bool(i) and kept[y, x] == s for i, (x, y), s in zip(inside, pixels, scores, strict=True)]
+    assert spaced(points, scores, (80, 60), 4).tolist() == expected
+    assert 20 < sum(expected) < 200
 
 
 def test_a_distant_view_keeps_fewer_labels_when_they_are_spaced(photo: LabelledPhoto) -> None:

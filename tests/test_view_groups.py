@@ -225,3 +225,19 @@ def test_workers_end_when_the_command_is_killed(tmp_path: Path) -> None:
     while workers():
         assert time.monotonic() < limit, "workers are still there"
         time.sleep(0.1)
+
+
+def test_some_views_are_from_one_place_under_changing_light() -> None:
+    image = picture(0)
+    corners = np.array([[0, 0], [159, 0], [159, 119], [0, 119.0]])
+    moved, changed = [], []
+    for seed in range(60):
+        images, homographies = warped_views(image, np.random.default_rng(seed), 3)
+        far = max(np.abs(warp_points(corners, H) - corners).max() for H in homographies)
+        moved.append(far)
+        changed.append(np.abs(images[0].astype(float) - images[1]).mean())
+    still = np.array(moved) < 40
+    assert 10 <= still.sum() <= 27  # 30 % of 60
+    assert np.array(moved)[~still].min() > 40
+    # what moves little changes by its light, not by its place
+    assert np.array(changed)[still].mean() > 20

@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
 
     names = method_names(args.methods)
     device = str(pick_device(args.device))
-    config = BenchmarkConfig(args.threshold, args.geometry_method, args.seed, device)
+    config = BenchmarkConfig(args.threshold, args.geometry_method, args.seed)
     resize = None if args.resize == 0 else args.resize
     if args.worst < 0 or (args.worst > 0) != (args.pictures is not None):
         raise ConfigError(f"--worst is {args.worst}, --pictures {args.pictures}; expected both, or neither")

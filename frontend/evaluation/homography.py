@@ -38,13 +38,11 @@ class BenchmarkConfig:
         threshold: of the robust estimator, pixels.
         geometry_method: "opencv" (USAC_MAGSAC) or "ransac" (this project's).
         seed: of the estimator, where it has one.
-        device: of the "ransac" estimator.
     """
 
     threshold: float = 3.0
     geometry_method: str = "opencv"
     seed: int = 0
-    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.geometry_method not in ("opencv", "ransac"):
@@ -175,7 +173,6 @@ def match_and_fit(
         method="opencv" if config.geometry_method == "opencv" else "ransac",
         threshold=config.threshold,
         seed=config.seed,
-        device=config.device,
     )
     return found, geometry
 

@@ -128,7 +128,6 @@ def protocol(result: BenchmarkResult) -> dict[str, Any]:
         "matcher": "mnn",
         "matchers": dict(result.matchers),
         "estimator": _ESTIMATORS[result.config.geometry_method],
-        "device": result.config.device,
         "estimator_threshold_px": result.config.threshold,
         "correct_px": CORRECT_PX,
         "homography_thresholds_px": list(HOMOGRAPHY_THRESHOLDS),

@@ -197,8 +197,10 @@ class Trainer:
         self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         if self.auxiliary is not None:
             self.parameters += self.auxiliary.to(self.device).parameters()
-        rate, decay, fused = config.learning_rate, config.weight_decay, self.device.type == "cuda"
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=decay, fused=fused)
+        rate, decay = config.learning_rate, config.weight_decay
+        # None lets PyTorch choose; one kernel for all tensors where there is one
+        self._fused = True if self.device.type == "cuda" else None
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=decay, fused=self._fused)
         self.step = 0
         self.seconds = 0.0
         self.settings = dict(settings or {})
@@ -240,6 +242,8 @@ class Trainer:
             self.auxiliary.load_state_dict(state["auxiliary"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        for group in state["optimiser"]["param_groups"]:
+            group["fused"] = self._fused  # of this device, not of the one that the run comes from
         self.optimiser.load_state_dict(state["optimiser"])
         # the memory layout of the weights, which loading loses, decides the last bit of some sums
         for parameter, values in self.optimiser.state.items():

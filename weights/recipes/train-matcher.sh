@@ -14,6 +14,7 @@ mkdir -p "$runs/before" "$runs/now"
 cp "$runs/superpoint/superpoint.safetensors" "$before"
 cp "$runs/edge/superpoint.safetensors" "$now"
 
+# (what was released had no groups from one place in these first two runs: they came with the third)
 # one thread for the extractor, two processes that draw and warp
 SUPERPOINT_THREADS=1 superpoint make-views "$runs/views" --model "$before" \
     --scenes 2000 --images "$photographs" --views 4 --workers 2

@@ -1,11 +1,13 @@
 #!/bin/sh
 # Train superpoint-slim as it was released: sh weights/recipes/train-slim.sh PHOTOGRAPHS [RUNS]
+# RUNS holds what train-edge.sh made: the labels are by the network before its last run.
 # Every command goes on where it stopped, so the script can be started again after any interruption.
 set -eu
 photographs=${1:?usage: train-slim.sh PHOTOGRAPHS [RUNS]}
 runs=${2:-runs}
 recipes=$(dirname "$0")
 
-superpoint label "$photographs" --model superpoint-edge --config "$recipes/slim-label.toml" --out "$runs/slim-labels"
+superpoint label "$photographs" --model "$runs/superpoint/superpoint.safetensors" --config "$recipes/slim-label.toml" --out "$runs/slim-labels"
 superpoint train superpoint --images "$photographs" --labels "$runs/slim-labels" \
     --config "$recipes/slim-superpoint.toml" --out "$runs/slim"
+superpoint export --format weights-float16 --model "$runs/slim/superpoint.safetensors" --out "$runs/superpoint-slim.safetensors"

@@ -1,13 +1,14 @@
 #!/bin/sh
 # Train superpoint-vgg as it was released: sh weights/recipes/train-vgg.sh PHOTOGRAPHS [RUNS]
+# RUNS holds what train-edge.sh made: the labels are by the network before its last run.
 # Every command goes on where it stopped, so the script can be started again after any interruption.
 set -eu
 photographs=${1:?usage: train-vgg.sh PHOTOGRAPHS [RUNS]}
 runs=${2:-runs}
 recipes=$(dirname "$0")
 
-superpoint label "$photographs" --model superpoint-edge --config "$recipes/vgg-label.toml" --out "$runs/vgg-labels"
-superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels" --refiner superpoint-edge \
+superpoint label "$photographs" --model "$runs/superpoint/superpoint.safetensors" --config "$recipes/vgg-label.toml" --out "$runs/vgg-labels"
+superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels" --refiner "$runs/superpoint/superpoint.safetensors" \
     --config "$recipes/vgg-superpoint1.toml" --out "$runs/vgg1"
 superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels" \
     --init "$runs/vgg1/superpoint.safetensors" --config "$recipes/vgg-superpoint2.toml" --out "$runs/vgg2"
