@@ -127,6 +127,7 @@ class _Graphs:
         self._wanted: dict[Hashable, int] = {}
         self._refused: set[Hashable] = set()
         self._pool: Any = None
+        self._stream: Any = None
         self._done: Any = None
         self._lock = threading.Lock()
 
@@ -198,10 +199,12 @@ class _Graphs:
     def _capture(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> _Graph:
         with _CAPTURING:
             if self._pool is None:
-                # one for all: graphs run one after the other, and their results are copied out
+                # memory for all: graphs run one after the other, and their results are copied out; the stream is one as
+                # well, since memory is a stream's
                 self._pool = torch.cuda.graph_pool_handle()
+                self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             held = [x.clone() for x in inputs]
-            before, stream = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            before, stream = torch.cuda.current_stream(self._device), self._stream
             stream.wait_stream(before)
             graph, cudnn = torch.cuda.CUDAGraph(), torch.backends.cudnn
             searching = cudnn.benchmark
