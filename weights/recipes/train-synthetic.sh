@@ -37,4 +37,13 @@ done
 SUPERPOINT_THREADS=1 superpoint make-views "$runs/synthetic-views" --model "$runs/now/superpoint-synthetic.safetensors" \
     --images "$runs/scenes4" --seed 89 --views 4 --workers 2
 superpoint train lightglue --views "$runs/synthetic-views" --config "$recipes/synthetic-lightglue1.toml" --workers 12 --out "$runs/synthetic-matcher"
-superpoint export --format weights-float16 --model "$runs/synthetic-matcher/lightglue.safetensors" --out "$runs/lightglue-synthetic.safetensors"
+# on, on other groups: the first 942 of the first scenes, warped, and 1,000 scenes by cameras that moved; on two CPU cores
+mkdir -p "$runs/scenes5"
+find "$(cd "$runs/scenes" && pwd)" -name '*.jpg' | sort | head -n 942 | while read -r image; do ln -sf "$image" "$runs/scenes5/"; done
+SUPERPOINT_THREADS=1 superpoint make-views "$runs/synthetic-views2" --model "$runs/now/superpoint-synthetic.safetensors" \
+    --images "$runs/scenes5" --seed 93 --views 4 --workers 2
+SUPERPOINT_THREADS=1 superpoint make-views "$runs/synthetic-views2" --model "$runs/now/superpoint-synthetic.safetensors" \
+    --scenes 1000 --seed 85 --views 4 --workers 2
+OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --device cpu --views "$runs/synthetic-views2" \
+    --init "$runs/synthetic-matcher/lightglue.safetensors" --config "$recipes/synthetic-lightglue2.toml" --workers 1 --out "$runs/synthetic-matcher2"
+superpoint export --format weights-float16 --model "$runs/synthetic-matcher2/lightglue.safetensors" --out "$runs/lightglue-synthetic.safetensors"
