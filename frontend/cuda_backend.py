@@ -64,7 +64,7 @@ class FusedConv(nn.Module):
             try:
                 out: Tensor = torch.cudnn_convolution_relu(x, weight, self.bias, *self.settings)  # type: ignore[arg-type]
                 return out
-            except torch.OutOfMemoryError:
+            except torch.cuda.OutOfMemoryError:
                 raise
             except RuntimeError:
                 self.apart = True
@@ -141,7 +141,7 @@ class _Graphs:
             try:
                 graph = self._graph(key, name, function, inputs)
                 return function(*inputs) if graph is None else self._replay(graph, inputs)
-            except torch.OutOfMemoryError:
+            except torch.cuda.OutOfMemoryError:
                 if not self._graphs:
                     raise
                 # what graphs hold may be just what is missing
@@ -165,7 +165,7 @@ class _Graphs:
             return None
         try:
             self._graphs[key] = self._capture(function, inputs)
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or [""])[0][:160]

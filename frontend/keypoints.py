@@ -44,7 +44,7 @@ def triton_kernels(device: torch.device) -> ModuleType | None:
 
             cuda_kernels.probe(device)
             _kernels[device] = cuda_kernels
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             return None
         # a Triton that does not fit the rest, or finds no compiler, raises what it likes
         except Exception as error:

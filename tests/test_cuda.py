@@ -77,6 +77,11 @@ def with_triton() -> None:
     assert triton_kernels(torch.device("cuda:0")) is not None
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_auto_is_half_precision(model: str) -> None:
+    assert SuperPoint.from_pretrained(model, device="cuda").precision == "fp16"
+
+
 def test_graphs_give_what_calls_without_them_give(images: list[np.ndarray]) -> None:
     extractor = SuperPoint.from_pretrained("superpoint-slim", device="cuda")
     small = np.ascontiguousarray(images[1][:240, :320])

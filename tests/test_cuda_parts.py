@@ -199,16 +199,16 @@ def test_graphs_give_way_where_memory_runs_out() -> None:
     def hungry(x: Tensor) -> Tensor:
         calls.append(len(graphs._graphs))
         if graphs._graphs:
-            raise torch.OutOfMemoryError("no more")
+            raise torch.cuda.OutOfMemoryError("no more")
         return 3 * x
 
     assert float(graphs.run("hungry", hungry, torch.ones(5))[0]) == 3.0
     assert calls == [1, 0]
 
     def starving(x: Tensor) -> Tensor:
-        raise torch.OutOfMemoryError("no more")
+        raise torch.cuda.OutOfMemoryError("no more")
 
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(torch.cuda.OutOfMemoryError):
         graphs.run("starving", starving, torch.ones(5))
 
 

@@ -12,6 +12,9 @@ from frontend.postprocess import find_peaks
 from frontend.runtime.base import Maps, Refined, Runtime
 from frontend.types import Float32Array
 
+TRIAL = (240, 320)
+"""Height and width of the image on which "auto" compares the best keypoints."""
+
 HALF_COSINE = 0.999
 """Smallest cosine between descriptors in half precision and in float32."""
 

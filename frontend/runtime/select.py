@@ -30,7 +30,6 @@ _NEEDED = {
     "onnxruntime": ("onnxruntime",),
     "torch": ("torch",),
 }
-_TRIAL = (240, 320)  # size that candidates are timed at
 _TRIALS = 3
 _BRIEF = 8  # images of the trial's size that a pair of 640 x 480 is worth
 _TORCH_IMPORT_MS = 2000.0  # torch is loaded where it exports, so that its import cannot be timed there
@@ -265,7 +264,7 @@ def _timed(source: _Network, runtimes: tuple[str, ...], precision: str) -> list[
     Raises:
         ConfigError: there is none; that of the last one.
     """
-    image = parity.scene(*_TRIAL)[None, None]
+    image = parity.scene(*parity.TRIAL)[None, None]
     reference: Maps | None = None
     timed: list[_Timed] = []
     for name in runtimes:

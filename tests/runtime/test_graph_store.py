@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from runtime_networks import unfolded
 
-from frontend.runtime import load_runtime, select, store
+from frontend.runtime import load_runtime, parity, select, store
 from frontend.weights import load_network, save_network, sha256_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -111,7 +111,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(weights: Path, monkeypatch
 
 
 def test_a_note_of_what_is_fastest_may_be_damaged(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "_TRIAL", (64, 96))
+    monkeypatch.setattr(parity, "TRIAL", (64, 96))
     first = load_runtime(weights)
     folder = store.folder_of(sha256_of(weights))
     (note,) = folder.glob("fastest-*.json")
