@@ -1,6 +1,6 @@
 """The GPU's path: bytes uploaded from pinned memory, fused convolutions, and CUDA graphs for shapes that come again.
 
-At batch 1 a GPU is idle most of the time while the host launches some 300 small kernels; a graph launches them at once.
+At batch 1 a GPU is idle most of the time while the host launches many small kernels; a graph launches them at once.
 At larger batches what costs is memory: biases and ReLUs as passes of their own, and poolings.
 """
 

@@ -1,7 +1,8 @@
 """Triton kernels for what PyTorch's operators do slowly on a GPU: suppression, and pooling of channels-last maps.
 
-PyTorch's pooling reads a 9 x 9 window at a tenth of the memory's speed, and suppression needs ten such passes. Nothing
-here is needed: without Triton the callers take PyTorch's operators, which give the same numbers.
+PyTorch's pooling along one axis moves data at a fifth of the memory's speed (.54 of 2.95 TB/s on an H100), and
+suppression needs ten such passes. Nothing here is needed: without Triton the callers take PyTorch's operators, which
+give the same numbers, those of descriptors to rounding.
 """
 
 from __future__ import annotations

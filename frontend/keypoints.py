@@ -54,6 +54,12 @@ def triton_kernels(device: torch.device) -> ModuleType | None:
     return _kernels[device]
 
 
+def kernels_for(values: Tensor) -> ModuleType | None:
+    """The kernels where they can read a tensor: float32 on a GPU, which nothing is differentiated by."""
+    readable = values.is_cuda and values.dtype == torch.float32 and not values.requires_grad
+    return triton_kernels(values.device) if readable else None
+
+
 def max_filter(maps: Tensor, radius: int) -> Tensor:
     """Largest value in the (2 radius + 1)-sided square about each pixel.
 
@@ -94,12 +100,7 @@ def non_maximum_suppression(maps: Tensor, radius: int, iterations: int = 2) -> T
         raise ConfigError(f"nms_radius is {radius}; expected 0 or more")
     if radius == 0:
         return maps
-    if (
-        maps.is_cuda
-        and maps.dtype == torch.float32
-        and not maps.requires_grad
-        and (kernels := triton_kernels(maps.device))
-    ):
+    if kernels := kernels_for(maps):
         suppressed: Tensor = kernels.suppress(maps, radius, iterations)
         return suppressed
     keep = maps == max_filter(maps, radius)

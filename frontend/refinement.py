@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from frontend.encoders import ConvBlock, Norm
 from frontend.errors import ConfigError
-from frontend.keypoints import triton_kernels
+from frontend.keypoints import kernels_for
 from frontend.registry import Registry
 
 
@@ -47,12 +47,7 @@ def gather_patches(images: Tensor, keypoints: Tensor, size: int) -> Tensor:
     Returns:
         (B * K, 1, size, size).
     """
-    if (
-        images.is_cuda
-        and images.dtype == torch.float32
-        and not images.requires_grad
-        and (kernels := triton_kernels(images.device))
-    ):
+    if kernels := kernels_for(images):
         patches: Tensor = kernels.cut_patches(images, keypoints, size)
         return patches
     batch, _, height, width = images.shape

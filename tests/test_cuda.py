@@ -99,7 +99,7 @@ def test_graphs_give_what_calls_without_them_give(images: list[np.ndarray]) -> N
 
 def test_without_triton(images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     expected = SuperPoint.from_pretrained("superpoint-vgg", device="cuda").extract(images[0])
-    for module in ("keypoints", "refinement", "cuda_backend"):
+    for module in ("keypoints", "cuda_backend"):
         monkeypatch.setattr(f"frontend.{module}.triton_kernels", lambda device: None)
     extractor = SuperPoint.from_pretrained("superpoint-vgg", device="cuda")
     for _ in range(SEEN + 2):
