@@ -133,8 +133,29 @@ class _ContextHead(nn.Module):
         return descriptors
 
 
+class ResidualBlock(nn.Module):
+    """3 x 3 convolution added to the input, then ReLU (He et al. 2016, 1512.03385).
+
+    Behind a ReLU it changes nothing at first: its batch norm starts at zero, so that a trained network can be continued
+    with more of them.
+
+    Args:
+        channels: of input and output.
+        norm: see :class:`ConvBlock`.
+    """
+
+    def __init__(self, channels: int, norm: Norm = "bn") -> None:
+        super().__init__()
+        self.conv = ConvBlock(channels, channels, relu=False, norm=norm)
+        if isinstance(self.conv.norm, nn.BatchNorm2d):
+            nn.init.zeros_(self.conv.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(x + cast(Tensor, self.conv(x)))
+
+
 class LightDescriptorHead(_ContextHead):
-    """:class:`ContextDescriptorHead` of separable convolutions.
+    """:class:`ContextDescriptorHead` of separable convolutions, and of dense ones where they cost least.
 
     Args:
         in_channels: of the features.
@@ -142,6 +163,7 @@ class LightDescriptorHead(_ContextHead):
         hidden: channels before the descriptors.
         context: channels of the branch at half the resolution.
         blocks: separable blocks of that branch.
+        dense: residual blocks behind them.
         norm: see :class:`ConvBlock`.
     """
 
@@ -152,12 +174,14 @@ class LightDescriptorHead(_ContextHead):
         hidden: int = 96,
         context: int = 64,
         blocks: int = 3,
+        dense: int = 0,
         norm: Norm = "bn",
     ) -> None:
         super().__init__()
         self.context = nn.Sequential(
             ConvBlock(in_channels, context, stride=2, norm=norm),
             *(SeparableBlock(context, norm=norm) for _ in range(blocks)),
+            *(ResidualBlock(context, norm=norm) for _ in range(dense)),
         )
         self.hidden = nn.Sequential(
             ConvBlock(in_channels + context, hidden, 1, norm=norm), SeparableBlock(hidden, norm=norm)

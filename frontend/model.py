@@ -78,18 +78,24 @@ class ModelConfig:
 
 _SMALL_PATCH: dict[str, Any] = {"size": 15, "channels": [16, 48], "kernels": [5, 3], "strides": [2, 2]}
 _PAPER = ModelConfig(encoder="vgg", detector="paper", descriptor="paper", descriptor_dim=256)
+_SLIM = ModelConfig(
+    encoder="slim",
+    detector="light",
+    descriptor="light",
+    descriptor_dim=96,
+    refiner="patch",
+    refiner_options=_SMALL_PATCH,
+)
 MODEL_PRESETS: dict[str, ModelConfig] = {
     "edge": ModelConfig(detector_options={"fine": 16}, refiner="patch"),
     "edge-dense": ModelConfig(detector_options={"fine": 16}),
     "edge-coarse": ModelConfig(),
-    "slim": ModelConfig(
-        encoder="slim",
-        detector="light",
-        descriptor="light",
-        descriptor_dim=96,
-        refiner="patch",
-        refiner_options=_SMALL_PATCH,
+    "slim": replace(
+        _SLIM,
+        descriptor_options={"dense": 3},
+        refiner_options={"size": 15, "channels": [16, 32, 48], "kernels": [5, 3, 3], "strides": [2, 1, 1]},
     ),
+    "slim-small": _SLIM,
     "vgg": _PAPER,
     "vgg-refined": replace(_PAPER, refiner="patch", refiner_options=_SMALL_PATCH),
 }
