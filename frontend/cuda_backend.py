@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from frontend.encoders import ConvBlock
 from frontend.extraction import Batch, ExtractorConfig, HostDescribed, HostKeypoints, Prepared, StageTimes
+from frontend.kernels import load_kernels
 from frontend.keypoints import triton_kernels
 from frontend.model import DenseMaps, SuperPointNet
 from frontend.torch_backend import Described, TorchBackend
@@ -263,6 +264,7 @@ class CudaBackend(TorchBackend):
     def __init__(self, network: SuperPointNet, device: str, precision: str) -> None:
         super().__init__(network, device, precision)
         dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        load_kernels()  # of the homographies, which stay on the host
         self._run = fused(self.network, dtype)
         self._graphs = _Graphs(self._device)
         self._upload, self._lock = _Pinned(), threading.Lock()

@@ -15,6 +15,7 @@ from frontend.types import BoolArray, Float32Array, Float64Array
 COLLINEAR = 1e-2
 MIN_DEPTH = 1e-6
 RIDGE = 1e-12
+SCORED_AT_ONCE = 1 << 14  # hypotheses x matches: what stays in a core's cache
 _TINY = 1e-300
 _GAUGE = RIDGE * np.eye(9)
 # the nine 2x2 minors of an adjugate as a b - c d, by the places of their factors among the nine entries
@@ -88,6 +89,44 @@ def from_4_points(sample0: Float32Array, sample1: Float32Array) -> Float32Array:
     target = np.stack([sample1[0, :3] * gain, sample1[1, :3] * gain, gain])  # (3, 3 points, N)
     h = target.transpose(2, 0, 1) @ dual.transpose(1, 0, 2)
     return np.asarray(unit_norm(h * np.sign(gain[0] * area0[3])[:, None, None]), np.float32)
+
+
+def _one_way(h: Float32Array, source: Float32Array, target: Float32Array, limit: float) -> Float32Array:
+    """Squared transfer errors (N, K) of hypotheses (N, 3, 3), in units of the squared limit."""
+    mapped = h.reshape(-1, 3) @ source
+    u, v, depth = (mapped[i::3] for i in range(3))
+    inverse = np.maximum(depth, np.float32(MIN_DEPTH))
+    np.divide(np.float32(1 / limit), inverse, out=inverse)
+    # (u / w - x) / limit = u (1 / (w limit)) - x / limit
+    u = u * inverse
+    u -= target[0] * np.float32(1 / limit)
+    v = v * inverse
+    v -= target[1] * np.float32(1 / limit)
+    u *= u
+    v *= v
+    u += v
+    return np.asarray(u, np.float32)
+
+
+def score(h: Float32Array, points0: Float32Array, points1: Float32Array, limits: tuple[float, float]) -> Float32Array:
+    """MSAC costs (N,) of hypotheses in float32: the sum of min(error / limit, 1) over the matches.
+
+    Args:
+        h: (N, 3, 3) float32 between the points.
+        points0: (3, K) float32 homogeneous, of image 0.
+        points1: (3, K), of image 1.
+        limits: largest symmetric transfer error of an inlier, in units of points0 and of points1.
+    """
+    inverse = unit_norm(adjugate(h))
+    step = max(1, SCORED_AT_ONCE // max(points0.shape[1], 1))
+    costs = np.empty(len(h), np.float32)
+    for start in range(0, len(h), step):
+        part = slice(start, start + step)
+        error = _one_way(h[part], points0, points1, limits[1])
+        error += _one_way(inverse[part], points1, points0, limits[0])
+        np.minimum(error, np.float32(1), out=error)
+        costs[part] = error.sum(axis=1)
+    return costs
 
 
 class Projection(NamedTuple):

@@ -1,10 +1,10 @@
-"""Which functions pick and describe keypoints on the CPU: NumPy's, or those that numba compiles."""
+"""Which functions pick and describe keypoints and fit homographies on the CPU: NumPy's, or numba's."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from frontend import postprocess
+from frontend import homography_cpu, postprocess
 from frontend.postprocess import Peaks
 from frontend.types import Float32Array, IntArray
 
@@ -28,16 +28,39 @@ class Kernels(Protocol):
     ) -> Float32Array: ...
 
 
+class HomographyKernels(Protocol):
+    """See :mod:`frontend.homography_cpu`, whose class and function these are."""
+
+    GaussNewton: type[homography_cpu.GaussNewton]
+
+    def score(
+        self, h: Float32Array, points0: Float32Array, points1: Float32Array, limits: tuple[float, float]
+    ) -> Float32Array: ...
+
+
+_homography: HomographyKernels = homography_cpu
+
+
 def load_kernels(brief: bool = False) -> Kernels:
     """The fastest kernels at hand.
 
     Args:
         brief: whether a few images are all that is to come: numba takes half a second to load.
     """
+    global _homography
     if brief:
         return postprocess
     try:
-        from frontend import native
+        from frontend import homography_native, native
     except ImportError:
         return postprocess
+    _homography = homography_native
     return native
+
+
+def homography_kernels() -> HomographyKernels:
+    """The fastest ones that are loaded: numba's in a process that has called :func:`load_kernels`.
+
+    A homography alone does not load them: it takes a hundredth of the time that this takes.
+    """
+    return _homography

@@ -21,7 +21,7 @@ _local = threading.local()
 _ITERATIONS = 2  # rounds of suppression after the first, as in frontend.postprocess
 
 
-def _compiled(signature: Any, **options: Any) -> Any:
+def compiled(signature: Any, **options: Any) -> Any:
     """Compile at once for one signature; kept on disk where numba finds a folder to write to."""
 
     def decorate(function: Any) -> Any:
@@ -34,7 +34,7 @@ def _compiled(signature: Any, **options: Any) -> Any:
     return decorate
 
 
-@_compiled(int64(uint64[::1], uint8[::1], int64[::1]))
+@compiled(int64(uint64[::1], uint8[::1], int64[::1]))
 def _collect(words, marks, found):  # type: ignore[no-untyped-def]
     """Indices of the marks that are set; ``words`` is the same memory, eight at a time."""
     count = 0
@@ -47,7 +47,7 @@ def _collect(words, marks, found):  # type: ignore[no-untyped-def]
     return count
 
 
-@_compiled(void(int64[::1], int64, int64, int64, uint8[:, ::1]))
+@compiled(void(int64[::1], int64, int64, int64, uint8[:, ::1]))
 def _cover(found, count, width, radius, free):  # type: ignore[no-untyped-def]
     """Clear what lies within the radius of each pixel."""
     height = free.shape[0]
@@ -61,7 +61,7 @@ def _cover(found, count, width, radius, free):  # type: ignore[no-untyped-def]
                 line[j] = 0
 
 
-@_compiled(boolean(float32[:, ::1], uint8[:, ::1], int64, int64, int64))
+@compiled(boolean(float32[:, ::1], uint8[:, ::1], int64, int64, int64))
 def _leads(heat, free, y, x, radius):  # type: ignore[no-untyped-def]
     """Whether nothing free within the radius exceeds a pixel."""
     value = heat[y, x]
@@ -85,7 +85,7 @@ def _leads(heat, free, y, x, radius):  # type: ignore[no-untyped-def]
     return True
 
 
-@_compiled(int64(float32[:, ::1], int64[::1], uint64[::1], uint8[:, ::1], int64[::1], float32[::1]))
+@compiled(int64(float32[:, ::1], int64[::1], uint64[::1], uint8[:, ::1], int64[::1], float32[::1]))
 def _scores_within(heat, box, words, marks, found, scores):  # type: ignore[no-untyped-def]
     """Scores of the marked pixels that lie within the box."""
     width = heat.shape[1]
@@ -98,7 +98,7 @@ def _scores_within(heat, box, words, marks, found, scores):  # type: ignore[no-u
     return inside
 
 
-@_compiled(
+@compiled(
     int64(
         float32[:, ::1], int64, int64, int64[::1], uint64[::1], uint8[:, ::1], uint64[::1], uint8[:, ::1],
         int64[::1], int64[::1], float32[::1],
@@ -185,7 +185,7 @@ def find_peaks(
     return best_peaks(found[:n], scores[:n], count, heat.shape[1])
 
 
-@_compiled(void(float32[:, ::1], int64[::1], int64[::1], float32[:, :, ::1]))
+@compiled(void(float32[:, ::1], int64[::1], int64[::1], float32[:, :, ::1]))
 def _cut(gray, xs, ys, out):  # type: ignore[no-untyped-def]
     height, width = gray.shape
     count, side, _ = out.shape
@@ -209,7 +209,7 @@ def cut_patches(gray: Float32Array, peaks: Peaks, side: int) -> Float32Array:
     return out
 
 
-@_compiled(
+@compiled(
     void(float32[:, :, ::1], float32[:, ::1], float32, float32, float32[:, ::1], int64[::1], float32[:, ::1]),
     fastmath={"reassoc", "nsz", "contract"},
 )

@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 
 from frontend.homography_cpu import (
-    MIN_DEPTH,
     GaussNewton,
     adjugate,
     from_4_points,
@@ -21,6 +20,7 @@ from frontend.homography_cpu import (
     normalising_transform,
     unit_norm,
 )
+from frontend.kernels import HomographyKernels, homography_kernels
 from frontend.ransac_config import SAMPLE_SIZE, RansacConfig
 from frontend.types import BoolArray, Float32Array, Float64Array
 from frontend.verification_cpu import verify
@@ -34,7 +34,6 @@ POLISHED = 1e-6  # change of the unit-norm matrix below which polishing ends: so
 TUKEY = 5.0  # zero weight from this many times the median residual of the inliers: 5.9 sigma of Gaussian noise
 POLISH_WIDEST = 3.0  # the same, at most this many thresholds
 POLISH_NARROWEST = 0.05  # and at least: noise-free matches have no scale
-SCORED_AT_ONCE = 1 << 14  # hypotheses x matches: what stays in a core's cache
 
 
 class _Matches(NamedTuple):
@@ -58,38 +57,6 @@ def _prepare(points0: Float64Array, points1: Float64Array) -> tuple[_Matches, Fl
         low[:2] = x.T
         lows.append(low)
     return _Matches(x0, x1, float(t0[0, 0]), float(t1[0, 0]), lows[0], lows[1]), t0, t1
-
-
-def _one_way(h: Float32Array, source: Float32Array, target: Float32Array, limit: float) -> Float32Array:
-    """Squared transfer errors (N, K) of hypotheses (N, 3, 3), in units of the squared limit."""
-    mapped = h.reshape(-1, 3) @ source
-    u, v, depth = (mapped[i::3] for i in range(3))
-    inverse = np.maximum(depth, np.float32(MIN_DEPTH))
-    np.divide(np.float32(1 / limit), inverse, out=inverse)
-    # (u / w - x) / limit = u (1 / (w limit)) - x / limit
-    u = u * inverse
-    u -= target[0] * np.float32(1 / limit)
-    v = v * inverse
-    v -= target[1] * np.float32(1 / limit)
-    u *= u
-    v *= v
-    u += v
-    return np.asarray(u, np.float32)
-
-
-def _score(h: Float32Array, matches: _Matches, threshold: float) -> Float32Array:
-    """MSAC costs (N,) of hypotheses (N, 3, 3) in float32: the sum of min(error / limit, 1) over the matches."""
-    limit = math.sqrt(2.0) * threshold
-    inverse = unit_norm(adjugate(h))
-    step = max(1, SCORED_AT_ONCE // max(matches.low0.shape[1], 1))
-    costs = np.empty(len(h), np.float32)
-    for start in range(0, len(h), step):
-        part = slice(start, start + step)
-        error = _one_way(h[part], matches.low0, matches.low1, limit * matches.unit1)
-        error += _one_way(inverse[part], matches.low1, matches.low0, limit * matches.unit0)
-        np.minimum(error, np.float32(1), out=error)
-        costs[part] = error.sum(axis=1)
-    return costs
 
 
 def _sample(matches: _Matches, random: np.random.Generator, draws: int, keep: int) -> tuple[Float32Array, int]:
@@ -132,9 +99,13 @@ def _optimise_best(
     return _Found(state.h[winner], float(refined[winner]), int((state.error[winner] <= limit).sum()))
 
 
-def _search(matches: _Matches, solver: GaussNewton, config: RansacConfig) -> tuple[Float64Array | None, int]:
+def _search(
+    matches: _Matches, solver: GaussNewton, config: RansacConfig, kernels: HomographyKernels
+) -> tuple[Float64Array | None, int]:
     """The best model (3, 3) of the matches and the samples drawn for it."""
     random = np.random.default_rng(config.seed)
+    limit = math.sqrt(2.0) * config.threshold
+    limits = limit * matches.unit0, limit * matches.unit1
     best: _Found | None = None
     drawn, iterations, needed, block = 0, 0, math.inf, 0
     while drawn < config.max_iterations and iterations < needed:
@@ -144,9 +115,8 @@ def _search(matches: _Matches, solver: GaussNewton, config: RansacConfig) -> tup
         h, used = _sample(matches, random, draws, keep)
         iterations += used
         if len(h):
-            found = _optimise_best(
-                h, _score(h, matches, config.threshold), solver, config.threshold, best.cost if best else math.inf
-            )
+            costs = kernels.score(h, matches.low0, matches.low1, limits)
+            found = _optimise_best(h, costs, solver, config.threshold, best.cost if best else math.inf)
             best = found or best
         if best is not None:
             # draws until one sample is free of outliers with the wished confidence
@@ -229,9 +199,10 @@ def ransac(
         H (3, 3) float64 with H[2, 2] = 1, or None; inliers (K,) bool, all False without a model; and the minimal
         samples drawn.
     """
+    kernels = homography_kernels()
     matches, t0, t1 = _prepare(points0, points1)
-    solver = GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1)
-    h, iterations = _search(matches, solver, config)
+    solver = kernels.GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1)
+    h, iterations = _search(matches, solver, config, kernels)
     if h is None:
         return None, np.zeros(len(points0), np.bool_), iterations
     polished = _polish(h, solver, config.threshold, variances)
@@ -256,6 +227,6 @@ def opencv(
     matches, t0, t1 = _prepare(points0, points1)
     h = unit_norm(t1 @ np.asarray(found, np.float64) @ adjugate(t0))
     # oriented by the matches that it fits, wherever they are
-    solver = GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1)
+    solver = homography_kernels().GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1)
     fits = (solver.linearise(np.stack((h, -h))).error <= 2 * config.threshold**2).sum(axis=1)
     return *_finish(-h if fits[1] > fits[0] else h, matches, solver, t0, t1, config), 0

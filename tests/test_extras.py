@@ -65,6 +65,7 @@ def brought(requirements: Iterable[str]) -> set[str]:
         ("client", "service.ros2_node"),
         ("service", "service.app"),
         ("numba", "frontend.native"),
+        ("numba", "frontend.homography_native"),
         ("onnx", "frontend.runtime.onnx_runtime"),
         ("openvino", "frontend.runtime.openvino_runtime"),
         ("", "frontend.pipeline"),

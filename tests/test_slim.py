@@ -92,7 +92,7 @@ def test_the_heads_are_their_convolutions() -> None:
 
 def test_the_preset_is_small_and_folds() -> None:
     network = SuperPointNet(MODEL_PRESETS["slim"])
-    assert sum(p.numel() for p in network.parameters()) < 220_000
+    assert sum(p.numel() for p in network.parameters()) < 340_000
     randomised(network)
     image = torch.rand(1, 1, 64, 96, dtype=torch.float64)
     with torch.inference_mode():
