@@ -31,7 +31,8 @@ class Kernels(Protocol):
 class HomographyKernels(Protocol):
     """See :mod:`frontend.homography_cpu`, whose class and function these are."""
 
-    GaussNewton: type[homography_cpu.GaussNewton]
+    @property
+    def GaussNewton(self) -> type[homography_cpu.GaussNewton]: ...
 
     def score(
         self, h: Float32Array, points0: Float32Array, points1: Float32Array, limits: tuple[float, float]
