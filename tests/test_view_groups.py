@@ -202,7 +202,12 @@ def test_views_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     )
 
 
-def test_workers_end_when_the_command_is_killed(tmp_path: Path) -> None:
+VIEWS = "make_groups(out, extract, scenes=500, photos=None, views=2, seed=0, workers=2)"
+SCENES = "make_scenes(out, 500, workers=2)"
+
+
+@pytest.mark.parametrize("made", [VIEWS, SCENES])
+def test_workers_end_when_the_command_is_killed(made: str, tmp_path: Path) -> None:
     def workers() -> list[int]:
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
@@ -213,14 +218,15 @@ def test_workers_end_when_the_command_is_killed(tmp_path: Path) -> None:
 
     script = (
         "import sys; from pathlib import Path; sys.path.insert(0, 'tests')\n"
+        "from frontend.training.scenes import make_scenes\n"
         "from frontend.training.view_groups import make_groups\n"
         "from test_view_groups import extract\n"
         "if __name__ == '__main__':\n"
-        f"    make_groups(Path({str(tmp_path)!r}), extract, scenes=500, photos=None, views=2, seed=0, workers=2)\n"
+        f"    out = Path({str(tmp_path)!r}); {made}\n"
     )
     (tmp_path / "run.py").write_text(script)
     process = start_python(str(tmp_path / "run.py"), PYTHONPATH=str(Path(__file__).parent), MARK=str(tmp_path))
-    kill_when(process, lambda: bool(list(tmp_path.glob("*.npz"))))
+    kill_when(process, lambda: bool([*tmp_path.glob("*.npz"), *tmp_path.glob("*.jpg")]))
     limit = time.monotonic() + 20
     while workers():
         assert time.monotonic() < limit, "workers are still there"

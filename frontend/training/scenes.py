@@ -6,9 +6,7 @@ the right, y ahead, z up.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from frontend.progress import Progress
 from frontend.training.scene_faces import Face, Sphere, prism_faces, rectangle
 from frontend.training.scene_painter import Light, Painter, Texture, View
 from frontend.training.scene_textures import TEXTURES, fractal
+from frontend.training.workers import mapping
 from frontend.types import Float64Array
 
 # canvases are this much finer than their images, against jagged edges
@@ -384,6 +383,7 @@ def make_scenes(
 
     Raises:
         ConfigError: a number is out of its range.
+        DataError: a process has been killed, for want of memory for instance.
     """
     if count < 1 or workers < 1 or seed < 0 or min(size) < 64:
         raise ConfigError(
@@ -393,15 +393,8 @@ def make_scenes(
     out.mkdir(parents=True, exist_ok=True)
     write = partial(_write, out=out, seed=seed, size=size)
     made = 0
-    with Progress(count, "scenes", unit="image") as progress:
-        if workers == 1:
-            for number in range(count):
-                made += write(number)
-                progress.update()
-        else:
-            # not forked: a process with OpenCV's threads in it may hang in the child
-            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                for new in pool.map(write, range(count), chunksize=8):
-                    made += new
-                    progress.update()
+    with Progress(count, "scenes", unit="image") as progress, mapping(workers if workers > 1 else 0) as run:
+        for new in run(write, range(count)):
+            made += new
+            progress.update()
     return made, count - made

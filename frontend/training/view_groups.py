@@ -7,20 +7,14 @@ extractor found, so that training does not run the extractor.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import threading
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from itertools import combinations, islice
+from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -33,6 +27,7 @@ from frontend.homography import HomographyConfig, sample_homography, warp_image,
 from frontend.progress import Progress
 from frontend.training.photometric import PhotometricConfig, photometric_noise
 from frontend.training.scene_views import SceneView, project_points, scene_views
+from frontend.training.workers import mapping
 from frontend.types import BoolArray, Features, Float32Array, Float64Array, IntArray
 
 _SIZE = (640, 480)
@@ -264,50 +259,6 @@ def _warp(
     return warped_views(gray, np.random.default_rng((seed, key)), views)
 
 
-Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-
-
-def _die_with_parent() -> None:
-    """In a worker: end when the parent does, also when that is killed; the pool's pipes would keep it for ever."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def _mapping(workers: int) -> Iterator[Map]:
-    """``map`` in processes, in order, with few results at a time that wait.
-
-    Raises:
-        DataError: a process has been killed, for want of memory for instance.
-    """
-    if workers == 0:
-        yield map
-        return
-    # not forked: a process with OpenCV's threads in it may hang in the child
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_die_with_parent)
-
-    def run(make: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        rest = iter(items)
-        waiting = deque(pool.submit(make, item) for item in islice(rest, 3 * workers))
-        while waiting:
-            made = waiting.popleft().result()
-            waiting.extend(pool.submit(make, item) for item in islice(rest, 1))
-            yield made
-
-    try:
-        yield run
-    except BrokenProcessPool:
-        raise DataError("a process that makes images was killed (out of memory?); fewer workers need less") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 @dataclass(frozen=True)
 class GroupReport:
     """What a run did.
@@ -359,7 +310,7 @@ def make_groups(
     todo, total = len(new_scenes) + len(new_photos), len(scene_paths) + len(photo_paths)
     render, warp = partial(_render, seed=seed, views=views), partial(_warp, seed=seed, views=views)
     skipped: list[str] = []
-    with Progress(total, "views", start=total - todo, unit="group") as progress, _mapping(workers) as run:
+    with Progress(total, "views", start=total - todo, unit="group") as progress, mapping(workers) as run:
         for number, rendered in zip(new_scenes, run(render, new_scenes), strict=True):
             group_of_scene(rendered, extract).save(scene_paths[number])
             progress.update()
