@@ -92,6 +92,11 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
     "edge-coarse": ModelConfig(),
     "slim": replace(
         _SLIM,
+        descriptor_options={"dense": 2},
+        refiner_options={"size": 13, "channels": [16, 32, 48], "kernels": [5, 3, 3], "strides": [2, 1, 1]},
+    ),
+    "slim-large": replace(
+        _SLIM,
         descriptor_options={"dense": 3},
         refiner_options={"size": 15, "channels": [16, 32, 48], "kernels": [5, 3, 3], "strides": [2, 1, 1]},
     ),

@@ -11,7 +11,7 @@ from frontend.cli.options import Option, add_options, resolve_options
 from frontend.cli.train_lightglue import add_lightglue, lightglue_options, train_lightglue
 from frontend.errors import ConfigError
 
-_MODELS = ("edge", "edge-dense", "edge-coarse", "slim", "slim-small", "vgg", "vgg-refined")
+_MODELS = ("edge", "edge-dense", "edge-coarse", "slim", "slim-large", "slim-small", "vgg", "vgg-refined")
 _COMMON = (
     Option("model", "", "network to train; where it is not given, that of --init, or edge", ("", *_MODELS)),
     Option("encoder", "", "specification of another encoder for it, see 'superpoint encoders'"),

@@ -11,5 +11,7 @@ superpoint label "$photographs" --model "$runs/superpoint/superpoint.safetensors
 superpoint train superpoint --images "$photographs" --labels "$runs/slim-labels" \
     --config "$recipes/slim-superpoint1.toml" --out "$runs/slim1"
 superpoint train superpoint --images "$photographs" --labels "$runs/slim-labels" --init "$runs/slim1/superpoint.safetensors" \
-    --config "$recipes/slim-superpoint2.toml" --out "$runs/slim"
+    --config "$recipes/slim-superpoint2.toml" --out "$runs/slim2"
+superpoint train superpoint --images "$photographs" --labels "$runs/slim-labels" --init "$runs/slim2/superpoint.safetensors" \
+    --config "$recipes/slim-superpoint3.toml" --out "$runs/slim"
 superpoint export --format weights-float16 --model "$runs/slim/superpoint.safetensors" --out "$runs/superpoint-slim.safetensors"
