@@ -11,7 +11,7 @@ import numpy as np
 
 from frontend.extraction import Batch, ExtractorConfig, HostDescribed, HostKeypoints, Prepared, StageTimes
 from frontend.kernels import load_kernels
-from frontend.postprocess import Peaks, centre_of_mass
+from frontend.postprocess import BYTE, Gray, Peaks, centre_of_mass
 from frontend.runtime.base import Maps, Refined, Runtime
 from frontend.runtime.memory import settle_memory
 from frontend.types import Float32Array
@@ -26,7 +26,6 @@ class CpuBackend:
     """
 
     device = "cpu"
-    takes_bytes = False
 
     def __init__(self, runner: Runtime, brief: bool = False) -> None:
         settle_memory()
@@ -37,6 +36,7 @@ class CpuBackend:
         self.encoder = runner.info.encoder
         self.descriptor_dim = runner.info.descriptor_dim
         self.refines = runner.info.patch > 0
+        self.takes_bytes: bool = getattr(runner, "takes_bytes", False)
 
     @property
     def network(self) -> Any:
@@ -44,7 +44,10 @@ class CpuBackend:
         return getattr(self.runner, "network", None)
 
     def stack(self, prepared: Sequence[Prepared]) -> Batch:
-        images = prepared[0].gray[None, None] if len(prepared) == 1 else np.stack([p.gray for p in prepared])[:, None]
+        grays = [item.gray for item in prepared]
+        if any(gray.dtype != np.uint8 for gray in grays):
+            grays = [np.multiply(gray, BYTE, dtype=np.float32) if gray.dtype == np.uint8 else gray for gray in grays]
+        images = grays[0][None, None] if len(grays) == 1 else np.stack(grays)[:, None]
         rasters = [item.raster for item in prepared if item.raster is not None]
         raster = np.stack(rasters) if rasters else None
         return Batch(np.ascontiguousarray(images), [item.geometry for item in prepared], raster)
@@ -69,19 +72,19 @@ class CpuBackend:
             for heat, geometry in zip(maps.heat, batch.geometries, strict=True)
         ]
         refined = self._refine(batch.images, found, times)
-        count, size = len(found), (maps.heat.shape[2], maps.heat.shape[1])
-        keypoints = np.zeros((count, config.max_keypoints, 2), np.float32)
+        size, most = (maps.heat.shape[2], maps.heat.shape[1]), config.max_keypoints
+        keypoints = np.zeros((len(found), most, 2), np.float32)
         scores = np.zeros(keypoints.shape[:2], np.float32)
         valid = np.zeros(keypoints.shape[:2], np.bool_)
-        described = np.zeros((*keypoints.shape[:2], maps.descriptors.shape[3]), np.float32)
         sigmas = np.zeros_like(scores) if self.runner.info.patch else None
+        described = []
         for i, (peaks, extra) in enumerate(zip(found, refined, strict=True)):
             n = len(peaks.x)
             valid[i, :n] = True
             if extra is None or sigmas is None:
                 points = centre_of_mass(maps.heat[i], peaks) if config.subpixel else _points(peaks)
                 keypoints[i, :n], scores[i, :n] = points, peaks.scores
-                described[i, :n] = self.kernels.describe(maps.descriptors[i], points, size)
+                described.append(self.kernels.describe(maps.descriptors[i], points, size))
                 continue
             order = np.argsort(-extra.position[:, 3], kind="stable")
             position = extra.position[order]
@@ -89,11 +92,11 @@ class CpuBackend:
             if config.subpixel:
                 points += position[:, :2]
             keypoints[i, :n] = points
-            described[i, :n] = self.kernels.describe(maps.descriptors[i], points, size, extra.local, order)
+            described.append(self.kernels.describe(maps.descriptors[i], points, size, extra.local, order))
             sigmas[i, :n], scores[i, :n] = position[:, 2], position[:, 3]
-        return HostDescribed(HostKeypoints(keypoints, scores, valid), described, sigmas)
+        return HostDescribed(HostKeypoints(keypoints, scores, valid), _stacked(described, most), sigmas)
 
-    def _refine(self, images: Float32Array, found: list[Peaks], times: StageTimes | None) -> list[Refined | None]:
+    def _refine(self, images: Gray, found: list[Peaks], times: StageTimes | None) -> list[Refined | None]:
         """What the refiner says of each image's keypoints; None where there is no refiner, or nothing to refine."""
         side = self.runner.info.patch
         counts = [len(peaks.x) for peaks in found]
@@ -125,3 +128,13 @@ class CpuBackend:
 def _points(peaks: Peaks) -> Float32Array:
     points: Float32Array = np.stack([peaks.x, peaks.y], axis=1).astype(np.float32)
     return points
+
+
+def _stacked(parts: list[Float32Array], most: int) -> Float32Array:
+    """(N, D) arrays as one (B, most, D), zeros behind each; not copied where it is all there is."""
+    if len(parts) == 1 and len(parts[0]) == most:
+        return parts[0][None]
+    stacked = np.zeros((len(parts), most, parts[0].shape[1]), np.float32)
+    for row, part in zip(stacked, parts, strict=True):
+        row[: len(part)] = part
+    return stacked

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from frontend import homography_cpu, postprocess
-from frontend.postprocess import Peaks
+from frontend.postprocess import Gray, Peaks
 from frontend.types import Float32Array, IntArray
 
 
@@ -16,7 +16,7 @@ class Kernels(Protocol):
         self, heat: Float32Array, *, radius: int, border: int, size: tuple[int, int], threshold: float, count: int
     ) -> Peaks: ...
 
-    def cut_patches(self, gray: Float32Array, peaks: Peaks, side: int) -> Float32Array: ...
+    def cut_patches(self, gray: Gray, peaks: Peaks, side: int) -> Float32Array: ...
 
     def describe(
         self,

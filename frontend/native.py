@@ -14,7 +14,7 @@ import numpy as np
 from numba import boolean, float32, int64, njit, uint8, uint64, void  # type: ignore[import-untyped, unused-ignore]
 
 from frontend.errors import ConfigError
-from frontend.postprocess import Peaks, best_peaks
+from frontend.postprocess import BYTE, Gray, Peaks, best_peaks
 from frontend.types import Float32Array, IntArray
 
 _local = threading.local()
@@ -185,8 +185,13 @@ def find_peaks(
     return best_peaks(found[:n], scores[:n], count, heat.shape[1])
 
 
-@compiled(void(float32[:, ::1], int64[::1], int64[::1], float32[:, :, ::1]))
-def _cut(gray, xs, ys, out):  # type: ignore[no-untyped-def]
+@compiled(
+    [
+        void(gray[:, ::1], int64[::1], int64[::1], float32, float32[:, :, ::1])  # type: ignore[index, unused-ignore]
+        for gray in (float32, uint8)
+    ]
+)
+def _cut(gray, xs, ys, white, out):  # type: ignore[no-untyped-def]
     height, width = gray.shape
     count, side, _ = out.shape
     around = side // 2
@@ -195,17 +200,18 @@ def _cut(gray, xs, ys, out):  # type: ignore[no-untyped-def]
         if left >= 0 and top >= 0 and left + side <= width and top + side <= height:
             for i in range(side):
                 for j in range(side):
-                    out[n, i, j] = gray[top + i, left + j]
+                    out[n, i, j] = np.float32(gray[top + i, left + j]) * white
         else:
             for i in range(side):
                 for j in range(side):
-                    out[n, i, j] = gray[min(max(top + i, 0), height - 1), min(max(left + j, 0), width - 1)]
+                    x, y = min(max(left + j, 0), width - 1), min(max(top + i, 0), height - 1)
+                    out[n, i, j] = np.float32(gray[y, x]) * white
 
 
-def cut_patches(gray: Float32Array, peaks: Peaks, side: int) -> Float32Array:
+def cut_patches(gray: Gray, peaks: Peaks, side: int) -> Float32Array:
     """As :func:`frontend.postprocess.cut_patches`."""
     out = np.empty((len(peaks.x), side, side), np.float32)
-    _cut(gray, peaks.x, peaks.y, out)
+    _cut(gray, peaks.x, peaks.y, BYTE if gray.dtype == np.uint8 else np.float32(1), out)
     return out
 
 

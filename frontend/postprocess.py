@@ -17,8 +17,14 @@ from numpy.typing import NDArray
 from frontend.errors import ConfigError
 from frontend.types import Float32Array, IntArray
 
+Gray = Float32Array | NDArray[np.uint8]
+
 _ON = 255  # of OpenCV's masks
 _WINDOW = 2  # radius of the centre of mass, pixels
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+_PLACE = np.int64(0xFFFFFFFF)
+BYTE = np.float32(1 / 255)
+"""A grey level of 8 bits in units of the range from black to white."""
 
 
 class Peaks(NamedTuple):
@@ -121,19 +127,21 @@ def best_peaks(flat: IntArray, scores: Float32Array, count: int, width: int) -> 
 
     Args:
         flat: (N,) int64 indices into a map, rising.
-        scores: (N,) float32.
+        scores: (N,) float32, contiguous; no NaN.
         count: keypoints at most.
         width: of the map, pixels.
     """
-    if len(scores) > count:
-        least = np.partition(scores, len(scores) - count)[len(scores) - count]
-        best = scores > least
-        # of those that are equal to the last, the first in the order of rows
-        best[np.flatnonzero(scores == least)[: count - np.count_nonzero(best)]] = True
-        flat, scores = flat[best], scores[best]
-    order = np.argsort(-scores, kind="stable")
-    y, x = np.divmod(flat[order], width)
-    return Peaks(x, y, scores[order])
+    # one number of 64 bits that falls with the score and, below it, rises with the place: one sort does it all. The
+    # bits of a float32, those below the sign turned over where it is set, rise with its value.
+    bits = scores.view(np.int32)
+    keys = np.invert(bits ^ ((bits >> 31) & _MAGNITUDE)).astype(np.int64)
+    keys <<= 32
+    keys |= flat
+    keys.sort()
+    keys = keys[:count]
+    rising = np.invert(keys >> 32).astype(np.int32)
+    y, x = np.divmod(keys & _PLACE, width)
+    return Peaks(x, y, (rising ^ ((rising >> 31) & _MAGNITUDE)).view(np.float32))
 
 
 def centre_of_mass(heat: Float32Array, peaks: Peaks) -> Float32Array:
@@ -150,21 +158,24 @@ def centre_of_mass(heat: Float32Array, peaks: Peaks) -> Float32Array:
     return points
 
 
-def cut_patches(gray: Float32Array, peaks: Peaks, side: int) -> Float32Array:
+def cut_patches(gray: Gray, peaks: Peaks, side: int) -> Float32Array:
     """Squares of an image about each peak; beyond the edge the last pixel is repeated.
 
     Args:
-        gray: (H, W) float32.
+        gray: (H, W) float32 in [0, 1], or uint8.
         peaks: inside the image.
         side: of a square, odd.
 
     Returns:
-        (N, side, side) float32, contiguous.
+        (N, side, side) float32 in [0, 1], contiguous.
     """
     around = side // 2
     padded = cv2.copyMakeBorder(gray, around, around, around, around, cv2.BORDER_REPLICATE)
-    windows = sliding_window_view(np.asarray(padded, np.float32), (side, side))
-    return np.ascontiguousarray(windows[peaks.y, peaks.x])
+    windows = sliding_window_view(np.asarray(padded), (side, side))
+    patches = windows[peaks.y, peaks.x]
+    if patches.dtype == np.uint8:
+        return np.multiply(patches, BYTE, dtype=np.float32)
+    return np.ascontiguousarray(patches, np.float32)
 
 
 def unit_rows(rows: Float32Array) -> Float32Array:

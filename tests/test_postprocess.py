@@ -14,6 +14,7 @@ import torch
 from frontend import keypoints as reference
 from frontend import native, postprocess
 from frontend.errors import ConfigError
+from frontend.image import to_gray
 from frontend.kernels import Kernels, load_kernels
 from frontend.refinement import gather_patches
 
@@ -152,6 +153,26 @@ def test_patches_are_those_of_the_reference(kernels: Kernels, peaks: postprocess
     gray = heat(seed=5)
     expected = gather_patches(torch.from_numpy(gray)[None, None], points_of(peaks), 17)[:, 0].numpy()
     np.testing.assert_array_equal(kernels.cut_patches(gray, peaks, 17), expected)
+    levels = (255 * gray).astype(np.uint8)
+    expected = kernels.cut_patches(to_gray(levels), peaks, 17)
+    np.testing.assert_array_equal(kernels.cut_patches(levels, peaks, 17), expected)
+    assert 0.5 < expected.max() <= 1
+
+
+def test_the_best_are_those_of_a_stable_sort() -> None:
+    random = np.random.default_rng(8)
+    for scores in (
+        random.choice(np.linspace(-2, 3, 40), 500),  # many of them equal
+        random.normal(size=500) * 10.0 ** random.integers(-30, 30, 500),
+        np.array([0.0, 1.0, np.inf, 0.5, 1.0, -np.inf, -1.0]),
+        np.zeros(0),
+    ):
+        flat = np.sort(random.choice(640 * 480, len(scores), replace=False))
+        order = np.argsort(-scores.astype(np.float32), kind="stable")
+        for count in (0, 3, 200, 1000):
+            got = postprocess.best_peaks(flat, scores.astype(np.float32), count, 640)
+            np.testing.assert_array_equal(got.y * 640 + got.x, flat[order[:count]])
+            np.testing.assert_array_equal(got.scores, scores.astype(np.float32)[order[:count]])
 
 
 @pytest.mark.parametrize("cells", [(9, 13), (1, 5), (4, 1), (1, 1)])

@@ -9,6 +9,9 @@ import openvino
 import pytest
 from runtime_networks import network
 
+from frontend.cpu_backend import CpuBackend
+from frontend.extractor import SuperPoint
+from frontend.image import to_gray
 from frontend.model import ModelConfig, SuperPointNet
 from frontend.runtime import openvino_runtime, runtime_for
 from frontend.runtime.graphs import export_parts
@@ -40,7 +43,7 @@ def test_sizes_that_keep_coming_are_compiled_for_and_give_the_same() -> None:
 def test_in_half_precision_the_same_image_always_gives_the_same() -> None:
     if "bf16" not in native_precisions():
         pytest.skip("this CPU has no bf16")
-    runtime = runtime_for(network("slim"), "openvino", "bf16")
+    runtime = runtime_for(network("slim-small"), "openvino", "bf16")
     sizes = [(64, 96), (72, 96), (80, 96), (88, 96), (96, 96), (104, 96), (112, 96)]
     first = {size: [value.copy() for value in runtime.dense(image(*size))] for size in sizes}
     for _ in range(6):
@@ -89,6 +92,24 @@ def test_a_model_whose_image_goes_elsewhere_is_left_alone() -> None:
     got = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(given)
     assert got[0].max() == pytest.approx(4.5, rel=1e-5)
     assert got[1].max() == pytest.approx(np.exp(0.5), rel=1e-5)
+
+
+def test_images_of_bytes_give_what_floats_give() -> None:
+    """In half precision their bytes are what the network takes; beside an image of floats they become floats."""
+    random = np.random.default_rng(0)
+    levels = [random.integers(0, 256, (64, 96), np.uint8) for _ in range(2)]
+    floats = [to_gray(image) for image in levels]
+    for precision in ("float32", *(p for p in ("bf16",) if p in native_precisions())):
+        backend = CpuBackend(runtime_for(network("slim-small"), "openvino", precision))
+        assert backend.takes_bytes == (precision == "bf16")
+        extractor = SuperPoint.of(backend)
+        expected = extractor.extract_batch(floats)
+        assert len(expected[0]) > 20
+        for images in (levels, [levels[0], floats[1]]):
+            for got, feature in zip(extractor.extract_batch(images), expected, strict=True):
+                np.testing.assert_array_equal(got.keypoints, feature.keypoints)
+                np.testing.assert_array_equal(got.descriptors, feature.descriptors)
+        assert extractor.prepare(levels[0]).gray.dtype == (np.uint8 if precision == "bf16" else np.float32)
 
 
 def test_half_precision_sees_grey_levels(monkeypatch: pytest.MonkeyPatch) -> None:
