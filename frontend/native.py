@@ -181,6 +181,7 @@ def find_peaks(
         # local maxima survive, so that nothing below the last of the best of them can be among the best
         least = np.partition(scores[:first], first - count)[first - count]
         np.greater_equal(heat, least, out=free.view(np.bool_))
+        cv2.bitwise_and(keep, free, dst=keep)
     n = _survivors(heat, radius, _ITERATIONS, box, *arrays[1:])
     return best_peaks(found[:n], scores[:n], count, heat.shape[1])
 
