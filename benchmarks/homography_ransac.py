@@ -30,6 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from frontend.homography import corner_error, solve_corners, warp_points
+from frontend.kernels import load_kernels
 from frontend.ransac import BatchedHomography, batched_ransac
 from frontend.ransac_config import RansacConfig
 from frontend.ransac_cpu import ransac
@@ -219,6 +220,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch on the CPU")
     parser.add_argument("--json", type=Path, help="write settings and rows here")
     args = parser.parse_args()
+    load_kernels()  # as an extractor does
     torch.set_num_threads(args.threads)
     protocol = {
         "trials": args.trials,

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 def backend_of_network(
-    network: SuperPointNet, device: str = "auto", runtime: str = "torch", precision: str = "float32"
+    network: SuperPointNet,
+    device: str = "auto",
+    runtime: str = "torch",
+    precision: str = "float32",
+    brief: bool = False,
 ) -> Backend:
     """The backend of a network at hand.
 
@@ -23,6 +27,7 @@ def backend_of_network(
         device: "auto", "cpu", "cuda" or "cuda:N".
         runtime: see :mod:`frontend.runtime`.
         precision: the same.
+        brief: whether a pair of images is all that is to come, so that the time to load counts too.
 
     Raises:
         ConfigError: there is no such device or runtime, or it has no such precision.
@@ -34,8 +39,8 @@ def backend_of_network(
     if where.type == "cpu" and hasattr(network.refiner, "refine_patches") | (network.refiner is None):
         from frontend.cpu_backend import CpuBackend
 
-        return CpuBackend(runtime_for(network, runtime, precision))
-    return _on_torch(network, str(where), runtime, precision)
+        return CpuBackend(runtime_for(network, runtime, precision), brief)
+    return _on_torch(network, str(where), runtime, precision, brief)
 
 
 def load_backend(
@@ -65,10 +70,10 @@ def load_backend(
         name, _ = resolve(name_or_path)
         return name, CpuBackend(load_runtime(name_or_path, runtime, precision, brief=brief), brief)
     name, network = load_network(name_or_path)
-    return name, backend_of_network(network, str(where), runtime, precision)
+    return name, backend_of_network(network, str(where), runtime, precision, brief)
 
 
-def _on_torch(network: SuperPointNet, device: str, runtime: str, precision: str) -> Backend:
+def _on_torch(network: SuperPointNet, device: str, runtime: str, precision: str, brief: bool) -> Backend:
     if runtime not in ("auto", "torch"):
         raise ConfigError(f"runtime is '{runtime}' on device '{device}'; expected auto or torch there")
     if precision == "int8":
@@ -80,9 +85,9 @@ def _on_torch(network: SuperPointNet, device: str, runtime: str, precision: str)
     from frontend.cuda_backend import CudaBackend
 
     if precision != "auto":
-        return CudaBackend(network, device, precision)
-    half = CudaBackend(network, device, "fp16")
-    return half if _finds_the_same(half, network) else CudaBackend(network, device, "float32")
+        return CudaBackend(network, device, precision, brief)
+    half = CudaBackend(network, device, "fp16", brief)
+    return half if _finds_the_same(half, network) else CudaBackend(network, device, "float32", brief)
 
 
 def _finds_the_same(backend: Any, network: SuperPointNet) -> bool:

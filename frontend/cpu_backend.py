@@ -36,7 +36,7 @@ class CpuBackend:
         self.encoder = runner.info.encoder
         self.descriptor_dim = runner.info.descriptor_dim
         self.refines = runner.info.patch > 0
-        self.takes_bytes: bool = getattr(runner, "takes_bytes", False)
+        self.takes_bytes = runner.takes_bytes
 
     @property
     def network(self) -> Any:
@@ -45,7 +45,7 @@ class CpuBackend:
 
     def stack(self, prepared: Sequence[Prepared]) -> Batch:
         grays = [item.gray for item in prepared]
-        if any(gray.dtype != np.uint8 for gray in grays):
+        if not self.takes_bytes or any(gray.dtype != np.uint8 for gray in grays):
             grays = [np.multiply(gray, BYTE, dtype=np.float32) if gray.dtype == np.uint8 else gray for gray in grays]
         images = grays[0][None, None] if len(grays) == 1 else np.stack(grays)[:, None]
         rasters = [item.raster for item in prepared if item.raster is not None]

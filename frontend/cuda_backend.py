@@ -257,14 +257,15 @@ class CudaBackend(TorchBackend):
         network: folded; is brought to evaluation mode and to the device.
         device: "cuda" or "cuda:N".
         precision: "float32", "bf16" or "fp16".
+        brief: see :func:`frontend.kernels.load_kernels`.
     """
 
     takes_bytes = True
 
-    def __init__(self, network: SuperPointNet, device: str, precision: str) -> None:
+    def __init__(self, network: SuperPointNet, device: str, precision: str, brief: bool = False) -> None:
         super().__init__(network, device, precision)
         dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        load_kernels()  # of the homographies, which stay on the host
+        load_kernels(brief)  # of the homographies, which stay on the host
         self._run = fused(self.network, dtype)
         self._graphs = _Graphs(self._device)
         self._upload, self._lock = _Pinned(), threading.Lock()

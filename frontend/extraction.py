@@ -64,7 +64,7 @@ class Batch(NamedTuple):
     """Network input for images of one padded size.
 
     Attributes:
-        images: (B, 1, H, W) float32 in [0, 1], or uint8 for a backend that takes bytes; an array or a tensor on the
+        images: (B, 1, H, W) float32 in [0, 1], or uint8 on a CPU whose runtime takes bytes; an array or a tensor on the
             device; H and W multiples of 8.
         geometries: one for each image.
         raster: (B, M, H, W) float32 map layers in the images' frame, for networks with a context module that takes

@@ -16,7 +16,6 @@ COLLINEAR = 1e-2
 MIN_DEPTH = 1e-6
 RIDGE = 1e-12
 SCORED_AT_ONCE = 1 << 14  # hypotheses x matches: what stays in a core's cache
-_TINY = 1e-300
 _GAUGE = RIDGE * np.eye(9)
 # the nine 2x2 minors of an adjugate as a b - c d, by the places of their factors among the nine entries
 _MINORS = np.array(

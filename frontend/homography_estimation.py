@@ -35,7 +35,9 @@ def estimate_homography(
     """Estimate the homography between matched points of two images.
 
     Both methods share the definition of an inlier and the checks of
-    :func:`frontend.verification.verify_homography`, so that unrelated images give NO_MODEL with either.
+    :func:`frontend.verification.verify_homography`, so that unrelated images give NO_MODEL with either. On a CPU the
+    last digits depend on whether the process has loaded compiled kernels, as one with an extractor has where numba is
+    installed; of hypotheses that are equally good it may take another one then.
 
     Args:
         points0: (M, 2) matched points of image 0, pixels.

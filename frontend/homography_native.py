@@ -16,6 +16,7 @@ from frontend.homography_cpu import MIN_DEPTH, RIDGE, Linearised, Projection
 from frontend.native import compiled
 from frontend.types import Float32Array, Float64Array
 
+# constants of other modules are arguments: numba's cache would not see that they change
 # sums may be taken in any order, which lets them be taken eight at a time; NaN and infinity stay what they are
 _SUMS = {"fastmath": {"reassoc", "nsz", "contract"}}
 _PROJECTION = types.UniTuple(float64[:, ::1], 5)  # type: ignore[no-untyped-call, unused-ignore]
@@ -42,11 +43,11 @@ def _invert(h, inverse):  # type: ignore[no-untyped-def]
             inverse[n] *= norm
 
 
-@compiled(void(float32[:, ::1], float32[:, ::1], float32[:, ::1], float32, float32, float32[::1]), **_SUMS)
-def _score(h, points0, points1, limit0, limit1, costs):  # type: ignore[no-untyped-def]
+@compiled(void(float32[:, ::1], float32[:, ::1], float32[:, ::1], float32, float32, float32, float32[::1]), **_SUMS)
+def _score(h, points0, points1, per_limit0, per_limit1, least, costs):  # type: ignore[no-untyped-def]
     x0, y0, x1, y1 = points0[0], points0[1], points1[0], points1[1]
     inverse = np.empty(9, np.float32)
-    least, one = np.float32(MIN_DEPTH), np.float32(1)
+    one = np.float32(1)
     for n in range(len(h)):
         f0, f1, f2, f3, f4, f5, f6, f7, f8 = _nine(h[n])
         _invert(h[n], inverse)
@@ -54,11 +55,11 @@ def _score(h, points0, points1, limit0, limit1, costs):  # type: ignore[no-untyp
         total = np.float32(0)
         for k in range(len(x0)):
             depth = one / max(f6 * x0[k] + f7 * y0[k] + f8, least)
-            u = ((f0 * x0[k] + f1 * y0[k] + f2) * depth - x1[k]) * limit1
-            v = ((f3 * x0[k] + f4 * y0[k] + f5) * depth - y1[k]) * limit1
+            u = ((f0 * x0[k] + f1 * y0[k] + f2) * depth - x1[k]) * per_limit1
+            v = ((f3 * x0[k] + f4 * y0[k] + f5) * depth - y1[k]) * per_limit1
             back = one / max(b6 * x1[k] + b7 * y1[k] + b8, least)
-            p = ((b0 * x1[k] + b1 * y1[k] + b2) * back - x0[k]) * limit0
-            q = ((b3 * x1[k] + b4 * y1[k] + b5) * back - y0[k]) * limit0
+            p = ((b0 * x1[k] + b1 * y1[k] + b2) * back - x0[k]) * per_limit0
+            q = ((b3 * x1[k] + b4 * y1[k] + b5) * back - y0[k]) * per_limit0
             total += min(u * u + v * v + (p * p + q * q), one)
         costs[n] = total
 
@@ -70,20 +71,19 @@ def _flat(h: np.ndarray) -> np.ndarray:
 def score(h: Float32Array, points0: Float32Array, points1: Float32Array, limits: tuple[float, float]) -> Float32Array:
     """As :func:`frontend.homography_cpu.score`."""
     costs = np.empty(len(h), np.float32)
-    reciprocal = np.float32(1 / limits[0]), np.float32(1 / limits[1])
-    _score(_flat(h), points0, points1, *reciprocal, costs)
+    _score(_flat(h), points0, points1, 1 / limits[0], 1 / limits[1], MIN_DEPTH, costs)
     return costs
 
 
 @compiled(
     void(
         float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64, float64,
-        float64[:, :, :, ::1], float64[:, ::1],
+        float64, float64[:, :, :, ::1], float64[:, ::1],
     ),
     **_SUMS,
 )  # fmt: skip
-def _linearise(h, inverse, points0, points1, pixels0, pixels1, at, error):  # type: ignore[no-untyped-def]
-    """Fill inverses, inverse depths, u, v and residuals (2, 5, T, K) of both directions, and errors."""
+def _linearise(h, inverse, points0, points1, pixels0, pixels1, least, at, error):  # type: ignore[no-untyped-def]
+    """Fill inverses, and inverse depths, u, v and residuals (2, 5, T, K) of both directions; add to errors of zero."""
     for t in range(len(h)):
         _invert(h[t], inverse[t])
         for way in range(2):
@@ -94,7 +94,7 @@ def _linearise(h, inverse, points0, points1, pixels0, pixels1, at, error):  # ty
             depths, us, vs, first, second = at[way, 0, t], at[way, 1, t], at[way, 2, t], at[way, 3, t], at[way, 4, t]
             total = error[t]
             for k in range(len(x)):
-                depth = 1 / max(h6 * x[k] + h7 * y[k] + h8, MIN_DEPTH)
+                depth = 1 / max(h6 * x[k] + h7 * y[k] + h8, least)
                 u = (h0 * x[k] + h1 * y[k] + h2) * depth
                 v = (h3 * x[k] + h4 * y[k] + h5) * depth
                 p, q = (u - goal_u[k]) * pixels, (v - goal_v[k]) * pixels
@@ -216,8 +216,8 @@ def _equations(h, inverse, points0, points1, pixels0, pixels1, forward, backward
                 gradients[t, i] += chain[k, i] * slopes[k]
 
 
-@compiled(void(float64[:, ::1], float64[:, :, ::1], float64[:, ::1], float64[:, ::1]))
-def _step(h, normals, gradients, updated):  # type: ignore[no-untyped-def]
+@compiled(void(float64[:, ::1], float64[:, :, ::1], float64[:, ::1], float64, float64[:, ::1]))
+def _step(h, normals, gradients, ridge, updated):  # type: ignore[no-untyped-def]
     """One Gauss-Newton step (T, 9) by Cholesky's factors, in place of the normal equations; see gauge_fixed."""
     for t in range(len(h)):
         a, b = normals[t], gradients[t]
@@ -231,7 +231,7 @@ def _step(h, normals, gradients, updated):  # type: ignore[no-untyped-def]
             for j in range(i + 1):
                 value = a[i, j] / scale + h[t, i] * h[t, j]
                 if i == j:
-                    value += RIDGE
+                    value += ridge
                 for k in range(j):
                     value -= a[i, k] * a[j, k]
                 if i == j:
@@ -273,7 +273,7 @@ class GaussNewton(homography_cpu.GaussNewton):
     def linearise(self, h: Float64Array) -> Linearised:
         at, error = np.empty((2, 5, len(h), self._points[0].shape[1])), np.zeros((len(h), self._points[0].shape[1]))
         flat, inverse = _flat(h), np.empty((len(h), 9))
-        _linearise(flat, inverse, *self._points, *self._pixels, at, error)
+        _linearise(flat, inverse, *self._points, *self._pixels, MIN_DEPTH, at, error)
         shape = (-1, 3, 3)
         return Linearised(flat.reshape(shape), inverse.reshape(shape), Projection(*at[0]), Projection(*at[1]), error)
 
@@ -294,5 +294,5 @@ class GaussNewton(homography_cpu.GaussNewton):
 
     def step(self, at: Linearised, weights: Float64Array) -> Float64Array:
         updated = np.empty_like(at.h)
-        _step(at.h.reshape(-1, 9), *self.normal_equations(at, weights), updated.reshape(-1, 9))
+        _step(at.h.reshape(-1, 9), *self.normal_equations(at, weights), RIDGE, updated.reshape(-1, 9))
         return updated

@@ -43,7 +43,7 @@ _homography: HomographyKernels = homography_cpu
 
 
 def load_kernels(brief: bool = False) -> Kernels:
-    """The fastest kernels at hand.
+    """The fastest kernels at hand; those for homographies, see :func:`homography_kernels`, come with them.
 
     Args:
         brief: whether a few images are all that is to come: numba takes half a second to load.

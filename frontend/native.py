@@ -22,7 +22,7 @@ _ITERATIONS = 2  # rounds of suppression after the first, as in frontend.postpro
 
 
 def compiled(signature: Any, **options: Any) -> Any:
-    """Compile at once for one signature; kept on disk where numba finds a folder to write to."""
+    """Compile at once for a signature, or for each of a list; kept on disk where numba finds a folder to write to."""
 
     def decorate(function: Any) -> Any:
         settings = {"nogil": True, "error_model": "numpy", **options}

@@ -127,7 +127,7 @@ def best_peaks(flat: IntArray, scores: Float32Array, count: int, width: int) -> 
 
     Args:
         flat: (N,) int64 indices into a map, rising.
-        scores: (N,) float32, contiguous; no NaN.
+        scores: (N,) float32; no NaN, and 0 for -0.
         count: keypoints at most.
         width: of the map, pixels.
     """

@@ -1,7 +1,8 @@
-"""Robust homography estimation in NumPy, for one pair of images on a CPU: LO-RANSAC as in :mod:`frontend.ransac`.
+"""Robust homography estimation for one pair of images on a CPU: LO-RANSAC as in :mod:`frontend.ransac`, in NumPy.
 
 The same method with the same constants, but samples are drawn in smaller blocks: drawing stops after the fewest that
-give the wished confidence, and a block costs less than a millisecond.
+give the wished confidence, and a block costs less than a millisecond. What is slowest is compiled, in a process that
+has loaded numba's kernels.
 """
 
 from __future__ import annotations

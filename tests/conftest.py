@@ -9,6 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from frontend import homography_cpu
+from frontend.kernels import HomographyKernels
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -20,6 +23,22 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         del os.environ["XDG_CACHE_HOME"]
     else:
         os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture(autouse=True)
+def kernels_of_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Homographies are computed in NumPy until a test loads the compiled kernels, whatever ran before it."""
+    monkeypatch.setattr("frontend.kernels._homography", homography_cpu)
+
+
+@pytest.fixture(params=["numpy", "numba"])
+def homography_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> HomographyKernels:
+    """Each of the kernels, which are those that are taken."""
+    from frontend import homography_native
+
+    chosen: HomographyKernels = homography_cpu if request.param == "numpy" else homography_native
+    monkeypatch.setattr("frontend.kernels._homography", chosen)
+    return chosen
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ def unfolded(preset: str) -> SuperPointNet:
     torch.manual_seed(0)
     made = SuperPointNet(MODEL_PRESETS[preset])
     for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(module.weight)  # also where a trained one starts at zero
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
             torch.nn.init.kaiming_normal_(module.weight)
             if module.bias is not None:

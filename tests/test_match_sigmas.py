@@ -18,6 +18,8 @@ from frontend.ransac_config import RansacConfig
 from frontend.ransac_cpu import POLISH_NARROWEST, POLISH_WIDEST, TUKEY, ransac
 from frontend.types import Features, Matches
 
+pytestmark = pytest.mark.usefixtures("homography_kernels")
+
 
 def uneven(seed: int, count: int = 240, outliers: float = 0.3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Matches whose noise has known standard deviations, .2 to 2 px, with outliers."""

@@ -105,7 +105,9 @@ def test_which_kernels_are_taken() -> None:
     code = (
         "import sys; sys.modules['numba'] = None\n"
         "from frontend import postprocess; from frontend.kernels import load_kernels\n"
-        "assert load_kernels() is postprocess"
+        "assert load_kernels() is postprocess\n"
+        "from frontend import homography_cpu; from frontend.kernels import homography_kernels\n"
+        "assert homography_kernels() is homography_cpu"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -19,6 +19,8 @@ from frontend.ransac_config import RansacConfig
 from frontend.ransac_search import _optimise_best, _sample, _score, prepare
 from frontend.types import Homography, Status
 
+pytestmark = pytest.mark.usefixtures("homography_kernels")
+
 
 def load_benchmark() -> ModuleType:
     path = Path(__file__).resolve().parent.parent / "benchmarks" / "homography_ransac.py"

@@ -13,21 +13,14 @@ from homography_scenes import TURNED, scene
 from frontend import homography_cpu as cpu
 from frontend import homography_native as native
 from frontend import homography_solver as reference
+from frontend import kernels
 from frontend.homography import corner_error
-from frontend.kernels import HomographyKernels, homography_kernels, load_kernels
+from frontend.kernels import HomographyKernels, load_kernels
 from frontend.ransac import batched_ransac
 from frontend.ransac_config import RansacConfig
 from frontend.ransac_cpu import _prepare, ransac
 from frontend.verification import verify_homography
 from frontend.verification_cpu import verify
-
-
-@pytest.fixture(params=[cpu, native], ids=["numpy", "numba"])
-def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> HomographyKernels:
-    """Each of the kernels, which are those that are taken."""
-    monkeypatch.setattr("frontend.ransac_cpu.homography_kernels", lambda: request.param)
-    chosen: HomographyKernels = request.param
-    return chosen
 
 
 @pytest.fixture
@@ -55,13 +48,13 @@ def test_minimal_samples_are_judged_and_solved_alike(rng: np.random.Generator) -
 
 
 def test_steps_and_normal_equations_are_alike(
-    models: np.ndarray, rng: np.random.Generator, kernels: HomographyKernels
+    models: np.ndarray, rng: np.random.Generator, homography_kernels: HomographyKernels
 ) -> None:
     points0, points1, _ = scene(80, 0.2, 0.5)
     matches, _, _ = _prepare(points0, points1)
     units = matches.unit0, matches.unit1
     weights = rng.uniform(0, 1, (5, 80))
-    ours = kernels.GaussNewton(matches.points0, matches.points1, *units)
+    ours = homography_kernels.GaussNewton(matches.points0, matches.points1, *units)
     theirs = reference.GaussNewton(
         *(torch.from_numpy(p)[None] for p in (matches.points0, matches.points1)),
         *(torch.tensor([unit], dtype=torch.float64) for unit in units),
@@ -85,10 +78,12 @@ def test_steps_and_normal_equations_are_alike(
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * np.abs(b).max())
 
 
-def test_a_step_that_cannot_be_computed_changes_nothing(models: np.ndarray, kernels: HomographyKernels) -> None:
+def test_a_step_that_cannot_be_computed_changes_nothing(
+    models: np.ndarray, homography_kernels: HomographyKernels
+) -> None:
     points0, points1, _ = scene(50, 0.2, 0.5)
     matches, _, _ = _prepare(points0, points1)
-    solver = kernels.GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1)
+    solver = homography_kernels.GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1)
     at = solver.linearise(models)
     weights = np.ones((len(models), 50))
     weights[1] = 0.0  # no equations
@@ -100,20 +95,22 @@ def test_a_step_that_cannot_be_computed_changes_nothing(models: np.ndarray, kern
     assert np.abs(alone - models[3:]).max() > 1e-3
 
 
-def test_costs_are_sums_of_truncated_errors(models: np.ndarray, kernels: HomographyKernels) -> None:
+def test_costs_are_sums_of_truncated_errors(models: np.ndarray, homography_kernels: HomographyKernels) -> None:
     points0, points1, _ = scene(300, 0.2, 0.5)
     matches, _, _ = _prepare(points0, points1)
     error = cpu.GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1).linearise(models).error
     for threshold in (3.0, 30.0):
         expected = np.minimum(error / (2 * threshold**2), 1).sum(axis=1)
         limits = [np.sqrt(2) * threshold * unit for unit in (matches.unit0, matches.unit1)]
-        costs = kernels.score(models.astype(np.float32), matches.low0, matches.low1, (limits[0], limits[1]))
+        costs = homography_kernels.score(models.astype(np.float32), matches.low0, matches.low1, (limits[0], limits[1]))
         np.testing.assert_allclose(costs, expected, rtol=1e-3)
-        assert len(kernels.score(models[:0].astype(np.float32), matches.low0, matches.low1, (1.0, 1.0))) == 0
+        assert len(homography_kernels.score(models[:0].astype(np.float32), matches.low0, matches.low1, (1.0, 1.0))) == 0
 
 
 @pytest.mark.parametrize(("count", "outliers"), [(40, 0.2), (200, 0.5), (1024, 0.5), (300, 0.8)])
-def test_models_are_those_of_the_batched_estimator(count: int, outliers: float, kernels: HomographyKernels) -> None:
+def test_models_are_those_of_the_batched_estimator(
+    count: int, outliers: float, homography_kernels: HomographyKernels
+) -> None:
     config = RansacConfig()
     for seed in range(3):
         points0, points1, _ = scene(count, outliers, 1.0, seed=seed)
@@ -129,8 +126,9 @@ def test_models_are_those_of_the_batched_estimator(count: int, outliers: float, 
 
 
 def test_which_kernels_are_taken() -> None:
+    assert kernels.homography_kernels() is cpu
     load_kernels()
-    assert homography_kernels() is native
+    assert kernels.homography_kernels() is native
     code = (
         "from frontend import homography_cpu as cpu; from frontend.kernels import homography_kernels, load_kernels\n"
         "assert homography_kernels() is cpu\n"
@@ -140,7 +138,7 @@ def test_which_kernels_are_taken() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_same_models_stand(rng: np.random.Generator, kernels: HomographyKernels) -> None:
+def test_the_same_models_stand(rng: np.random.Generator, homography_kernels: HomographyKernels) -> None:
     """Models near the truth and far from it, matches few and many, on a line and not: the same verdicts."""
     verdicts = []
     for seed in range(60):
@@ -154,7 +152,7 @@ def test_the_same_models_stand(rng: np.random.Generator, kernels: HomographyKern
         h = cpu.unit_norm(t1 @ truth @ cpu.adjugate(t0) * (-1 if seed % 7 == 3 else 1))
         units = matches.unit0, matches.unit1
         points = matches.points0, matches.points1
-        inliers, ok = verify(h, points, units, 3.0, 8, kernels.GaussNewton(*points, *units))
+        inliers, ok = verify(h, points, units, 3.0, 8, homography_kernels.GaussNewton(*points, *units))
         expected_inliers, expected = verify_homography(
             torch.from_numpy(h)[None],
             *(torch.from_numpy(p)[None] for p in (matches.points0, matches.points1)),

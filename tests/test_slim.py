@@ -9,7 +9,7 @@ from torch import nn
 
 from frontend.encoders.slim import SeparableBlock, Slim
 from frontend.errors import ConfigError
-from frontend.heads import LightDescriptorHead, LightDetectorHead
+from frontend.heads import LightDescriptorHead, LightDetectorHead, ResidualBlock
 from frontend.model import MODEL_PRESETS, SuperPointNet
 
 
@@ -68,13 +68,14 @@ def test_the_encoder_is_its_convolutions() -> None:
 
 def test_the_heads_are_their_convolutions() -> None:
     detector = randomised(LightDetectorHead(6, hidden=4))
-    descriptor = randomised(LightDescriptorHead(6, dim=5, hidden=4, context=3, blocks=1), 1)
+    descriptor = randomised(LightDescriptorHead(6, dim=5, hidden=4, context=3, blocks=1, dense=1), 1)
     features = torch.rand(1, 6, 4, 6, dtype=torch.float64)
     x = features[0].numpy()
     logits = plain(
         detector.out, plain_separable(detector.hidden[1], plain(detector.hidden[0], x, padding=0)), 1, 0, False
     )
     context = plain_separable(descriptor.context[1], plain(descriptor.context[0], x, stride=2))
+    context = np.maximum(context + plain(descriptor.context[2].conv, context, relu=False), 0)
     # bilinear by 2, cell centres: a quarter of the neighbour, at the edge the cell itself
     for axis in (1, 2):
         before = np.take(context, np.r_[0, : context.shape[axis] - 1], axis=axis)
@@ -92,7 +93,7 @@ def test_the_heads_are_their_convolutions() -> None:
 
 def test_the_preset_is_small_and_folds() -> None:
     network = SuperPointNet(MODEL_PRESETS["slim"])
-    assert sum(p.numel() for p in network.parameters()) < 340_000
+    assert sum(p.numel() for p in network.parameters()) < 280_000
     randomised(network)
     image = torch.rand(1, 1, 64, 96, dtype=torch.float64)
     with torch.inference_mode():
@@ -101,6 +102,16 @@ def test_the_preset_is_small_and_folds() -> None:
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     for got, expected in zip(after, before, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_residual_blocks_change_nothing_at_first() -> None:
+    block = ResidualBlock(4).eval()
+    x = torch.rand(1, 4, 5, 6)
+    torch.testing.assert_close(block(x), x, rtol=0, atol=0)
+    block(x).sum().backward()
+    gain = block.conv.norm.weight.grad
+    assert isinstance(gain, torch.Tensor)
+    assert gain.abs().min() > 0  # it learns
 
 
 @pytest.mark.parametrize("sizes", [{"stem": 0}, {"detail": 0}, {"blocks": -1}])

@@ -220,9 +220,11 @@ def learned_cases(keypoints: int, device: str) -> list[Case | str]:
 def matching_cases(keypoints: int, dim: int, device: str) -> list[Case]:
     """Matching of ``keypoints`` x ``keypoints`` descriptors; homographies of as many matches, half of them wrong."""
     from frontend.homography_estimation import estimate_homography
+    from frontend.kernels import load_kernels
     from frontend.matching import match_features
     from frontend.pipeline import PipelineConfig
 
+    load_kernels()  # as an extractor does, whatever section runs first
     features = [random_features(keypoints, dim, (640, 480), seed) for seed in (0, 1)]
     points = cycle([planar_matches(keypoints, 0.5, seed) for seed in range(8)])
     default = PipelineConfig().ransac_method

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from frontend.errors import ConfigError
+from frontend.postprocess import Gray
 from frontend.types import Float32Array
 
 RUNTIMES = ("auto", "torch", "onnxruntime", "openvino", "ncnn")
@@ -77,17 +78,19 @@ class Runtime(Protocol):
         name: "torch", "onnxruntime", "openvino" or "ncnn".
         precision: of the dense part.
         info: of the network.
+        takes_bytes: whether :meth:`dense` takes images of 8 bits as they are.
     """
 
     name: str
     precision: str
     info: NetworkInfo
+    takes_bytes: bool
 
-    def dense(self, images: Float32Array, raster: Float32Array | None = None) -> Maps:
+    def dense(self, images: Gray, raster: Float32Array | None = None) -> Maps:
         """Compute the dense maps.
 
         Args:
-            images: (B, 1, H, W) float32 in [0, 1], contiguous; H and W multiples of 8.
+            images: (B, 1, H, W) float32 in [0, 1], or uint8 where it takes bytes; contiguous; H and W multiples of 8.
             raster: (B, M, H, W) float32 for networks that take a map; torch only.
 
         Returns:

@@ -12,6 +12,7 @@ import ncnn
 import numpy as np
 
 from frontend.errors import ConfigError
+from frontend.postprocess import Gray
 from frontend.runtime.base import Maps, NetworkInfo, Refined
 from frontend.runtime.onnx_runtime import open_refiner
 from frontend.runtime.threads import settle_threads
@@ -32,6 +33,7 @@ class NcnnRuntime:
     """
 
     name = "ncnn"
+    takes_bytes = False
 
     def __init__(self, info: NetworkInfo, parts: Mapping[str, bytes], precision: str = "float32") -> None:
         self.info = info
@@ -49,7 +51,7 @@ class NcnnRuntime:
         self._net.load_model_mem(self._weights)
         self._refine = open_refiner(parts["refine"]) if info.patch else None
 
-    def dense(self, images: Float32Array, raster: Float32Array | None = None) -> Maps:
+    def dense(self, images: Gray, raster: Float32Array | None = None) -> Maps:
         found = [self._one(image) for image in images]
         if len(found) == 1:
             return Maps(found[0].heat, found[0].descriptors[None])

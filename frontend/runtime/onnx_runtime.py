@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from frontend.postprocess import Gray
 from frontend.runtime.base import Maps, NetworkInfo, Refined
 from frontend.runtime.threads import settle_threads
 from frontend.types import Float32Array
@@ -43,6 +44,7 @@ class OnnxRuntime:
     """
 
     name = "onnxruntime"
+    takes_bytes = False
 
     def __init__(self, info: NetworkInfo, parts: Mapping[str, bytes], precision: str = "float32") -> None:
         self.info = info
@@ -50,7 +52,7 @@ class OnnxRuntime:
         self._dense = open_session(parts["dense-int8" if precision == "int8" else "dense"])
         self._refine = open_refiner(parts["refine"]) if info.patch else None
 
-    def dense(self, images: Float32Array, raster: Float32Array | None = None) -> Maps:
+    def dense(self, images: Gray, raster: Float32Array | None = None) -> Maps:
         return Maps(*self._dense.run(["heat", "descriptors"], {"image": images}))
 
     def refine(self, patches: Float32Array, scores: Float32Array) -> Refined:

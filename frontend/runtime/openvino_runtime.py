@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from frontend.postprocess import BYTE, Gray
+from frontend.postprocess import Gray
 from frontend.runtime.base import FINE_BRANCH, Maps, NetworkInfo, Refined
 from frontend.runtime.threads import settle_threads
 from frontend.types import Float32Array
@@ -206,14 +206,11 @@ class OpenVinoRuntime:
         self.takes_bytes = self._dense.levels
 
     def dense(self, images: Gray, raster: Float32Array | None = None) -> Maps:
-        # as grey levels, or in [0, 1]
-        unit = np.float32(1) if images.dtype == np.uint8 else np.float32(_LEVELS)
-        if not self._dense.levels:
-            unit = BYTE if images.dtype == np.uint8 else np.float32(1)
-        given: Float32Array = (
-            np.asarray(images, np.float32) if unit == 1 else np.multiply(images, unit, dtype=np.float32)
-        )
-        found = self._dense({"image": given})
+        if images.dtype == np.uint8:
+            images = images.astype(np.float32)
+        elif self._dense.levels:
+            images = images * np.float32(_LEVELS)
+        found = self._dense({"image": np.asarray(images, np.float32)})
         return Maps(found["heat"], found["descriptors"])
 
     def refine(self, patches: Float32Array, scores: Float32Array) -> Refined:

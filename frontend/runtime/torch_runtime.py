@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from frontend.model import SuperPointNet
+from frontend.postprocess import Gray
 from frontend.runtime.base import Maps, Refined
 from frontend.runtime.graphs import DenseGraph, RefineGraph, info_of
 from frontend.runtime.threads import settle_threads
@@ -22,6 +23,7 @@ class TorchRuntime:
     """
 
     name = "torch"
+    takes_bytes = False
 
     def __init__(self, network: SuperPointNet, precision: str = "float32") -> None:
         settle_threads()
@@ -34,7 +36,7 @@ class TorchRuntime:
         self._cast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
     @torch.inference_mode()
-    def dense(self, images: Float32Array, raster: Float32Array | None = None) -> Maps:
+    def dense(self, images: Gray, raster: Float32Array | None = None) -> Maps:
         batch = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
         with self._cast:
             heat, descriptors = self._dense(batch, None if raster is None else torch.from_numpy(raster))

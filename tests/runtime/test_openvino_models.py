@@ -130,9 +130,10 @@ def test_half_precision_sees_grey_levels(monkeypatch: pytest.MonkeyPatch) -> Non
     runtime = OpenVinoRuntime(runtime_for(net.eval(), "torch").info, {"dense": b"", "refine": b""}, "bf16")
     given = np.full((1, 1, 8, 8), 200 / 255, np.float32)
     runtime.dense(given)
+    runtime.dense(np.full((1, 1, 8, 8), 200, np.uint8))
     Model.levels = False
     runtime.dense(given)
-    assert seen == [pytest.approx(200), pytest.approx(200 / 255)]
+    assert seen == [pytest.approx(200), 200, pytest.approx(200 / 255)]
 
 
 @pytest.mark.parametrize(("preset", "kept"), [("edge", 5), ("vgg", 1), ("slim", 1)])
