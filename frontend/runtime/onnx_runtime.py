@@ -19,8 +19,10 @@ def open_session(model: bytes) -> Any:
     options.intra_op_num_threads = settle_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # threads that spin after a call would take the CPU from what comes next: the keypoints
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # between layers threads wait by spinning, which wakes them soonest; after a call they must not, as they would take
+    # the CPU from what comes next: the keypoints
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
