@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from frontend.errors import ConfigError
 from service.client.faults import Overloaded, ServiceFault, Unavailable
 
+LEAST_ATTEMPT_S = 0.05
+"""Time that an attempt must have left to be made: a shorter one would end in "no answer" where nobody is there."""
+
 
 @dataclass(frozen=True)
 class Retry:
@@ -79,6 +82,6 @@ class Attempts:
             pause = random.uniform(0.0, limit)
         else:
             pause = fault.retry_after + random.uniform(0.0, self._retry.base_s)
-        if pause >= self._end - time.monotonic():
+        if pause + LEAST_ATTEMPT_S >= self._end - time.monotonic():
             raise fault
         return pause

@@ -205,6 +205,10 @@ def test_pauses_double_are_random_and_end_with_the_time(monkeypatch: pytest.Monk
     assert attempts.pause_s(Overloaded(429, "overloaded", "", retry_after=3)) == 4
     with pytest.raises(Overloaded):
         attempts.pause_s(Overloaded(429, "overloaded", "", retry_after=4))
+    # what would be left for the attempt is too short to tell "nobody there" from "no answer"
+    with pytest.raises(Overloaded):
+        Attempts(Retry(attempts=None, base_s=1, cap_s=5), 1.03, repeatable=False).pause_s(refusal)
+    assert Attempts(Retry(attempts=None, base_s=1, cap_s=5), 1.2, repeatable=False).pause_s(refusal) == 1
     with pytest.raises(ConfigError, match="attempts is 0"):
         Retry(attempts=0)
 
