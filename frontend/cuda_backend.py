@@ -25,6 +25,7 @@ from frontend.extraction import Batch, ExtractorConfig, HostDescribed, HostKeypo
 from frontend.kernels import load_kernels
 from frontend.keypoints import triton_kernels
 from frontend.model import DenseMaps, SuperPointNet
+from frontend.postprocess import BYTE
 from frontend.torch_backend import Described, TorchBackend
 
 Result = TypeVar("Result")
@@ -278,8 +279,7 @@ class CudaBackend(TorchBackend):
     def stack(self, prepared: Sequence[Prepared]) -> Batch:
         if any(item.gray.dtype != np.uint8 for item in prepared):
             floats = [
-                item._replace(gray=item.gray * np.float32(1 / 255)) if item.gray.dtype == np.uint8 else item
-                for item in prepared
+                item._replace(gray=item.gray * BYTE) if item.gray.dtype == np.uint8 else item for item in prepared
             ]
             return super().stack(floats)
         with self._here(), self._lock:
@@ -292,7 +292,7 @@ class CudaBackend(TorchBackend):
         rasters = [item.raster for item in prepared if item.raster is not None]
         raster = torch.from_numpy(np.stack(rasters)).to(self._device) if rasters else None
         # the same product as on the host
-        return Batch(images.float() * np.float32(1 / 255).item(), [item.geometry for item in prepared], raster)
+        return Batch(images.float() * BYTE.item(), [item.geometry for item in prepared], raster)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> DenseMaps:

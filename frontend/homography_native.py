@@ -102,49 +102,35 @@ def _linearise(h, inverse, points0, points1, pixels0, pixels1, least, at, error)
                 total[k] += p * p + q * q
 
 
+@njit(inline="always")
+def _moments(x, y, weights):  # type: ignore[no-untyped-def]
+    """Weighted sums of xx, xy, x, yy, y and 1."""
+    xx = xy = x1 = yy = y1 = one = 0.0
+    for k in range(len(x)):
+        wx, wy = weights[k] * x[k], weights[k] * y[k]
+        xx += wx * x[k]
+        xy += wx * y[k]
+        x1 += wx
+        yy += wy * y[k]
+        y1 += wy
+        one += weights[k]
+    return xx, xy, x1, yy, y1, one
+
+
 @compiled(void(float64[:, ::1], float64, _PROJECTION, int64, float64[::1], float64[:, ::1], float64[::1]), **_SUMS)
 def _normal(source, pixels, at, t, weights, normal, gradient):  # type: ignore[no-untyped-def]
     """Normal matrix (9, 9) and gradient (9) of one direction in the entries of its matrix, for model t."""
     x, y = source[0], source[1]
     inverse, us, vs, first, second = at[0][t], at[1][t], at[2][t], at[3][t], at[4][t]
     normal[:] = 0.0
-    # four weighted moment matrices, two in a loop, so that the sums stay in registers
-    a0 = a1 = a2 = a3 = a4 = a5 = b0 = b1 = b2 = b3 = b4 = b5 = 0.0
+    factors = np.empty((4, len(x)))
     for k in range(len(x)):
         slope = inverse[k] * pixels
         a = weights[k] * slope * slope
-        ax, ay, b = a * x[k], a * y[k], a * (us[k] * us[k] + vs[k] * vs[k])
-        bx, by = b * x[k], b * y[k]
-        a0 += ax * x[k]
-        a1 += ax * y[k]
-        a2 += ax
-        a3 += ay * y[k]
-        a4 += ay
-        a5 += a
-        b0 += bx * x[k]
-        b1 += bx * y[k]
-        b2 += bx
-        b3 += by * y[k]
-        b4 += by
-        b5 += b
-    c0 = c1 = c2 = c3 = c4 = c5 = d0 = d1 = d2 = d3 = d4 = d5 = 0.0
-    for k in range(len(x)):
-        slope = inverse[k] * pixels
-        a = weights[k] * slope * slope
-        c, d = -a * us[k], -a * vs[k]
-        cx, cy, dx, dy = c * x[k], c * y[k], d * x[k], d * y[k]
-        c0 += cx * x[k]
-        c1 += cx * y[k]
-        c2 += cx
-        c3 += cy * y[k]
-        c4 += cy
-        c5 += c
-        d0 += dx * x[k]
-        d1 += dx * y[k]
-        d2 += dx
-        d3 += dy * y[k]
-        d4 += dy
-        d5 += d
+        factors[0, k], factors[1, k], factors[2, k] = a, -a * us[k], -a * vs[k]
+        factors[3, k] = a * (us[k] * us[k] + vs[k] * vs[k])
+    same, across, down = _moments(x, y, factors[0]), _moments(x, y, factors[1]), _moments(x, y, factors[2])
+    both = _moments(x, y, factors[3])
     g0 = g1 = g2 = g3 = g4 = g5 = g6 = g7 = g8 = 0.0
     for k in range(len(x)):
         b = weights[k] * inverse[k] * pixels
@@ -162,13 +148,13 @@ def _normal(source, pixels, at, t, weights, normal, gradient):  # type: ignore[n
     gradient[0], gradient[1], gradient[2], gradient[3], gradient[4] = g0, g1, g2, g3, g4
     gradient[5], gradient[6], gradient[7], gradient[8] = g5, g6, g7, g8
     for row, column, m in (
-        (0, 0, (a0, a1, a2, a3, a4, a5)),
-        (3, 3, (a0, a1, a2, a3, a4, a5)),
-        (0, 6, (c0, c1, c2, c3, c4, c5)),
-        (3, 6, (d0, d1, d2, d3, d4, d5)),
-        (6, 0, (c0, c1, c2, c3, c4, c5)),
-        (6, 3, (d0, d1, d2, d3, d4, d5)),
-        (6, 6, (b0, b1, b2, b3, b4, b5)),
+        (0, 0, same),
+        (3, 3, same),
+        (0, 6, across),
+        (3, 6, down),
+        (6, 0, across),
+        (6, 3, down),
+        (6, 6, both),
     ):
         normal[row, column] = m[0]
         normal[row, column + 1] = normal[row + 1, column] = m[1]
