@@ -70,7 +70,6 @@ class Core:
         self.streams: set[Stream] = set()
         self.stopping = False
         self._stops_at: float | None = None
-        self._turns = asyncio.Lock()
         self._pool = ThreadPoolExecutor(settings.decode_threads, "decode")
         self.models: dict[str, SuperPoint] = {}
         self.matchers = Matchers()
@@ -255,31 +254,17 @@ class Core:
             future.add_done_callback(done)
         return await self.in_time(asyncio.shield(future), deadline)
 
-    async def on_device(self, function: Callable[..., T], *args: Any, deadline: float, **kwargs: Any) -> T:
-        """Run a function in the device's thread.
+    async def on_device(
+        self, function: Callable[..., T], *args: Any, deadline: float, urgent: bool = True, **kwargs: Any
+    ) -> T:
+        """Run a function in the device's thread, see :meth:`Engine.call`; work that brings no image is not urgent.
 
         Raises:
             DeadlineError: it was not done in time.
         """
-        future = self.engine.call(functools.partial(function, *args, **kwargs), deadline)
+        future = self.engine.call(functools.partial(function, *args, **kwargs), deadline, urgent=urgent)
         result: T = await self.in_time(asyncio.wrap_future(future), deadline)
         return result
-
-    async def in_turn(self, function: Callable[..., T], *args: Any, deadline: float, **kwargs: Any) -> T:
-        """The same for work that brings no image, one piece at a time over all requests, first come, first served.
-
-        The engine prefers such work to images: were many pieces queued at once, images would wait for all of them. So
-        a batch of images gets its turn between any two pieces, and requests with many pieces take turns.
-
-        Raises:
-            DeadlineError: it was not done in time.
-        """
-
-        async def turn() -> T:
-            async with self._turns:
-                return await self.on_device(function, *args, deadline=deadline, **kwargs)
-
-        return await self.in_time(turn(), deadline)
 
     async def in_time(self, awaited: Awaitable[T], deadline: float) -> T:
         """Wait for something.

@@ -142,6 +142,8 @@ class Engine:
         self._condition = threading.Condition()
         self._buckets: dict[tuple[object, ...], _Bucket] = {}
         self._calls: deque[_Call] = deque()
+        self._pieces: deque[_Call] = deque()
+        self._images_next = False
         self._reserved = 0
         self._queued = 0
         self._released = 0
@@ -240,12 +242,14 @@ class Engine:
             self._condition.notify()
         return future
 
-    def call(self, function: Callable[[], Any], deadline: float) -> Future[Any]:
-        """Queue a piece of work for the device that is no image: matching, geometry. It comes before the images.
+    def call(self, function: Callable[[], Any], deadline: float, *, urgent: bool = True) -> Future[Any]:
+        """Queue a piece of work for the device that is no image: matching, geometry.
 
         Args:
             function: called in the device's thread.
             deadline: by the engine's clock; later it is dropped.
+            urgent: it comes before the images, as what finishes requests whose images are done. Otherwise it takes
+                turns with batches of images: they would wait as long as such work comes.
 
         Returns:
             A future of what the function returns or raises.
@@ -255,37 +259,43 @@ class Engine:
             if self._failure is not None or self._stopping:
                 future.set_exception(UnavailableError("the device is not available"))
                 return future
-            self._calls.append(_Call(function, future, deadline))
+            (self._calls if urgent else self._pieces).append(_Call(function, future, deadline))
             self._condition.notify()
         return future
 
     def _take(self) -> _Call | tuple[SuperPoint, list[_Item]] | None:
-        """Wait for work; None once the engine stops and the queue is empty."""
+        """Wait for work; None once the engine stops and the queues are empty."""
         with self._condition:
             while True:
                 self._beat = self._clock()
                 if self._calls:
                     return self._calls.popleft()
-                waiting = {key: bucket for key, bucket in self._buckets.items() if bucket.items}
-                self._buckets = waiting
-                if not waiting:
-                    if self._stopping:
-                        return None
-                    self._condition.wait(self.config.heartbeat_s)
-                    continue
-                oldest = min(waiting.values(), key=_head)
-                left = oldest.items[0].admitted + self.config.max_delay_s - self._clock()
-                coming = self._reserved > self._queued
-                if len(oldest.items) < oldest.most and left > 0 and coming and not self._stopping:
-                    # a full one goes before it now, and not once it has waited: it would wait as long as others fill
-                    full = [bucket for bucket in waiting.values() if len(bucket.items) >= bucket.most]
-                    if not full:
-                        self._condition.wait(left)
-                        continue
-                    oldest = min(full, key=_head)
-                count = min(len(oldest.items), oldest.most)
-                self._queued -= count
-                return oldest.extractor, [oldest.items.popleft() for _ in range(count)]
+                self._buckets = {key: bucket for key, bucket in self._buckets.items() if bucket.items}
+                bucket, left = self._ripe()
+                if self._pieces and not (bucket and self._images_next):
+                    self._images_next = True
+                    return self._pieces.popleft()
+                if bucket:
+                    self._images_next = False
+                    count = min(len(bucket.items), bucket.most)
+                    self._queued -= count
+                    return bucket.extractor, [bucket.items.popleft() for _ in range(count)]
+                if self._stopping and not self._buckets:
+                    return None
+                self._condition.wait(left)
+
+    def _ripe(self) -> tuple[_Bucket | None, float]:
+        """The bucket of the next batch, or None and how many seconds to wait for one at most."""
+        if not self._buckets:
+            return None, self.config.heartbeat_s
+        oldest = min(self._buckets.values(), key=_head)
+        left = _head(oldest) + self.config.max_delay_s - self._clock()
+        coming = self._reserved > self._queued
+        if len(oldest.items) >= oldest.most or left <= 0 or not coming or self._stopping:
+            return oldest, 0.0
+        # a full one goes before it now, and not once it has waited: it would wait as long as others fill
+        full = [bucket for bucket in self._buckets.values() if len(bucket.items) >= bucket.most]
+        return (min(full, key=_head), 0.0) if full else (None, left)
 
     def _work(self) -> None:
         while True:

@@ -60,8 +60,8 @@ async def homography(
                 f"max_iterations is {max_iterations} for {len(points0)} matches; expected at most {most}"
             )
         settings: dict[str, Any] = {"threshold": threshold, "confidence": confidence, "seed": seed}
-        settings |= {"max_iterations": max_iterations, "sigmas": sigmas}
-        found = await core.in_turn(estimate_homography, points0, points1, method=method, deadline=deadline, **settings)
+        settings |= {"max_iterations": max_iterations, "sigmas": sigmas, "method": method}
+        found = await core.on_device(estimate_homography, points0, points1, deadline=deadline, urgent=False, **settings)
     except (ValueError, FrontendError) as error:
         raise BadRequestError(str(error)) from None
     finally:

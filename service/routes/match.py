@@ -150,9 +150,10 @@ async def match_images(
         images = await read_images(request, wanted, int(core.settings.max_body_mb * 1e6))
         made = iter(await core.features(extractor, images, deadline, slots) if wanted else [])
         pair = [next(made) if stored is None else stored for stored in given]
-        # images have waited in the queue already; what brings none takes turns with others of its kind
-        run = core.on_device if wanted else core.in_turn
-        found = await run(_match, pipeline, pair[0], pair[1], StageTimes(), deadline=deadline)
+        # images have waited in the queue already
+        found = await core.on_device(
+            _match, pipeline, pair[0], pair[1], StageTimes(), deadline=deadline, urgent=bool(wanted)
+        )
     finally:
         for slot in slots:
             slot.release()
@@ -213,7 +214,7 @@ async def match_many(
         images = await read_images(request, ("image",) if stored is None else (), int(core.settings.max_body_mb * 1e6))
         image = (await core.features(extractor, images, deadline, slots))[0] if stored is None else stored.features()
         for candidate in candidates:
-            found = await core.in_turn(_match, pipeline, image, candidate, times, deadline=deadline)
+            found = await core.on_device(_match, pipeline, image, candidate, times, deadline=deadline, urgent=False)
             results.append((candidate, found))
             # the sort is stable, so equals stay in the order of the candidates
             results.sort(key=lambda item: (item[1].geometry.num_inliers, len(item[1].matches)), reverse=True)

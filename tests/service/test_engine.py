@@ -152,6 +152,60 @@ def test_full_batches_do_not_starve_what_has_waited_longer(engine: Engine) -> No
     assert served == [2]  # after the two that came before it
 
 
+def test_images_take_turns_with_pieces_that_come_without_end(engine: Engine) -> None:
+    """The next piece is there before the device looks for work: it is sent as the last one's result is set."""
+    stub, done = Stub(), []
+
+    def next_piece(_: object = None) -> None:
+        if len(done) < 50:
+            engine.call(lambda: done.append("piece"), later(), urgent=False).add_done_callback(next_piece)
+        else:
+            ended.set()
+
+    gate, ended = threading.Event(), threading.Event()
+    engine.call(lambda: gate.wait(20), later())
+    images = [send(engine, stub, image(0.5, size)) for size in (8, 16, 24)]
+    for future in images:
+        future.add_done_callback(lambda _: done.append("image"))
+    engine.call(lambda: done.append("urgent"), later())
+    next_piece()
+    gate.set()
+    assert ended.wait(20)
+    assert done[:7] == ["urgent", *["piece", "image"] * 3]
+
+
+def test_a_piece_is_done_while_an_image_waits_for_others() -> None:
+    engine = Engine(EngineConfig(max_delay_s=20.0))
+    engine.start()
+    (coming,) = engine.reserve()
+    waiting = send(engine, Stub(), image(0.5))
+    for _ in range(3):
+        engine.call(lambda: None, later(), urgent=False).result(10)
+    assert not waiting.done()
+    coming.release()
+    engine.call(lambda: None, later(), urgent=False).result(10)  # the engine looks again
+    assert waiting.result(10)
+    assert engine.stop(10)
+
+
+def test_pieces_of_several_take_turns(engine: Engine) -> None:
+    gate, done = threading.Event(), []
+    engine.call(lambda: gate.wait(20), later())
+
+    def piece(name: str, left: int) -> None:
+        def then(_: object) -> None:
+            if left:
+                piece(name, left - 1)
+
+        engine.call(lambda: done.append(name), later(), urgent=False).add_done_callback(then)
+
+    for name in "abc":
+        piece(name, 9)
+    gate.set()
+    wait_until(lambda: len(done) == 30)
+    assert "".join(done) == "abc" * 10
+
+
 def test_an_engine_that_was_never_started_can_be_stopped() -> None:
     assert Engine().stop(1)
 
