@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import Dataset
 
 from frontend.cli.main import main
-from frontend.model import SuperPointNet
+from frontend.model import MODEL_PRESETS, SuperPointNet
 from frontend.training.datasets import Sample, SyntheticShapes
 from frontend.training.labels import read_labels
 from frontend.training.synthetic import synthetic_image
@@ -141,6 +142,33 @@ def test_joint_training_from_labels(photographs: Path, detector: Path, tmp_path:
     assert torch.isfinite(maps.descriptors).all()
     before, after = load_file(detector), load_file(tmp_path / "run" / "superpoint.safetensors")
     assert not torch.equal(before["descriptor.out.conv.weight"], after["descriptor.out.conv.weight"])
+
+
+def test_joint_training_with_other_views_and_descriptors(
+    photographs: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = tmp_path / "labels"
+    assert main(label_command(photographs, detector, labels)) == 0
+    folders = ["--images", str(photographs), "--labels", str(labels)]
+    command = ["train", "superpoint", *folders, "--model", "slim", "--steps", "2", *SMALL, *EXACT, "--photo-side", "96"]
+    changes = {
+        "plain": [],
+        "dim": ["--descriptor-dim", "24"],
+        "dark": ["--exposure", "4"],
+        "labels": ["--random-points", "0"],
+    }
+    runs = {name: [*command, "--out", str(tmp_path / name), *flags] for name, flags in changes.items()}
+    for run in runs.values():
+        assert main(run) == 0
+    weights = {name: load_file(tmp_path / name / "superpoint.safetensors") for name in runs}
+    assert len({str(sum(float(t.double().sum()) for t in tensors.values())) for tensors in weights.values()}) == 4
+    _, network = load_network(tmp_path / "dim" / "superpoint.safetensors")
+    assert network.config == dataclasses.replace(MODEL_PRESETS["slim"], descriptor_dim=24)
+    assert network(torch.rand(1, 1, 32, 32)).descriptors.shape == (1, 24, 4, 4)
+    capsys.readouterr()
+    for name, held in (("dim", "descriptor_dim': 24"), ("dark", "exposure = 4.0; got None")):
+        assert main([*command, "--out", str(tmp_path / name)]) == 2
+        assert held in capsys.readouterr().err
 
 
 class FourImages(Dataset[Sample]):

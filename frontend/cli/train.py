@@ -58,8 +58,13 @@ _TOKEN_OPTIONS = (
     Option("soft_weight", 0.0, "share of the soft labels in the detector's loss; needs labels with heat maps"),
 )
 _PAIR_DEFAULTS = {"steps": 6000, "batch_size": 16}
+_VIEW_OPTIONS = (
+    Option("exposure", 2.5, "largest change of a view's exposure, stops"),
+    Option("random_points", 100, "random points of a pair that descriptors learn from, besides up to 200 labels"),
+)
 SUPERPOINT_OPTIONS = (
     *(Option(o.name, _PAIR_DEFAULTS.get(o.name, o.default), o.help, o.choices) for o in _COMMON),
+    Option("descriptor_dim", 0, "length of the descriptors; 0 is the network's"),
     Option("width", 256, "of the views, pixels"),
     Option("height", 192, "of the views, pixels"),
     Option("photo_side", 480, "longest side that photographs are brought to, pixels"),
@@ -77,6 +82,7 @@ SUPERPOINT_OPTIONS = (
     Option("device_augment", "auto", "make the views on the network's device; auto is on a GPU", ("auto", "on", "off")),
     *_DETECTOR_OPTIONS,
     *_TOKEN_OPTIONS,
+    *_VIEW_OPTIONS,
 )
 LIGHTGLUE_OPTIONS = lightglue_options(_COMMON)
 _TORCHRUN = """\
@@ -111,10 +117,15 @@ def add_parser(subparsers: Any) -> None:
     add_lightglue(tasks, LIGHTGLUE_OPTIONS, _TORCHRUN).set_defaults(run=_run_lightglue)
 
 
-def _model_config(preset: Any, encoder: str) -> Any:
+def _model_config(own: Any, values: dict[str, Any]) -> Any:
+    """The network that is asked for: a preset or, where none is named, ``own``, with what is to differ."""
     import dataclasses
 
-    return dataclasses.replace(preset, encoder=encoder) if encoder else preset
+    from frontend.model import MODEL_PRESETS
+
+    preset = MODEL_PRESETS[values["model"]] if values["model"] else own
+    asked = {name: values[name] for name in ("encoder", "descriptor_dim") if values.get(name)}
+    return dataclasses.replace(preset, **asked)
 
 
 def _train_config(values: dict[str, Any], device: Any) -> Any:
@@ -145,10 +156,9 @@ def _initial_network(args: argparse.Namespace, values: dict[str, Any]) -> tuple[
     if args.init is None and values["freeze"]:
         raise ConfigError("freeze was given without weights to start from; expected --init NAME|PATH")
     if args.init is None:
-        return SuperPointNet(_model_config(MODEL_PRESETS[values["model"] or "edge"], values["encoder"])), {}
+        return SuperPointNet(_model_config(MODEL_PRESETS["edge"], values)), {}
     _, network = load_network(args.init, fold=False)
-    preset = MODEL_PRESETS[values["model"]] if values["model"] else network.config
-    wanted = _model_config(preset, values["encoder"])
+    wanted = _model_config(network.config, values)
     if network.config != wanted:
         source, network = network, SuperPointNet(wanted)
         fresh = transfer(source, network)
@@ -160,9 +170,7 @@ def _continued(config: Any, values: dict[str, Any], held: dict[str, Any]) -> Any
     """The network of a run that goes on: its own; or what is asked for where that is another, which is then refused."""
     import dataclasses
 
-    from frontend.model import MODEL_PRESETS
-
-    asked = _model_config(MODEL_PRESETS[values["model"]] if values["model"] else config, values["encoder"])
+    asked = _model_config(config, values)
     if "refiner_sha256" in held:  # it came with its settings, whatever the preset says
         asked = dataclasses.replace(asked, refiner=config.refiner, refiner_options=config.refiner_options)
     return asked
@@ -285,6 +293,7 @@ def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: 
     import dataclasses
 
     from frontend.training.datasets import PairConfig, WarpedPairs
+    from frontend.training.photometric import PhotometricConfig
     from frontend.training.state import described_by
     from frontend.training.tasks import SuperPointTask
     from frontend.training.token_labelling import TokenLabelling
@@ -292,8 +301,9 @@ def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: 
     network, described = _initial_network(args, values)
     network = _with_refiner(network, described, args)
     # not stated where they are off: runs begun by earlier versions go on
-    optional = _DETECTOR_OPTIONS + _TOKEN_OPTIONS
-    left_out = {"device", "model", "encoder", "ema", "compile", "device_augment"} | {option.name for option in optional}
+    optional = _DETECTOR_OPTIONS + _TOKEN_OPTIONS + _VIEW_OPTIONS
+    left_out = {"device", "model", "encoder", "descriptor_dim", "ema", "compile", "device_augment"}
+    left_out |= {option.name for option in optional}
     described |= {name: values[name] for name in values if name not in left_out}
     described |= _changed(values, optional)
     choice = values["device_augment"]
@@ -312,6 +322,8 @@ def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: 
         label_spacing=values["label_spacing"],
         relative=dataclasses.replace(config.relative, rotation=values["rotation"], anisotropy=values["anisotropy"]),
         any_rotation=values["any_rotation"],
+        noise=dataclasses.replace(config.noise or PhotometricConfig(), exposure=values["exposure"]),
+        random_points=values["random_points"],
         soft=values["token_weight"] > 0 or values["soft_weight"] > 0,
         mix_tokens=values["mix_tokens"],
         on_device=on_device,
