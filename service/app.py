@@ -41,7 +41,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         watching = asyncio.create_task(core.watch())
         yield
         watching.cancel()
-        await asyncio.wait([starting])
+        if not starting.done():
+            core.engine.stop(0)  # the start fails at its next step, instead of being waited for
+            await asyncio.wait([starting], timeout=core.left_to_stop())
         await asyncio.to_thread(core.stop)
 
     app = FastAPI(

@@ -14,8 +14,9 @@ from frontend.extractor import Prepared, SuperPoint
 from frontend.image import decode_image
 from frontend.image_header import header_size
 from frontend.types import Features
+from service.admission import Slot
 from service.bodies import Budget
-from service.engine import Engine, EngineConfig, Slot, configuration
+from service.engine import Engine, EngineConfig, configuration
 from service.errors import BadImageError, BadRequestError, DeadlineError, NotFoundError, UnavailableError
 from service.matchers import Matchers
 from service.metrics import Metrics
@@ -71,6 +72,8 @@ class Core:
         self.stopping = False
         self._stops_at: float | None = None
         self._pool = ThreadPoolExecutor(settings.decode_threads, "decode")
+        # of their own: a frame whose turn has come, and for which others wait, would wait for all images in the pool
+        self._trackers = ThreadPoolExecutor(settings.decode_threads, "track")
         self.models: dict[str, SuperPoint] = {}
         self.matchers = Matchers()
         self.ready = False
@@ -110,7 +113,8 @@ class Core:
         """Take nothing new, finish what was accepted."""
         self.ready = False
         self.engine.stop(self.left_to_stop())
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._trackers):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     async def finish_streams(self) -> None:
         """Open no more streams, answer what those that are open have sent, and close them."""
@@ -237,7 +241,12 @@ class Core:
                 task.cancel()
 
     async def in_thread(
-        self, function: Callable[[], T], deadline: float, done: Callable[[asyncio.Future[T]], object] | None = None
+        self,
+        function: Callable[[], T],
+        deadline: float,
+        done: Callable[[asyncio.Future[T]], object] | None = None,
+        *,
+        tracking: bool = False,
     ) -> T:
         """Run a function in a thread; once it has begun it is not stopped, whoever waits for it.
 
@@ -245,24 +254,34 @@ class Core:
             function: called in the thread.
             deadline: by the engine's clock; nobody waits longer.
             done: called on the event loop with the future when it has ended, or will not begin.
+            tracking: whether it is a tracker's work, which does not wait for images to be decoded.
 
         Raises:
             DeadlineError: it was not done in time.
         """
-        future = asyncio.get_running_loop().run_in_executor(self._pool, function)
+        pool = self._trackers if tracking else self._pool
+        future = asyncio.get_running_loop().run_in_executor(pool, function)
         if done is not None:
             future.add_done_callback(done)
         return await self.in_time(asyncio.shield(future), deadline)
 
     async def on_device(
-        self, function: Callable[..., T], *args: Any, deadline: float, urgent: bool = True, **kwargs: Any
+        self,
+        function: Callable[..., T],
+        *args: Any,
+        deadline: float,
+        urgent: bool = True,
+        extractor: SuperPoint | None = None,
+        **kwargs: Any,
     ) -> T:
         """Run a function in the device's thread, see :meth:`Engine.call`; work that brings no image is not urgent.
 
         Raises:
             DeadlineError: it was not done in time.
+            UnavailableError: the device failed, or the service is stopping.
         """
-        future = self.engine.call(functools.partial(function, *args, **kwargs), deadline, urgent=urgent)
+        call = functools.partial(function, *args, **kwargs)
+        future = self.engine.call(call, deadline, urgent=urgent, extractor=extractor)
         result: T = await self.in_time(asyncio.wrap_future(future), deadline)
         return result
 
@@ -294,11 +313,12 @@ class Core:
         if self.stopping:
             raise UnavailableError("the service is shutting down")
 
-    def reserve(self, count: int, *, accepted: bool = False) -> list[Slot]:
+    def reserve(self, count: int, *, searches: bool = False, accepted: bool = False) -> list[Slot]:
         """Places in the queue, see :meth:`Engine.reserve`.
 
         Args:
             count: of them.
+            searches: whether they are for work that brings no image.
             accepted: whether they are for what was accepted before, which is finished when the service stops.
 
         Raises:
@@ -309,7 +329,7 @@ class Core:
             self._require_models()
         else:
             self.require_ready()
-        return self.engine.reserve(count)
+        return self.engine.reserve(count, searches=searches)
 
 
 def _network_pixels(extractor: SuperPoint, width: float, height: float) -> float:

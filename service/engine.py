@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 from frontend.extractor import ExtractorConfig, Prepared, SuperPoint
 from frontend.types import Features
-from service.errors import DeadlineError, OverloadedError, UnavailableError
+from service.admission import Admission, Lane, Slot
+from service.errors import DeadlineError, UnavailableError
 
 Clock = Callable[[], float]
 
@@ -53,8 +54,8 @@ class EngineConfig:
             size is a batch.
         max_delay_s: how long a batch that is not full is waited for, seconds, counted from its oldest item. It is not
             waited for where every item that was admitted is there.
-        max_queue: items admitted and not yet finished, over all buckets.
-        max_wait_s: an item that would have to wait longer, by how fast the last ones were, is not admitted, seconds.
+        max_queue: places that may be taken, see :class:`service.admission.Admission`.
+        max_wait_s: who would have to wait longer, by how fast the last ones were, is not admitted, seconds.
         heartbeat_s: the device's thread says it is alive at least this often while it has nothing to do, seconds.
     """
 
@@ -73,12 +74,23 @@ class _Item:
     deadline: float
     admitted: float
 
+    def done(self, _: object) -> None:
+        if self.future.cancelled():
+            # it waits on until the device gets to it; whoever has its place brings another image
+            del self.prepared
+
 
 @dataclass
 class _Call:
     function: Callable[[], object]
     future: Future[object]
     deadline: float
+    urgent: bool
+    extractor: SuperPoint | None
+
+    def done(self, _: object) -> None:
+        if self.future.cancelled():
+            del self.function
 
 
 @dataclass
@@ -91,37 +103,6 @@ class _Bucket:
 def _head(bucket: _Bucket) -> float:
     """When its oldest item was admitted."""
     return bucket.items[0].admitted
-
-
-class Slot:
-    """A place in the queue, reserved before an image is decoded, given back when its item is done or by ``release``."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine: Engine | None = engine
-
-    def release(self) -> None:
-        """Give the place back; a second call does nothing."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine._release()
-
-
-class _Pace:
-    """How long the device works for each place that is given back, lately."""
-
-    _MEMORY = 32  # places after which what was before counts for little
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._busy_s = 0.0
-
-    def worked(self, seconds: float, released: int) -> None:
-        """The device has worked for some who wait, and so many places have been given back since the last time."""
-        self._busy_s += seconds
-        if released:
-            weight = 1 - math.exp(-released / self._MEMORY) if self.seconds else 1.0
-            self.seconds += weight * (self._busy_s / released - self.seconds)
-            self._busy_s = 0.0
 
 
 class Engine:
@@ -144,10 +125,8 @@ class Engine:
         self._calls: deque[_Call] = deque()
         self._pieces: deque[_Call] = deque()
         self._images_next = False
-        self._reserved = 0
         self._queued = 0
-        self._released = 0
-        self._pace = _Pace()
+        self._admission = Admission(self.config.max_queue, self.config.max_wait_s, self.config.max_batch)
         self._accepting = True
         self._stopping = False
         self._failure: str | None = None
@@ -170,7 +149,7 @@ class Engine:
     @property
     def depth(self) -> int:
         """Places that are taken."""
-        return self._reserved
+        return self._admission.depth
 
     @property
     def healthy(self) -> bool:
@@ -182,8 +161,12 @@ class Engine:
         """Seconds since the device's thread last said that it is alive."""
         return self._clock() - self._beat
 
-    def reserve(self, count: int = 1) -> list[Slot]:
+    def reserve(self, count: int = 1, *, searches: bool = False) -> list[Slot]:
         """Take places in the queue, all or none, before any work is done for a request.
+
+        Args:
+            count: of places.
+            searches: whether they are for calls that are not urgent, and not for images.
 
         Raises:
             OverloadedError: there are not as many.
@@ -194,26 +177,10 @@ class Engine:
                 raise UnavailableError(f"the device has failed: {self._failure}")
             if not self._accepting:
                 raise UnavailableError("the service is shutting down")
-            self._require_room(count)
-            self._reserved += count
-        return [Slot(self) for _ in range(count)]
+        return self._admission.reserve(count, self._lane(searches))
 
-    def _require_room(self, count: int) -> None:
-        config, each = self.config, self._pace.seconds
-        # by then as many places as a batch has are free again
-        after = max(config.max_batch * each, 1.0)
-        if self._reserved + count > config.max_queue:
-            raise OverloadedError(f"the queue of {config.max_queue} images is full", retry_after=after)
-        wait = (self._reserved + count) * each
-        # a batch is always let in: an estimate that is too high would else never be mended
-        if wait > config.max_wait_s and self._reserved + count > config.max_batch:
-            reason = f"{self._reserved} images are waiting, which takes {wait:.0f} s"
-            raise OverloadedError(f"{reason}; the limit is {config.max_wait_s:.0f} s", retry_after=after)
-
-    def _release(self) -> None:
-        with self._condition:
-            self._reserved -= 1
-            self._released += 1
+    def _lane(self, searches: bool) -> Lane:
+        return self._admission.searches if searches else self._admission.images
 
     def submit(self, extractor: SuperPoint, prepared: Prepared, deadline: float, slot: Slot) -> Future[Features]:
         """Queue a prepared image.
@@ -229,6 +196,8 @@ class Engine:
             :class:`DeadlineError`, :class:`UnavailableError`, or what the network raised for this image.
         """
         future: Future[Features] = Future()
+        item = _Item(prepared, future, deadline, self._clock())
+        future.add_done_callback(item.done)
         future.add_done_callback(lambda _: slot.release())
         key = (id(extractor.backend), extractor.config, prepared.gray.shape, prepared.raster is None)
         with self._condition:
@@ -238,11 +207,18 @@ class Engine:
             most = min(max(self.config.max_batch_pixels // prepared.gray.size, 1), self.config.max_batch)
             bucket = self._buckets.setdefault(key, _Bucket(extractor, most))
             self._queued += 1
-            bucket.items.append(_Item(prepared, future, deadline, self._clock()))
+            bucket.items.append(item)
             self._condition.notify()
         return future
 
-    def call(self, function: Callable[[], Any], deadline: float, *, urgent: bool = True) -> Future[Any]:
+    def call(
+        self,
+        function: Callable[[], Any],
+        deadline: float,
+        *,
+        urgent: bool = True,
+        extractor: SuperPoint | None = None,
+    ) -> Future[Any]:
         """Queue a piece of work for the device that is no image: matching, geometry.
 
         Args:
@@ -250,16 +226,19 @@ class Engine:
             deadline: by the engine's clock; later it is dropped.
             urgent: it comes before the images, as what finishes requests whose images are done. Otherwise it takes
                 turns with batches of images: they would wait as long as such work comes.
+            extractor: whose device the function uses: where it fails, it is asked whether the device still works.
 
         Returns:
             A future of what the function returns or raises.
         """
         future: Future[Any] = Future()
+        call = _Call(function, future, deadline, urgent, extractor)
+        future.add_done_callback(call.done)
         with self._condition:
             if self._failure is not None or self._stopping:
                 future.set_exception(UnavailableError("the device is not available"))
                 return future
-            (self._calls if urgent else self._pieces).append(_Call(function, future, deadline))
+            (self._calls if urgent else self._pieces).append(call)
             self._condition.notify()
         return future
 
@@ -290,7 +269,7 @@ class Engine:
             return None, self.config.heartbeat_s
         oldest = min(self._buckets.values(), key=_head)
         left = _head(oldest) + self.config.max_delay_s - self._clock()
-        coming = self._reserved > self._queued
+        coming = self._admission.images.reserved > self._queued
         if len(oldest.items) >= oldest.most or left <= 0 or not coming or self._stopping:
             return oldest, 0.0
         # a full one goes before it now, and not once it has waited: it would wait as long as others fill
@@ -302,15 +281,14 @@ class Engine:
             taken = self._take()
             if taken is None:
                 return
-            began, waited_for = self._clock(), self._reserved > 0
+            lane = self._lane(isinstance(taken, _Call) and not taken.urgent)
+            began, waited_for = self._clock(), lane.reserved > 0
             if isinstance(taken, _Call):
                 self._answer(taken)
             else:
                 self._serve(*taken)
-            with self._condition:
-                released, self._released = self._released, 0
-                if waited_for:  # not the warm-up
-                    self._pace.worked(self._clock() - began, released)
+            if waited_for:  # not the warm-up
+                lane.worked(self._clock() - began)
 
     def _serve(self, extractor: SuperPoint, items: list[_Item]) -> None:
         now = self._clock()
@@ -337,7 +315,7 @@ class Engine:
                 call.future.set_result(call.function())
             except Exception as error:
                 self._observer.dropped("failed")
-                call.future.set_exception(error)
+                call.future.set_exception(self._reason(call.extractor, error))
 
     def _run(self, extractor: SuperPoint, items: list[_Item], began: float) -> None:
         try:
@@ -345,9 +323,10 @@ class Engine:
         except Exception as error:
             if len(items) == 1:
                 self._observer.dropped("failed")
-                items[0].future.set_exception(error)
-                self._check_device(extractor, error)
+                items[0].future.set_exception(self._reason(extractor, error))
                 return
+            results = None  # and the error is let go: its frames hold what the batch has on the device
+        if results is None:
             # one of them is the culprit; the others get their results
             for item in items:
                 self._run(extractor, [item], self._clock())
@@ -358,18 +337,28 @@ class Engine:
         for item, features in zip(items, results, strict=True):
             item.future.set_result(features)
 
-    def _check_device(self, extractor: SuperPoint, error: Exception) -> None:
-        """After a failure, see whether the device itself still works; if not, refuse everything from now on."""
+    def _reason(self, extractor: SuperPoint | None, error: Exception) -> Exception:
+        """Why work failed: what it raised or, where the device itself does not work, that; all is refused then."""
+        if extractor is None:
+            return error
         try:
             extractor.backend.check()
         except Exception:
-            with self._condition:
-                self._failure = str(error).partition("\n")[0]
-                waiting = [item for bucket in self._buckets.values() for item in bucket.items]
-                self._buckets, self._queued = {}, 0
-            for item in waiting:
-                if item.future.set_running_or_notify_cancel():
-                    item.future.set_exception(UnavailableError("the device has failed"))
+            self._refuse_all(str(error).partition("\n")[0])
+            return UnavailableError("the device has failed")
+        return error
+
+    def _refuse_all(self, failure: str) -> None:
+        with self._condition:
+            self._failure = failure
+            waiting: list[_Item | _Call] = [item for bucket in self._buckets.values() for item in bucket.items]
+            waiting += [*self._calls, *self._pieces]
+            self._buckets, self._queued = {}, 0
+            self._calls.clear()
+            self._pieces.clear()
+        for one in waiting:
+            if one.future.set_running_or_notify_cancel():
+                one.future.set_exception(UnavailableError("the device has failed"))
 
 
 def extract_prepared(extractor: SuperPoint, prepared: list[Prepared]) -> list[Features]:

@@ -152,6 +152,9 @@ class TrackNode:
         self._next_id = self._first_id = 0
         self._velocities = NormalisedVelocities()
         self._stopped = threading.Event()
+        key = self._settings["api_key"] or os.environ.get("SUPERPOINT_API_KEY")
+        quality = self._settings["jpeg_quality"] or None
+        self._client = Client(self._settings["server_url"], api_key=key, quality=quality)
         self._publisher = node.create_publisher(types.PointCloud, self._settings["tracks_topic"], 10)
         node.create_subscription(types.CameraInfo, self._settings["camera_info_topic"], self.on_camera, qos)
         node.create_subscription(types.Image, self._settings["image_topic"], self.on_image, qos)
@@ -198,8 +201,7 @@ class TrackNode:
 
     def _work(self) -> None:
         settings = self._settings
-        key = settings["api_key"] or os.environ.get("SUPERPOINT_API_KEY")
-        with Client(settings["server_url"], api_key=key, quality=settings["jpeg_quality"] or None) as client:
+        with self._client as client:
             while not self._stopped.is_set():
                 epoch, camera = self._epoch, self._camera
                 if camera is None:

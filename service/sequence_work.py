@@ -16,8 +16,8 @@ from frontend.errors import FrontendError
 from frontend.stereo import StereoRig
 from frontend.tracking import Tracker, TrackerConfig
 from frontend.types import Features, TrackedFrame
+from service.admission import Slot
 from service.core import Core
-from service.engine import Slot
 from service.errors import BadRequestError
 from service.routes.common import Encoding, encoded_descriptors
 from service.sequence_documents import CameraDocument, OpenSequence
@@ -127,7 +127,8 @@ async def track_frame(
     turn: Turn | None = None
     try:
         turn = session.queue(given.stamp_ns)
-        slots += core.reserve(len(given.images) - len(slots), accepted=True)
+        if missing := len(given.images) - len(slots):  # who has a place is not asked again whether there is one
+            slots += core.reserve(missing, accepted=True)
         features = await core.features(session.extractor, given.images, deadline, slots)
         extracted = time.perf_counter()
         await core.in_time(turn.come(), deadline)
@@ -142,7 +143,7 @@ async def track_frame(
                 core.sessions.tell()
 
         update = partial(session.tracker.update, features[0], given.stamp_ns, right)
-        frame = await core.in_thread(update, deadline, done)
+        frame = await core.in_thread(update, deadline, done, tracking=True)
     finally:
         if turn is not None:
             turn.release()

@@ -129,6 +129,8 @@ def protocols(settings: Settings) -> dict[str, Any]:
         "ws_max_size": int(settings.max_body_mb * 1e6) + _FRAMING,
         "ws_max_queue": 1,
         "ws_per_message_deflate": False,
+        # pongs are not read while the oldest answer is waited for, which may take as long as a request
+        "ws_ping_timeout": settings.deadline_s + 20.0,
     }
 
 

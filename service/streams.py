@@ -166,6 +166,7 @@ class FrameStream:
                 self.end(*STOPPED)
             code = await self._serve()
         finally:
+            self._waiting.clear()  # a task that ends now would start the next frame
             for task in self._tasks:
                 task.cancel()
             for entry in self._entries:
@@ -205,9 +206,9 @@ class FrameStream:
                     return await self._close(1011, "the stream failed")
             return 1006
         finally:
-            reader.cancel()
-            writer.cancel()
-            gone.cancel()
+            for ended in (reader, writer, gone):
+                if not ended.cancel() and not ended.cancelled():
+                    ended.exception()  # looked at: a client that goes while answers are sent is nothing to log
 
     async def _close(self, code: int, reason: str) -> int:
         with suppress(RuntimeError, WebSocketDisconnect, asyncio.TimeoutError):

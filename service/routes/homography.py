@@ -50,7 +50,7 @@ async def homography(
     kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if kind not in FORMATS:
         raise BadRequestError(f"content type is '{kind}'; expected one of: {', '.join(FORMATS)}")
-    deadline, (slot,) = core.deadline(), core.reserve(1)
+    deadline, (slot,) = core.deadline(), core.reserve(1, searches=True)
     try:
         # in a thread: a body may hold a million numbers
         points0, points1, sigmas = await core.in_thread(partial(_matches, await request.body(), kind), deadline)

@@ -143,7 +143,7 @@ async def match_images(
     wanted = tuple(f"image{index}" for index, stored in enumerate(given) if stored is None)
     model = _common_model([stored for stored in given if stored is not None], extractor.name if wanted else None)
     core.matchers.require(matching.config.matcher, model)
-    deadline, slots = core.deadline(), core.reserve(max(len(wanted), 1))
+    deadline, slots = core.deadline(), core.reserve(max(len(wanted), 1), searches=not wanted)
     pipeline = MatchPipeline(extractor, matching.config, cameras=matching.cameras)
     began = time.perf_counter()
     try:
@@ -152,7 +152,14 @@ async def match_images(
         pair = [next(made) if stored is None else stored for stored in given]
         # images have waited in the queue already
         found = await core.on_device(
-            _match, pipeline, pair[0], pair[1], StageTimes(), deadline=deadline, urgent=bool(wanted)
+            _match,
+            pipeline,
+            pair[0],
+            pair[1],
+            StageTimes(),
+            deadline=deadline,
+            urgent=bool(wanted),
+            extractor=extractor,
         )
     finally:
         for slot in slots:
@@ -206,15 +213,23 @@ async def match_many(
     taking_part = [*([] if stored is None else [stored]), *candidates]
     model = _common_model(taking_part, extractor.name if stored is None else None)
     core.matchers.require(matching.config.matcher, model)
-    deadline, slots = core.deadline(), core.reserve(1)
+    # held until the search is done; that of an image is given back when its features are there
+    deadline, slots = core.deadline(), core.reserve(1, searches=True)
     pipeline, times = MatchPipeline(extractor, matching.config, cameras=matching.cameras), StageTimes()
     began = time.perf_counter()
     results: list[tuple[StoredFeatures, MatchResult]] = []
     try:
-        images = await read_images(request, ("image",) if stored is None else (), int(core.settings.max_body_mb * 1e6))
-        image = (await core.features(extractor, images, deadline, slots))[0] if stored is None else stored.features()
+        if stored is None:
+            slots += core.reserve(1)
+            images = await read_images(request, ("image",), int(core.settings.max_body_mb * 1e6))
+            (image,) = await core.features(extractor, images, deadline, slots[1:])
+        else:
+            await read_images(request, (), int(core.settings.max_body_mb * 1e6))
+            image = stored.features()
         for candidate in candidates:
-            found = await core.on_device(_match, pipeline, image, candidate, times, deadline=deadline, urgent=False)
+            found = await core.on_device(
+                _match, pipeline, image, candidate, times, deadline=deadline, urgent=False, extractor=extractor
+            )
             results.append((candidate, found))
             # the sort is stable, so equals stay in the order of the candidates
             results.sort(key=lambda item: (item[1].geometry.num_inliers, len(item[1].matches)), reverse=True)

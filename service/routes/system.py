@@ -58,11 +58,11 @@ async def readyz(request: Request) -> dict[str, str]:
 )
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
-    import torch
-
     core = core_of(request)
     core.store.expire()
     core.metrics.depth.set(core.engine.depth)
-    if torch.cuda.is_available():
-        core.metrics.memory.set(torch.cuda.memory_allocated())
+    if devices := {str(model.device) for model in core.models.values() if model.device.type == "cuda"}:
+        import torch
+
+        core.metrics.memory.set(sum(torch.cuda.memory_allocated(device) for device in sorted(devices)))
     return Response(core.metrics.text(), media_type=CONTENT_TYPE)

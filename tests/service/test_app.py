@@ -8,10 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import httpx
@@ -21,7 +24,15 @@ from problems import check_problem
 
 import frontend
 from frontend import SuperPoint, read_image
+from frontend.types import Features
 from service.access import is_local
+from service.admission import Slot
+from service.app import create_app
+from service.core import Core
+from service.engine import Engine
+from service.errors import BadImageError, OverloadedError
+from service.sequence_work import track_frame
+from service.server import protocols
 from service.settings import Settings
 from service.wire import JSON, MSGPACK, NPZ, decode, encode
 
@@ -198,6 +209,71 @@ async def test_the_interface_documents_itself(client: httpx.AsyncClient) -> None
     assert {"/v1/features", "/v1/match", "/v1/homography", "/v1/models"} <= set(document["paths"])
     body = document["paths"]["/v1/match"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(body["properties"]) == {"image0", "image1"}
+
+
+@pytest.mark.anyio
+async def test_a_service_that_is_stopped_while_it_starts_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+
+    def warm_up(engine: Engine, *_: object) -> None:
+        for _ in range(1000):
+            engine.call(lambda: time.sleep(0.02), time.monotonic() + 60).result()
+            steps.append(0)
+
+    monkeypatch.setattr("service.core.warm_up", warm_up)
+    app = create_app(Settings(device="cpu", warmup=("64x64",)))
+    async with app.router.lifespan_context(app):
+        while not steps:
+            await asyncio.sleep(0.01)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10  # all steps take 20 seconds
+    assert len(steps) < 500
+    assert not app.state.core.ready
+
+
+@pytest.mark.anyio
+async def test_tracking_does_not_wait_for_images_to_be_decoded() -> None:
+    core = Core(Settings(device="cpu", decode_threads=1))
+    gate = threading.Event()
+    busy = asyncio.ensure_future(core.in_thread(lambda: gate.wait(20), time.monotonic() + 30))
+    try:
+        assert await core.in_thread(lambda: "tracked", time.monotonic() + 10, tracking=True) == "tracked"
+        assert not busy.done()
+    finally:
+        gate.set()
+        await busy
+        core.stop()
+
+
+@pytest.mark.anyio
+async def test_a_frame_that_has_its_place_needs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue may be full by the time that its body is there."""
+    core = Core(Settings(device="cpu", max_queue=1))
+    core.ready = True
+    slots = core.reserve(1)
+
+    async def features(*_: object) -> list[Features]:
+        raise BadImageError("reached")
+
+    def refused(*_: object, **__: object) -> list[Slot]:
+        raise OverloadedError("full")
+
+    monkeypatch.setattr(core, "features", features)
+    monkeypatch.setattr(core, "reserve", refused)
+    session: Any = SimpleNamespace(
+        queue=lambda _: SimpleNamespace(release=lambda: None), extractor=None, last_stamp_ns=None
+    )
+    given: Any = SimpleNamespace(stamp_ns=1, images=[("image", b"")], frame_id=None)
+    with pytest.raises(BadImageError, match="reached"):
+        await track_frame(core, session, given, "none", slots)
+    assert core.engine.depth == 0
+    with pytest.raises(OverloadedError):
+        await track_frame(core, session, given, "none", [])
+
+
+def test_pings_wait_longer_than_an_answer_may_take() -> None:
+    settings = Settings(deadline_s=42.0)
+    assert protocols(settings)["ws_ping_timeout"] > settings.deadline_s
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

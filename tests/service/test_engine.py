@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -244,8 +247,8 @@ def test_who_would_wait_too_long_is_not_let_in(log: Log) -> None:
     time.sleep(0.2)
     stub.gate.set()
     slow.result(10)
-    wait_until(lambda: engine._pace.seconds > 0)
-    each = engine._pace.seconds
+    wait_until(lambda: engine._admission.images.pace.seconds > 0)
+    each = engine._admission.images.pace.seconds
     assert 0.01 < each < 0.4
     slots = engine.reserve(2)  # a batch is let in whatever the pace
     with pytest.raises(OverloadedError, match="images are waiting, which takes"):
@@ -257,7 +260,7 @@ def test_who_would_wait_too_long_is_not_let_in(log: Log) -> None:
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(engine: Engine) -> None:
     slots = engine.reserve(8)
-    with pytest.raises(OverloadedError, match="queue of 10 images is full") as refused:
+    with pytest.raises(OverloadedError, match="queue of 10 places is full") as refused:
         engine.reserve(3)
     assert refused.value.retry_after == 1
     assert engine.depth == 8  # all or none
@@ -308,17 +311,91 @@ def test_a_dead_device_turns_the_engine_off(engine: Engine) -> None:
     first = send(engine, stub, image(-1.0))
     wait_until(first.running)
     waiting = send(engine, stub, image(0.5, 16))
+    calls = [engine.call(lambda: 1, later(), urgent=urgent) for urgent in (True, False)]
 
     stub.backend.works = False
     stub.gate.set()
-    with pytest.raises(ValueError, match="negative"):
-        first.result(10)
-    with pytest.raises(UnavailableError):
-        waiting.result(10)
+    for future in (first, waiting, *calls):
+        with pytest.raises(UnavailableError, match="device has failed"):
+            future.result(10)
     assert not engine.healthy
     with pytest.raises(UnavailableError, match="device has failed"):
         engine.reserve()
     wait_until(lambda: engine.depth == 0)
+
+
+def test_a_device_that_dies_in_a_call_is_noticed(engine: Engine) -> None:
+    stub, gate = Stub(), threading.Event()
+
+    def fails() -> None:
+        gate.wait(20)
+        raise RuntimeError("an illegal memory access")
+
+    failing = [engine.call(fails, later(), urgent=False, extractor=stub) for _ in range(2)]  # type: ignore[arg-type]
+    waiting = send(engine, stub, image(0.5))
+    gate.set()
+    with pytest.raises(RuntimeError, match="illegal"):  # the device works: the call is what is wrong
+        failing[0].result(10)
+    assert waiting.result(10)
+
+    gate.clear()
+    stub.backend.works = False
+    failing = [engine.call(fails, later(), urgent=urgent, extractor=stub) for urgent in (True, False)]  # type: ignore[arg-type]
+    waiting = send(engine, stub, image(0.5))
+    gate.set()
+    for future in (*failing, waiting):
+        with pytest.raises(UnavailableError):
+            future.result(10)
+    assert not engine.healthy
+
+
+def test_what_is_cancelled_holds_no_memory_while_the_device_works(engine: Engine) -> None:
+    gate = threading.Event()
+    running = engine.call(lambda: gate.wait(20), later())
+    wait_until(running.running)
+    item = image(0.5)
+    pixels = weakref.ref(item.gray)
+    futures = [send(engine, Stub(), item), engine.call(partial(len, item.gray), later())]
+    del item
+    assert pixels() is not None
+    for future in futures:
+        assert future.cancel()
+    gc.collect()
+    assert pixels() is None
+    assert engine.depth == 0
+    gate.set()
+    assert running.result(10)
+
+
+def test_searches_do_not_make_images_look_slow() -> None:
+    now = [0.0]
+
+    def worked(seconds: float) -> None:
+        now[0] += seconds
+
+    engine = Engine(EngineConfig(max_batch=2, max_delay_s=0.0, max_wait_s=1.0, max_queue=100), clock=lambda: now[0])
+    engine.start()
+
+    def image_of(seconds: float) -> None:
+        stub = Stub()
+        stub.run = lambda prepared: (worked(seconds), Stub.run(stub, prepared))[1]  # type: ignore[method-assign]
+        send(engine, stub, image(0.5), deadline=1e9).result(10)
+
+    image_of(0.01)
+    (search,) = engine.reserve(searches=True)
+    for _ in range(100):
+        engine.call(partial(worked, 0.2), 1e9, urgent=False).result(10)
+    search.release()
+    image_of(0.01)
+    for slot in engine.reserve(10):
+        slot.release()
+    engine.call(lambda: None, 1e9, urgent=False).result(10)
+    (search,) = engine.reserve(searches=True)
+    engine.call(lambda: None, 1e9, urgent=False).result(10)
+    with pytest.raises(OverloadedError, match="1 searches are waiting, which takes"):
+        engine.reserve(2, searches=True)
+    search.release()
+    assert engine.stop(10)
 
 
 def test_stopping_finishes_what_was_accepted(log: Log) -> None:

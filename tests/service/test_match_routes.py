@@ -384,3 +384,23 @@ async def test_images_are_answered_while_searches_run(
     *_, meanwhile = await asyncio.gather(search(), search(), search(), image())
     assert len(matched) == 36
     assert meanwhile < 18
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("by_image", [True, False])
+async def test_a_search_has_a_place_until_it_ends(
+    client: httpx.AsyncClient, core: Core, monkeypatch: pytest.MonkeyPatch, by_image: bool
+) -> None:
+    features = [await store(client) for _ in range(3)]
+    depths, original = [], MatchPipeline.match_features
+
+    def matching(self: MatchPipeline, *args: Any) -> Any:
+        depths.append(core.engine.depth)
+        return original(self, *args)
+
+    monkeypatch.setattr(MatchPipeline, "match_features", matching)
+    params, content = (SMALL, FIRST.read_bytes()) if by_image else ({**SMALL, "features": features[0]}, b"")
+    response = await client.post("/v1/match/many", params=params, content=content)
+    assert response.status_code == 200
+    assert depths == [1] * (3 if by_image else 2)
+    assert core.engine.depth == 0

@@ -339,6 +339,13 @@ def test_what_cannot_be_used_is_said_once(started: Running) -> None:
     assert [level for level, text in node.log if "bayer" in text] == ["error"]
 
 
+def test_an_address_that_is_none_is_refused_before_anything_runs() -> None:
+    before = threading.active_count()
+    with pytest.raises(ConfigError, match="gpu-box:8000"):
+        TrackNode(Node(server_url="gpu-box:8000"), TYPES, None)
+    assert threading.active_count() == before
+
+
 def module(name: str, **content: Any) -> ModuleType:
     made = ModuleType(name)
     made.__dict__.update(content)

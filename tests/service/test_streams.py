@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,3 +76,37 @@ def test_bytes_of_waiting_frames_count_among_those_of_all_requests() -> None:
     answer = msgpack.unpackb(client.sent[0])
     assert (answer["stamp_ns"], answer["frame_id"], answer["problem"]["code"]) == (1, "f", "overloaded")
     assert core.bodies.used == 900
+
+
+def test_a_client_that_goes_leaves_no_frame_behind_that_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames whose cancelling is swallowed, as ``wait_for`` of some Pythons does, start no others."""
+    tracked = []
+
+    async def track(*_: object) -> dict[str, Any]:
+        tracked.append(0)
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return {}
+
+    class Leaving(DeafSocket):
+        async def receive(self) -> dict[str, Any]:
+            await asyncio.sleep(0)
+            self.received += 1
+            if self.received > 4:
+                return {"type": "websocket.disconnect", "code": 1001}
+            frame = {"stamp_ns": self.received, "image": bytes(10)}
+            return {"type": "websocket.receive", "bytes": msgpack.packb(frame)}
+
+    monkeypatch.setattr("service.streams.track_frame", track)
+    core = made_core()
+
+    async def serve() -> None:
+        session: Any = SimpleNamespace(gone=asyncio.Event())
+        socket: Any = Leaving(b"", 0)
+        await asyncio.wait_for(FrameStream(core, session, socket, Options(False, "none")).run(), 20)
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    asyncio.run(serve())
+    assert len(tracked) == 2
+    assert core.bodies.used == 0
