@@ -354,10 +354,10 @@ def test_two_processes_train_as_one_and_go_on_after_kill_9(photographs: Path, tm
 def test_ranks_hold_the_same_and_compute_what_one_process_computes(tmp_path: Path) -> None:
     """Loss, gradients and statistics of the batch norms of one step, and the logged losses of three."""
     script = str(Path(__file__).with_name("training_rank.py"))
+    finished(start_python(script, str(tmp_path / "alone")))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    finished(start_python(script, str(tmp_path / "alone")))
     ranks = [
         start_python(
             script, str(tmp_path / "both"), RANK=str(n), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)

@@ -18,7 +18,7 @@ from service.client.faults import ServiceFault, Unavailable
 from service.client.images import Image
 from service.client.methods import Method
 from service.client.results import Answer
-from service.client.retry import Attempts, Retry
+from service.client.retry import LEAST_ATTEMPT_S, Attempts, Retry
 from service.client.streams import StreamState
 from service.client.transport import (
     STREAM_CLOSED,
@@ -138,7 +138,8 @@ class AsyncClient:
     async def _send(self, call: Call[T], remaining_s: float) -> T:
         request = self._http.request(**call.request(), timeout=http_timeout(remaining_s))
         try:
-            response = await asyncio.wait_for(request, remaining_s)
+            # the limits of the connection end first: they tell whether anything was sent
+            response = await asyncio.wait_for(request, remaining_s + LEAST_ATTEMPT_S)
         except asyncio.TimeoutError:
             raise late() from None
         except httpx.HTTPError as error:
@@ -170,6 +171,7 @@ async def _repeat(attempts: Attempts, attempt: Callable[[float], Awaitable[T]]) 
             return await attempt(attempts.remaining_s)
         except ServiceFault as fault:  # noqa: PERF203
             await asyncio.sleep(attempts.pause_s(fault))
+            attempts.after_pause(fault)
 
 
 class AsyncSequence:

@@ -82,6 +82,20 @@ class Attempts:
             pause = random.uniform(0.0, limit)
         else:
             pause = fault.retry_after + random.uniform(0.0, self._retry.base_s)
+        self._require(pause, fault)
+        return pause
+
+    def after_pause(self, fault: ServiceFault) -> None:
+        """See that there is still time: a pause may take longer than it was meant to.
+
+        Args:
+            fault: of the attempt before the pause.
+
+        Raises:
+            ServiceFault: the given one, where there is none.
+        """
+        self._require(0.0, fault)
+
+    def _require(self, pause: float, fault: ServiceFault) -> None:
         if pause + LEAST_ATTEMPT_S >= self._end - time.monotonic():
             raise fault
-        return pause

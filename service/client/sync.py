@@ -172,6 +172,7 @@ def _repeat(attempts: Attempts, attempt: Callable[[float], T]) -> T:
             return attempt(attempts.remaining_s)
         except ServiceFault as fault:  # noqa: PERF203
             time.sleep(attempts.pause_s(fault))
+            attempts.after_pause(fault)
 
 
 class Sequence:

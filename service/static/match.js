@@ -260,6 +260,7 @@ async function shoot() {
   try {
     taken = [];
     $("camera-title").textContent = "Take the first image";
+    $("take").disabled = true; // until there is a picture
     $("camera-dialog").showModal();
     stopCamera = await openCamera($("preview"));
     if (!$("camera-dialog").open) closeCamera(); // it was closed while the webcam started
@@ -276,7 +277,6 @@ function closeCamera() {
 
 async function snap() {
   const video = $("preview");
-  if (!video.videoWidth) return;
   const { blob } = await encodedJpeg(video, video.videoWidth, video.videoHeight);
   taken.push(await pictureOf(blob, `webcam_${taken.length}.jpg`, "webcam"));
   $("camera-title").textContent = "Move, and take the second image";
@@ -303,6 +303,7 @@ for (const index of [0, 1]) {
 }
 $("sample").addEventListener("click", sample);
 $("shoot").addEventListener("click", shoot);
+$("preview").addEventListener("loadeddata", () => ($("take").disabled = false));
 $("take").addEventListener("click", snap);
 $("camera-cancel").addEventListener("click", () => $("camera-dialog").close());
 $("camera-dialog").addEventListener("close", closeCamera);

@@ -325,10 +325,23 @@ def test_a_real_server_serves_and_finishes_what_it_accepted(
             time.sleep(0.1)
         files = {"image0": FIRST.read_bytes(), "image1": SECOND.read_bytes()}
         assert client.post(f"{base}/v1/match", files=files).json()["status"] == "ok"
-    with ThreadPoolExecutor(1) as thread:
-        request = thread.submit(httpx.post, f"{base}/v1/match", files=files, timeout=30)
-        time.sleep(0.15)
+    whole, told = httpx.Request("POST", f"{base}/v1/match", files=files), threading.Event()
+    body = whole.read()
+
+    def halting() -> Iterator[bytes]:
+        yield body[:-1]
+        assert told.wait(30)
+        yield body[-1:]
+
+    with ThreadPoolExecutor(1) as thread, httpx.Client() as other:
+        kind = {"content-type": whole.headers["content-type"]}
+        request = thread.submit(httpx.post, whole.url, content=halting(), headers=kind, timeout=30)
+        while "superpoint_queue_depth 2.0" not in other.get(f"{base}/metrics").text:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
         server.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        told.set()
         assert request.result(30).json()["status"] == "ok"
     server.wait(30)
     assert "Traceback" not in (tmp_path / "log").read_text()

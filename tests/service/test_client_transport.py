@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import socket
 import time
@@ -34,8 +35,10 @@ from service.client import (
     Unauthorized,
     Unavailable,
 )
+from service.client.aio import _repeat as async_repeat
 from service.client.faults import seconds_of
 from service.client.retry import Attempts
+from service.client.sync import _repeat as sync_repeat
 
 Ask = Callable[..., Any]
 POINTS = np.zeros((2, 2))
@@ -62,15 +65,15 @@ def test_a_refusal_is_tried_again_after_the_time_it_states(ask: Ask, status: int
         found = ask(server.url, a_homography)
     np.testing.assert_array_equal(found.H, np.eye(3))
     np.testing.assert_array_equal(found.inliers, HOMOGRAPHY["inliers"])
-    assert 1.0 <= server.times[1] - server.times[0] < 1.6
+    assert server.times[1] - server.times[0] >= 1.0
 
 
 def test_a_refusal_beyond_the_clients_time_is_not_waited_for(ask: Ask) -> None:
     with raw_server(problem(429, "store_full", "retry-after: 30")) as server:
         began = time.monotonic()
         with pytest.raises(Overloaded, match="429 store_full: store_full it is \\(request r1\\)") as caught:
-            ask(server.url, a_homography, timeout_s=2)
-        assert time.monotonic() - began < 1.5
+            ask(server.url, a_homography, timeout_s=20)
+        assert time.monotonic() - began < 15
         assert len(server.requests) == 1
     assert caught.value.retry_after == 30
     assert not caught.value.maybe_processed
@@ -107,8 +110,8 @@ def test_the_whole_call_has_a_limit_of_time(ask: Ask, action: Any) -> None:
     with raw_server(action) as server:
         began = time.monotonic()
         with pytest.raises(Deadline, match="client_timeout") as caught:
-            ask(server.url, a_homography, timeout_s=0.4)
-        assert 0.35 < time.monotonic() - began < 1.0
+            ask(server.url, a_homography, timeout_s=1.0)
+        assert 0.9 < time.monotonic() - began < 4.5
         assert len(server.requests) == 1
     assert caught.value.status is None
     assert caught.value.maybe_processed
@@ -122,7 +125,33 @@ def test_nobody_there_is_unavailable(ask: Ask) -> None:
     assert not caught.value.maybe_processed
     assert ask(url, lambda client: client.ready()) is False
     with pytest.raises(Unavailable):
-        ask(url, lambda client: client.wait_ready(0.3))
+        ask(url, lambda client: client.wait_ready(2))
+
+
+def test_no_attempt_is_made_when_a_pause_took_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, refusal, sleep = [], Unavailable(None, "no_connection", "nobody"), time.sleep
+    attempts = Attempts(Retry(attempts=None, base_s=0.01, cap_s=0.01), 0.2, repeatable=True)
+
+    def attempt(_: float) -> None:
+        made.append(0)
+        raise refusal
+
+    monkeypatch.setattr("service.client.sync.time.sleep", lambda _: sleep(0.3))
+    with pytest.raises(Unavailable, match="nobody"):
+        sync_repeat(attempts, attempt)
+    assert len(made) == 1
+
+    async def attempt_async(_: float) -> None:
+        attempt(_)
+
+    async def oversleeps(_: float) -> None:
+        sleep(0.3)
+
+    monkeypatch.setattr("service.client.aio.asyncio.sleep", oversleeps)
+    attempts = Attempts(Retry(attempts=None, base_s=0.01, cap_s=0.01), 0.2, repeatable=True)
+    with pytest.raises(Unavailable, match="nobody"):
+        asyncio.run(async_repeat(attempts, attempt_async))
+    assert len(made) == 2
 
 
 def test_readiness_is_waited_for(ask: Ask) -> None:

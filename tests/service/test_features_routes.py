@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from pathlib import Path
 
 import cv2
@@ -79,11 +79,13 @@ async def test_features_are_deleted(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("client", [{"store_ttl_s": 0.3}], indirect=True)
-async def test_features_expire(client: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("client", [{"store_ttl_s": 30}], indirect=True)
+async def test_features_expire(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(client._transport.app.state.core.store, "_clock", lambda: now)
     feature_id = await store(client)
-    assert (await client.get(f"/v1/features/{feature_id}")).json()["expires_in_s"] == 0.3
-    await asyncio.sleep(0.35)
+    assert (await client.get(f"/v1/features/{feature_id}")).json()["expires_in_s"] == 30
+    now += 30.5
     # nobody has asked for them; a look at the metrics is enough
     assert await metric(client, "superpoint_store_entries") == 0
     assert await metric(client, 'superpoint_store_removed_total{reason="expired"}') == 1

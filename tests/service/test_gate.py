@@ -36,7 +36,7 @@ def server() -> Iterator[Live]:
 
 @pytest.fixture(scope="module")
 def brisk() -> Iterator[Live]:
-    with live(deadline_s=0.6, max_requests=3) as made:
+    with live(deadline_s=1.5, max_requests=3) as made:
         yield made
 
 
@@ -126,7 +126,7 @@ def test_a_body_that_does_not_arrive_holds_no_place_for_long(brisk: Live) -> Non
     for connection in connections:
         status, headers, body = answer(connection)
         assert (status, headers["connection"], json.loads(body)["code"]) == (408, "close", "body_timeout")
-    assert 0.5 < time.monotonic() - began < 5
+    assert 1.4 < time.monotonic() - began < 15
     assert brisk.core.engine.depth == 0
 
 
@@ -142,7 +142,7 @@ def test_headers_that_do_not_arrive_end_the_connection(brisk: Live) -> None:
     connection.sendall(b"GET /hea")
     began = time.monotonic()
     assert connection.recv(100) == b""
-    assert 0.3 < time.monotonic() - began < 3
+    assert 1.0 < time.monotonic() - began < 15
 
 
 def test_a_client_that_does_not_read_is_let_go(brisk: Live) -> None:

@@ -27,6 +27,7 @@ DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
 GAP = 12
 NONE = "\N{EN DASH}"
+MATCHES = "**/v1/match?*"
 KEYPOINTS = 384  # fewer than by default: the machine may be slow
 
 
@@ -98,6 +99,9 @@ def expected(server: Live) -> dict[str, Any]:
 
 def gap_rows(page: Any, colour: tuple[int, int, int]) -> int:
     """Rows of the gap between the two images in which something of a colour is drawn: nothing but lines comes there."""
+    page.evaluate(
+        "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    )  # it is drawn
     return int(
         page.locator("#pair").evaluate(
             """(canvas, colour) => {
@@ -143,7 +147,6 @@ def test_the_sample_pair_is_matched_and_drawn(page: Any, expected: dict[str, Any
     assert {"matching", "geometry", "service, total"} <= set(stages)
     assert gap_rows(page, INLIER) > 40
     page.uncheck("#show-lines")
-    page.wait_for_timeout(100)
     assert gap_rows(page, INLIER) == 0
 
 
@@ -212,19 +215,19 @@ def test_sliders_and_geometry_ask_again(page: Any, server: Live) -> None:
     images = (FIRST.read_bytes(), SECOND.read_bytes())
     asked = []
     page.on("request", lambda request: asked.append(request.url))
-    choose(page, "ratio", "0.80")
-    page.wait_for_timeout(300)
+    with page.expect_response(MATCHES):
+        choose(page, "ratio", "0.80")
     strict = matched(server, images, max_keypoints=KEYPOINTS, ratio=0.8)
     assert settled(page) == str(len(strict["matches"]))
     assert len(asked) == 1  # of 30 steps of the slider
-    choose(page, "error-limit", "0.5 px")
-    page.wait_for_timeout(300)
+    with page.expect_response(MATCHES):
+        choose(page, "error-limit", "0.5 px")
     settled(page)
     tight = matched(server, images, max_keypoints=KEYPOINTS, ratio=0.8, threshold=0.5)
     assert text(page, "n-inliers") == str(sum(tight["inliers"]))
     assert sum(tight["inliers"]) < sum(strict["inliers"])
-    choose(page, "threshold", "0.3")
-    page.wait_for_timeout(300)
+    with page.expect_response(MATCHES):
+        choose(page, "threshold", "0.3")
     settled(page)
     assert int(text(page, "n-keypoints").split()[0]) < KEYPOINTS
     choose(page, "threshold", "0.005")
@@ -241,10 +244,9 @@ def test_sliders_and_geometry_ask_again(page: Any, server: Live) -> None:
 def test_an_answer_that_is_overtaken_is_not_shown(page: Any, server: Live) -> None:
     start_with_samples(page)
     with server.held():
-        choose(page, "keypoints", "64")
-        page.wait_for_timeout(400)  # it is asked
-        choose(page, "keypoints", "128")
-        page.wait_for_timeout(400)
+        for count in ("64", "128"):
+            with page.expect_request(MATCHES):
+                choose(page, "keypoints", count)
     assert settled(page, "n-keypoints", re.compile(r"^(64|128) \+")) == "128 + 128"
 
 
@@ -252,8 +254,8 @@ def test_an_answer_that_is_overtaken_is_not_shown(page: Any, server: Live) -> No
 def test_the_command_gives_the_same(browser: Any, server: Live, tmp_path: Path) -> None:
     with page_of(browser, server.base, viewport=DESKTOP, permissions=["clipboard-read", "clipboard-write"]) as page:
         start_with_samples(page)
-        choose(page, "ratio", "0.90")
-        page.wait_for_timeout(300)
+        with page.expect_response(MATCHES):
+            choose(page, "ratio", "0.90")
         shown = settled(page)
         page.click("#copy")
         command = page.evaluate("() => navigator.clipboard.readText()")
@@ -263,8 +265,8 @@ def test_the_command_gives_the_same(browser: Any, server: Live, tmp_path: Path) 
         names = ['it\'s; a, "pair" $HOME.jpg', "second image.jpg"]
         for name, source in zip(names, (FIRST, SECOND), strict=True):
             (tmp_path / name).write_bytes(source.read_bytes())
-        page.set_input_files("#file0", [tmp_path / name for name in names])
-        page.wait_for_timeout(300)
+        with page.expect_response(MATCHES):
+            page.set_input_files("#file0", [tmp_path / name for name in names])
         shown = settled(page)
         assert names[0] in text(page, "names")
         assert len(run(text(page, "curl"), tmp_path)["matches"]) == int(shown) > 100
@@ -320,8 +322,7 @@ def test_what_the_service_would_refuse_is_made_smaller(page: Any, server: Live, 
 
 def test_two_images_of_the_webcam(page: Any) -> None:
     page.click("#shoot")
-    page.wait_for_timeout(700)
-    page.click("#take")
+    page.click("#take")  # once there is a picture
     page.locator("#camera-title", has_text="second").wait_for()
     page.click("#take")
     assert int(settled(page)) >= 0

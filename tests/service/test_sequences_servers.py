@@ -32,14 +32,15 @@ def test_expired_sequences_vanish_without_traffic_and_close_their_streams() -> N
     with (
         live(sequence_ttl_s=30.0) as server,
         Client(server.base, retry=ONCE) as client,
-        client.sequence(ttl_s=0.5) as brief,
+        client.sequence() as brief,
         client.sequence() as lasting,
         brief.stream() as stream,
     ):
         stream.send(view(0), 1)
         assert isinstance(stream.receive(), SequenceFrame)
+        server.core.sessions.get(brief.id).ttl_s = 0.0
         with pytest.raises(ConnectionClosed) as caught:
-            stream._connection.recv(10)
+            stream._connection.recv(20)
         assert caught.value.rcvd is not None
         assert caught.value.rcvd.code == 4404
         # nobody has asked for it
@@ -142,7 +143,7 @@ def test_kill_and_restart_lose_sequences_in_a_way_that_clients_understand(tmp_pa
                 stream.receive()
                 for n in range(2, 4):
                     stream.send(view(3 * n), n)
-                time.sleep(0.02)
+                time.sleep(0.3)  # read, and perhaps answered
                 process.send_signal(signal.SIGTERM)
                 answers = [stream.receive() for _ in range(2)]
                 assert all(isinstance(answer, SequenceFrame) for answer in answers)
