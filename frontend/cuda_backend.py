@@ -69,8 +69,10 @@ class FusedConv(nn.Module):
             except torch.cuda.OutOfMemoryError:
                 raise
             except RuntimeError:
-                self.apart = True
-        return nn.functional.conv2d(x, weight, self.bias, *self.settings).relu_()  # type: ignore[arg-type]
+                pass
+        out = nn.functional.conv2d(x, weight, self.bias, *self.settings).relu_()  # type: ignore[arg-type]
+        self.apart = True  # known only now: where memory is what lacks, cuDNN says the same, and this fails as well
+        return out
 
 
 class _Halve(nn.Module):
@@ -141,14 +143,18 @@ class _Graphs:
         key = (name, *((tuple(x.shape), x.dtype, x.stride()) for x in inputs))
         with self._lock:
             try:
-                graph = self._graph(key, name, function, inputs)
-                return function(*inputs) if graph is None else self._replay(graph, inputs)
+                return self._attempt(key, name, function, inputs)
             except torch.cuda.OutOfMemoryError:
-                if not self._graphs:
-                    raise
-                # what graphs hold may be just what is missing
-                self._forget()
-                return function(*inputs)
+                pass
+            # what graphs hold may be just what is missing; not in the handler: the error holds it as well
+            self._forget()
+            return function(*inputs)
+
+    def _attempt(
+        self, key: Hashable, name: Hashable, function: Callable[..., Result], inputs: Sequence[Tensor]
+    ) -> Result:
+        graph = self._graph(key, name, function, inputs)
+        return function(*inputs) if graph is None else self._replay(graph, inputs)
 
     def _graph(
         self, key: Hashable, name: Hashable, function: Callable[..., Any], inputs: Sequence[Tensor]
@@ -168,8 +174,11 @@ class _Graphs:
         try:
             self._graphs[key] = self._capture(function, inputs)
         except torch.cuda.OutOfMemoryError:
+            # a capture takes more than the call alone, which may well fit
+            self._wanted[key] = 8 * self._wanted.get(key, SEEN)
             raise
         except RuntimeError as error:
+            self._pool = None  # one that a capture failed in may be left recording
             reason = (str(error).strip().splitlines() or [""])[0][:160]
             print(f"no CUDA graphs for this network, going on without: {reason}", file=sys.stderr)
             self._refused.add(name)

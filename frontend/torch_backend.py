@@ -60,7 +60,10 @@ class TorchBackend:
         self.descriptor_dim: int = network.config.descriptor_dim
         self.refines = network.refiner is not None
         dtype = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        self._cast = torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+        # without its cache: within a caller's autocast it would outlive the call, and graphs would hold its addresses
+        self._cast = torch.autocast(
+            self._device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False
+        )
 
     def stack(self, prepared: Sequence[Prepared]) -> Batch:
         stacked = torch.from_numpy(np.stack([item.gray for item in prepared]))[:, None]

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -205,11 +206,81 @@ def test_graphs_give_way_where_memory_runs_out() -> None:
     assert float(graphs.run("hungry", hungry, torch.ones(5))[0]) == 3.0
     assert calls == [1, 0]
 
+    tried = []
+
     def starving(x: Tensor) -> Tensor:
+        tried.append(0)
         raise torch.cuda.OutOfMemoryError("no more")
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
         graphs.run("starving", starving, torch.ones(5))
+    assert len(tried) == 2
+
+
+def test_nothing_of_a_graph_is_held_when_memory_is_made_free() -> None:
+    """Whether a replay or a capture ran out of it."""
+
+    class Held(Graphs):
+        alive: list[bool]
+
+        def _replay(self, graph: Any, inputs: Any) -> Any:
+            self.graph = weakref.ref(graph)
+            raise torch.cuda.OutOfMemoryError("no more")
+
+        def _forget(self) -> None:
+            super()._forget()
+            self.alive = [self.graph() is not None]
+
+    replaying = Held()
+    for _ in range(SEEN + 1):
+        assert float(replaying.run("double", double, torch.ones(3))[0]) == 2.0
+    assert replaying.alive == [False]
+
+    class Full(Held):
+        def _capture(self, function: Any, inputs: Any) -> Any:
+            graph = cuda_backend._Graph([], None, function)
+            self.graph = weakref.ref(graph)
+            raise torch.cuda.OutOfMemoryError("no more")
+
+    capturing = Full()
+    for _ in range(SEEN + 1):
+        assert float(capturing.run("double", double, torch.ones(3))[0]) == 2.0
+    assert capturing.alive == [False]
+
+
+def test_a_shape_whose_capture_does_not_fit_runs_without() -> None:
+    graphs = Graphs()
+    graphs.fails = torch.cuda.OutOfMemoryError("no more")
+    captures = 0
+    capture = graphs._capture
+
+    def counting(function: Any, inputs: Any) -> Any:
+        nonlocal captures
+        captures += 1
+        return capture(function, inputs)
+
+    graphs._capture = counting  # type: ignore[method-assign]
+    for n in range(8 * SEEN):
+        assert float(graphs.run("double", double, torch.full((3,), float(n)))[0]) == 2.0 * n
+    assert captures == 1
+
+
+def test_a_convolution_stays_fused_where_memory_was_what_lacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from frontend.encoders import ConvBlock
+
+    conv = cuda_backend.FusedConv(ConvBlock(2, 2, norm="none"), torch.float32)
+
+    def fails(*_: Any) -> Tensor:
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", fails)
+    with monkeypatch.context() as full:
+        full.setattr(nn.functional, "conv2d", fails)
+        with pytest.raises(RuntimeError, match="unable to find an engine"):
+            conv(torch.ones(1, 2, 4, 4))
+        assert not conv.apart
+    assert conv(torch.ones(1, 2, 4, 4)).shape == (1, 2, 4, 4)
+    assert conv.apart
 
 
 def test_more_shapes_than_there_is_room_for_are_not_captured_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

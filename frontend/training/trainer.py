@@ -333,11 +333,17 @@ class Trainer:
         began = 0.0
         for number, batch in enumerate(self._batches()):
             if number == 2:
+                self._synchronize()
                 began = time.monotonic()
             if number == steps + 2:
                 break
             self._train_step(batch)
+        self._synchronize()
         return (time.monotonic() - began) / steps
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def run(self) -> Path:
         """Train to the end; returns the path of the weights.
