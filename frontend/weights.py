@@ -190,9 +190,7 @@ def resolve(name_or_path: str | Path) -> tuple[str, Path]:
         name_or_path: a name of the manifest, or the path of a weight file.
 
     Returns:
-        The model's name and its file. The file of a released model has been checked against the manifest; a file that
-        is called like a released model without being it has a part of its checksum in its name, since matchers and
-        stored features go by names.
+        The model's name and its file. The file of a released model has been checked against the manifest.
 
     Raises:
         WeightsError: there is no such model or file, or the file is not the one that was released.
@@ -202,7 +200,7 @@ def resolve(name_or_path: str | Path) -> tuple[str, Path]:
     if text not in models:
         path = Path(text)
         if path.is_file():
-            return _name_of(path, models.get(path.stem)), path
+            return path.stem, path
         known = ", ".join(sorted(models)) or "none released"
         raise WeightsError(f"unknown model '{text}': expected a weight file's path or one of: {known}")
     info = models[text]
@@ -210,16 +208,6 @@ def resolve(name_or_path: str | Path) -> tuple[str, Path]:
         raise WeightsError(f"weights of '{text}' are missing: expected {info.path}")
     _check_released("weights", info.path, sha256_of(info.path), info.sha256)
     return text, info.path
-
-
-def _name_of(path: Path, namesake: ModelInfo | None) -> str:
-    if namesake is None:
-        return path.stem
-    try:
-        digest = sha256_of(path)
-    except OSError as error:
-        raise WeightsError(f"weights {path} cannot be read: {error.strerror}") from None
-    return path.stem if digest == namesake.sha256 else f"{path.stem}-{digest[:8]}"
 
 
 def released_int8(weights_sha256: str) -> bytes | None:
