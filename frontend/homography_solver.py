@@ -160,68 +160,6 @@ def transfer_error(h: Tensor, points0: Tensor, points1: Tensor) -> Tensor:
     return (mapped[..., :2] / depth - points1).square().sum(-1) + torch.where(mapped[..., 2] <= 0, 1e12, 0.0)
 
 
-def symmetric_transfer_error(h: Tensor, points0: Tensor, points1: Tensor) -> Tensor:
-    """Squared error of matches in both images: d(x1, H x0)^2 + d(x0, H^-1 x1)^2 (Hartley & Zisserman eq. 4.7).
-
-    Args:
-        h: (..., 3, 3), oriented, any scale.
-        points0: (..., K, 2), same dtype.
-        points1: (..., K, 2).
-
-    Returns:
-        (..., K), squared units of the points.
-    """
-    h = unit_norm(h)
-    inverse = unit_norm(adjugate(h))  # det(H) > 0 for what keeps orientation, so the adjugate is oriented too
-    return transfer_error(h, points0, points1) + transfer_error(inverse, points1, points0)
-
-
-def _smallest_eigenvector(normal: Tensor) -> Tensor:
-    """Eigenvector of the smallest eigenvalue of (..., N, N) symmetric positive semi-definite matrices: (..., N).
-
-    By squaring the inverse: five squarings are 32 steps of inverse iteration from every start at once. Unlike eigh
-    it needs no read-back on a GPU.
-    """
-    size = normal.shape[-1]
-    eye = torch.eye(size, dtype=normal.dtype, device=normal.device)
-    trace = normal.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp(min=1e-300)
-    factor, _ = torch.linalg.cholesky_ex(normal / trace + RIDGE * eye)
-    power = torch.cholesky_inverse(factor)
-    for _ in range(5):
-        power = power @ power
-        power = power / power.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    best = power.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None].expand(*power.shape[:-1], 1)
-    return torch.nn.functional.normalize(power.gather(-1, best).squeeze(-1), dim=-1)
-
-
-def homography_dlt(points0: Tensor, points1: Tensor, weights: Tensor) -> Tensor:
-    """Weighted least-squares homography by the normalised DLT (Hartley & Zisserman alg. 4.2).
-
-    Args:
-        points0: (..., K, 2) float64, finite.
-        points1: (..., K, 2) float64, finite.
-        weights: (..., K) float64 >= 0; 0 leaves a match out.
-
-    Returns:
-        (..., 3, 3) float64 of unit norm, signed so that the mean depth of the weighted points is positive. Where
-        fewer than four matches in general position carry weight the answer is arbitrary.
-    """
-    t0, t1 = normalising_transform(points0, weights), normalising_transform(points1, weights)
-    x = homogeneous(points0) @ t0.transpose(-1, -2)  # (..., K, 3)
-    u, v, _ = (homogeneous(points1) @ t1.transpose(-1, -2)).unbind(-1)
-    zero = torch.zeros_like(x)
-    rows = torch.cat(
-        (torch.cat((x, zero, -u[..., None] * x), -1), torch.cat((zero, x, -v[..., None] * x), -1)), -2
-    )  # (..., 2K, 9)
-    doubled = torch.cat((weights, weights), -1)[..., None]
-    flat = _smallest_eigenvector(rows.transpose(-1, -2) @ (rows * doubled))
-    h = flat.reshape(*flat.shape[:-1], 3, 3)
-    depth = ((x @ h.transpose(-1, -2))[..., 2] * weights).sum(-1)
-    h = torch.where(depth < 0, -1.0, 1.0)[..., None, None] * h
-    inverse1 = adjugate(t1)  # det(T1) > 0
-    return unit_norm(inverse1 @ h @ t0)
-
-
 class Projection(NamedTuple):
     """Points of one image mapped into the other by T homographies: each (B, T, K) float64."""
 

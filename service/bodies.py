@@ -8,7 +8,7 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from service.errors import BadRequestError, TooLargeError
+from service.errors import BadRequestError
 
 
 class Budget:
@@ -26,17 +26,6 @@ class Budget:
         self.used = 0
 
 
-def declared_length(request: Request, limit: int) -> None:
-    """Refuse by the Content-Length header, before anything is read.
-
-    Raises:
-        TooLargeError: it is over the limit.
-    """
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise TooLargeError(f"body has {declared} bytes; expected at most {limit}")
-
-
 async def read_images(
     request: Request, names: tuple[str, ...], limit: int, optional: tuple[str, ...] = ()
 ) -> list[tuple[str, bytes]]:
@@ -45,7 +34,7 @@ async def read_images(
     Args:
         request: multipart/form-data with one file for each name, or, where one image is expected, its bytes as body.
         names: of the fields; none where every image of the request is stored, and no body is expected.
-        limit: bytes of the body.
+        limit: bytes of the body, which :class:`service.gate.Gate` keeps; a form is held in memory up to it.
         optional: names of fields that a form may have besides.
 
     Returns:
@@ -53,9 +42,7 @@ async def read_images(
 
     Raises:
         BadRequestError: a field is missing, given twice or not expected, or the body is not what is expected.
-        TooLargeError: the body is over the limit.
     """
-    declared_length(request, limit)
     if not names:
         if await request.body():
             raise BadRequestError("every image is given by its features' id, and there is a body; expected none")

@@ -25,8 +25,14 @@ class Metrics:
         self.batch_size = Histogram(
             "superpoint_batch_size", "Images of a batch", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry
         )
-        self.drops = Counter("superpoint_dropped", "Images dropped, by reason", ["reason"], registry=self.registry)
-        self.depth = Gauge("superpoint_queue_depth", "Images admitted and not yet finished", registry=self.registry)
+        self.drops = Counter(
+            "superpoint_dropped", "Work of the device that was dropped, by reason", ["reason"], registry=self.registry
+        )
+        self.depth = Gauge(
+            "superpoint_queue_depth", "Images and searches let in, not yet finished", registry=self.registry
+        )
+        self.bodies = Gauge("superpoint_body_bytes", "Bodies of requests that are held", registry=self.registry)
+        self.decoded = Gauge("superpoint_decoded_bytes", "Decoded images that are held", registry=self.registry)
         self.memory = Gauge("superpoint_device_memory_bytes", "Memory allocated on the device", registry=self.registry)
 
         self.store_entries = Gauge("superpoint_store_entries", "Images with stored features", registry=self.registry)

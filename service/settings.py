@@ -27,9 +27,9 @@ class Settings(BaseSettings):
     max_delay_ms: float = Field(
         default=2.0, ge=0, description="how long a batch that is not full is waited for while more images are coming"
     )
-    max_queue: int = Field(default=256, ge=1, description="images admitted and not yet finished")
+    max_queue: int = Field(default=256, ge=1, description="images and searches that were let in and are not finished")
     deadline_s: float = Field(default=30.0, gt=0, description="longest time of a request, from its admission")
-    decode_threads: int = Field(default=4, ge=1, description="threads that decode images")
+    decode_threads: int = Field(default=4, ge=1, description="threads that decode images, and as many that track")
     heartbeat_limit_s: float = Field(default=30.0, gt=0, description="longest silence of the device's thread")
     shutdown_s: float = Field(default=30.0, gt=0, description="time to finish what was accepted")
 

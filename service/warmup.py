@@ -55,7 +55,7 @@ def batch_sizes(extractor: SuperPoint, max_batch: int) -> list[int]:
 def warm_up(
     engine: Engine, pool: Executor, extractor: SuperPoint, size: tuple[int, int], matchers: Sequence[str] = ("mnn",)
 ) -> None:
-    """Decode, extract in batches, match, fit each geometry, track, and encode, each where requests do it.
+    """Decode, extract in batches, match, fit a homography and a fundamental matrix, track, and encode.
 
     Args:
         engine: that has been started.

@@ -19,6 +19,13 @@ def project(h: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.array(out)
 
 
+def symmetric_errors(h: np.ndarray, points0: np.ndarray, points1: np.ndarray) -> np.ndarray:
+    """Squared error of matches in both images: d(x1, H x0)^2 + d(x0, H^-1 x1)^2 (Hartley & Zisserman, eq. 4.7)."""
+    forward = ((project(h, points0) - points1) ** 2).sum(1)
+    errors: np.ndarray = forward + ((project(np.linalg.inv(h), points1) - points0) ** 2).sum(1)
+    return errors
+
+
 def reference_dlt(points0: np.ndarray, points1: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Normalised DLT in float64 by the SVD of the whole design matrix (Hartley & Zisserman, alg. 4.2)."""
     weights = np.ones(len(points0)) if weights is None else weights

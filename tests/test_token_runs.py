@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from processes import finished, kill_when, start_python
 from safetensors.torch import load_file
 
 from frontend.cli.main import main
+from frontend.cli.train import LATER_OPTIONS
 from frontend.encoders import ENCODERS
 from frontend.model import ModelConfig, SuperPointNet
 from frontend.training.labels import read_heatmap, read_labels
@@ -213,3 +215,11 @@ def test_rounds_with_settings_that_do_not_fit_are_refused(
     command = rounds_command(photographs, detector, other, two_rounds)
     process = start(*command)
     assert "made with training's steps = 12; got 13" in process.communicate(timeout=200)[1]
+
+
+def test_rounds_state_no_later_option_at_its_default(two_rounds: Path) -> None:
+    """So that rounds go on that an earlier version began."""
+    (file,) = two_rounds.glob("*.json")
+    settings = json.loads(file.read_text())
+    assert "training's steps" in settings
+    assert not {f"training's {name}" for name in LATER_OPTIONS} & set(settings)

@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
         help="released names, weight files, or presets that get random weights (default: the released ones, and vgg)",
     )
     parser.add_argument("--runtimes", metavar="A,B,...", help="of torch, onnxruntime, openvino, ncnn (all installed)")
-    parser.add_argument("--precisions", metavar="A,B,...", help="float32, bf16, fp16 (default: all that are fast here)")
+    parser.add_argument("--precisions", metavar="A,B,...", help="float32, bf16, fp16, int8 (default: all fast ones)")
     parser.add_argument("--sections", metavar="A,B,...", help="only these; an unknown one lists them")
     parser.add_argument("--peers", metavar="A,B,...", help="sift, orb, xfeat, aliked, disk; none (default: all)")
     parser.add_argument("--keypoints", type=int, default=1024, metavar="N", help="where not varied (default: 1024)")

@@ -72,7 +72,7 @@ def run_rounds(
     out.mkdir(parents=True, exist_ok=True)
     # those that came later are left out at their defaults: rounds begun by earlier versions go on
     defaults = {option.name: option.default for option in train.SUPERPOINT_OPTIONS}
-    later = {name for name in ("ema", "device_augment") if values[name] == defaults[name]}
+    later = {name for name in train.LATER_OPTIONS if values[name] == defaults[name]}
     decisive = {f"training's {key}": value for key, value in values.items() if key not in FREE_TO_CHANGE | later}
     check_label_settings(out, {**label_settings(network, name, config), **decisive})
     newest = model

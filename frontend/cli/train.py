@@ -84,6 +84,8 @@ SUPERPOINT_OPTIONS = (
     *_TOKEN_OPTIONS,
     *_VIEW_OPTIONS,
 )
+# what rounds of self-training that earlier versions began know nothing of
+LATER_OPTIONS = ("ema", "device_augment", "descriptor_dim", *(option.name for option in _VIEW_OPTIONS))
 LIGHTGLUE_OPTIONS = lightglue_options(_COMMON)
 _TORCHRUN = """\
 A run in the folder --out is resumed, from its newest checkpoint; one that goes on needs no --init. Several processes:

@@ -12,7 +12,6 @@ from frontend.errors import FrontendError
 from frontend.homography_estimation import estimate_homography
 from frontend.ransac_config import as_variances
 from frontend.types import Float64Array
-from service.bodies import declared_length
 from service.errors import BadRequestError
 from service.routes.common import WORK_PROBLEMS, accepted, answer, core_of
 from service.schemas import HomographyDocument, points_body, problems, result
@@ -46,7 +45,6 @@ async def homography(
     """`points0` and `points1`, (M, 2) each, row by row a match, and `sigmas` (M,) where they are known; as JSON,
     MessagePack or NPZ by Content-Type."""
     core = core_of(request)
-    declared_length(request, int(core.settings.max_body_mb * 1e6))
     kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if kind not in FORMATS:
         raise BadRequestError(f"content type is '{kind}'; expected one of: {', '.join(FORMATS)}")

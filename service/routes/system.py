@@ -61,6 +61,8 @@ async def metrics(request: Request) -> Response:
     core = core_of(request)
     core.store.expire()
     core.metrics.depth.set(core.engine.depth)
+    core.metrics.bodies.set(core.bodies.used)
+    core.metrics.decoded.set(core.decoded.used)
     if devices := {str(model.device) for model in core.models.values() if model.device.type == "cuda"}:
         import torch
 
