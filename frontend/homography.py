@@ -178,6 +178,33 @@ def warp_image(
     return cv2.warpPerspective(image, H, size, flags=interpolation, borderMode=border)
 
 
+def prefiltered(image: np.ndarray, H: Float64Array, size: tuple[int, int]) -> tuple[np.ndarray, Float64Array]:
+    """What to resample where a homography makes an image smaller: bilinear samples would skip pixels between them.
+
+    The image is halved, each pixel the mean of four, as often as leaves it no coarser than the target: while a pixel of
+    the target's centre covers more than two of it.
+
+    Args:
+        image: (H, W) or (H, W, C) uint8 or float32.
+        H: (3, 3), image to target.
+        size: (width, height) of the target, pixels.
+
+    Returns:
+        The image or a smaller one, and the homography from that to the target.
+    """
+    inverse = np.linalg.inv(H)
+    x, y, w = inverse @ ((size[0] - 1) / 2, (size[1] - 1) / 2, 1.0)
+    jacobian = (inverse[:2, :2] - np.outer((x / w, y / w), inverse[2, :2])) / w
+    covered = abs(np.linalg.det(jacobian))
+    while covered > 2 and min(image.shape[:2]) > 16:
+        height, width = image.shape[:2]
+        half = ((width + 1) // 2, (height + 1) // 2)
+        image = cv2.resize(image, half, interpolation=cv2.INTER_AREA)
+        H = H @ np.linalg.inv(scaling(half[0] / width, half[1] / height))
+        covered /= 4
+    return image, H
+
+
 def warp_images(images: torch.Tensor, H: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
     """Resample a batch through homographies, on its device; bilinear, 0 outside.
 

@@ -65,6 +65,8 @@ def test_images_are_those_of_the_path_through_opencv() -> None:
     assert reflected == {True, False}
     assert beyond > 50
     assert set(batch) == {*here[0]}
+    smaller = sum(int((there[n]["extent"] != torch.tensor(there.photos[0].image.shape[::-1])).any()) for n in numbers)
+    assert smaller > 3  # some views are made from reduced photographs
 
 
 def test_without_noise_a_view_is_only_rounded() -> None:

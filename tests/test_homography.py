@@ -12,6 +12,7 @@ from frontend.homography import (
     HomographyConfig,
     corner_error,
     erode_mask,
+    prefiltered,
     sample_homography,
     scaling,
     solve_corners,
@@ -138,3 +139,32 @@ def test_corner_error() -> None:
     assert corner_error(shift, np.eye(3), (640, 480)) == pytest.approx(5.0)
     infinite = np.array([[1, 0, 0], [0, 1, 0], [1 / 639, 0, -1.0]])
     assert corner_error(infinite, np.eye(3), (640, 480)) == float("inf")
+
+
+def supersampled(image: np.ndarray, H: np.ndarray, size: tuple[int, int], rate: int = 8) -> np.ndarray:
+    """The mean of rate x rate bilinear samples within each pixel."""
+    fine = (size[0] * rate, size[1] * rate)
+    many = cv2.warpPerspective(image, scaling(rate, rate) @ H, fine, flags=cv2.INTER_LINEAR)
+    return cv2.resize(many, size, interpolation=cv2.INTER_AREA)
+
+
+@pytest.mark.parametrize("scale", [1.3, 0.75, 0.6, 0.5, 0.3])
+def test_what_is_made_smaller_is_prefiltered(scale: float, rng: np.random.Generator) -> None:
+    image = rng.uniform(0, 255, (240, 320)).astype(np.float32)
+    size = (96, 72)
+    turned = np.array([[np.cos(0.3), -np.sin(0.3), 0], [np.sin(0.3), np.cos(0.3), 0], [1e-4, 0, 1]])
+    H = scaling(scale, scale) @ turned @ np.array([[1, 0, -160], [0, 1, -120], [0, 0, 1.0]])
+    H = np.array([[1, 0, 47.5], [0, 1, 35.5], [0, 0, 1.0]]) @ H
+    source, to_view = prefiltered(image, H, size)
+    # the same points of the image, half a pixel's shift included
+    corners = np.array([[0, 0], [100, 50], [319, 239]], np.float64)
+    smaller = (corners + 0.5) * np.array(source.shape[::-1]) / np.array(image.shape[::-1]) - 0.5
+    np.testing.assert_allclose(warp_points(smaller, to_view), warp_points(corners, H), atol=1e-8)
+    if scale > 0.71:
+        assert source is image
+        return
+    assert source.shape[1] == 320 // (2 if scale > 0.36 else 4)
+    truth = supersampled(image, H, size)
+    before = np.abs(warp_image(image, H, size) - truth).mean()
+    after = np.abs(warp_image(source, to_view, size) - truth).mean()
+    assert after < 0.85 * before

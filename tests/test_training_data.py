@@ -20,7 +20,7 @@ from frontend.training.labels import (
     read_labels,
     write_labels,
 )
-from frontend.training.photometric import PhotometricConfig, photometric_noise
+from frontend.training.photometric import PhotometricConfig, motion_kernel, photometric_noise
 from frontend.training.synthetic import SHAPES, synthetic_image
 from frontend.training.targets import cell_labels, cell_mask, spaced
 
@@ -241,3 +241,28 @@ def test_a_distant_view_keeps_fewer_labels_when_they_are_spaced(photo: LabelledP
         data = WarpedPairs(0, photos=[dense], config=PairConfig(label_spacing=spacing))
         counts.append(sum(int((data[i]["labels"] < 64).sum()) for i in range(6)))
     assert counts[1] < 0.8 * counts[0]
+
+
+def test_motion_blur_does_not_move_the_image(rng: np.random.Generator) -> None:
+    for _ in range(200):
+        kernel = motion_kernel(rng, 5)
+        assert kernel.sum() == pytest.approx(1, abs=1e-5)
+        centre = (len(kernel) - 1) / 2
+        ys, xs = np.mgrid[: len(kernel), : len(kernel)] - centre
+        assert abs((kernel * xs).sum()) < 1e-5
+        assert abs((kernel * ys).sum()) < 1e-5
+
+
+def test_photographs_of_about_the_wanted_size_are_not_resampled(tmp_path: Path, rng: np.random.Generator) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    gray = rng.integers(0, 256, (64, 105), dtype=np.uint8)
+    cv2.imwrite(str(images / "a.png"), gray)
+    label = output_path(labels, Path("a.png"))
+    label.parent.mkdir(parents=True, exist_ok=True)
+    write_labels(label, np.array([[3.0, 4.0]], np.float32), np.ones(1, np.float32), (105, 64))
+    (photo,) = load_labelled_photos(images, labels, 100)
+    np.testing.assert_array_equal(photo.image, gray)
+    np.testing.assert_allclose(photo.points, [[3, 4]])
+    (smaller,) = load_labelled_photos(images, labels, 80)
+    assert max(smaller.image.shape) == 80

@@ -59,6 +59,7 @@ _TOKEN_OPTIONS = (
 )
 _PAIR_DEFAULTS = {"steps": 6000, "batch_size": 16}
 _VIEW_OPTIONS = (
+    Option("scale", 0.16, "standard deviation of the log of the scale between the views of a pair"),
     Option("exposure", 2.5, "largest change of a view's exposure, stops"),
     Option("random_points", 100, "random points of a pair that descriptors learn from, besides up to 200 labels"),
 )
@@ -294,7 +295,7 @@ def _train_magicpoint(args: argparse.Namespace, values: dict[str, Any], device: 
 def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: Any) -> int:
     import dataclasses
 
-    from frontend.training.datasets import PairConfig, WarpedPairs
+    from frontend.training.datasets import VIEWS, PairConfig, WarpedPairs
     from frontend.training.photometric import PhotometricConfig
     from frontend.training.state import described_by
     from frontend.training.tasks import SuperPointTask
@@ -322,7 +323,9 @@ def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: 
         photo_side=values["photo_side"],
         label_threshold=values["label_threshold"],
         label_spacing=values["label_spacing"],
-        relative=dataclasses.replace(config.relative, rotation=values["rotation"], anisotropy=values["anisotropy"]),
+        relative=dataclasses.replace(
+            config.relative, **{name: values[name] for name in ("scale", "rotation", "anisotropy")}
+        ),
         any_rotation=values["any_rotation"],
         noise=dataclasses.replace(config.noise or PhotometricConfig(), exposure=values["exposure"]),
         random_points=values["random_points"],
@@ -333,7 +336,7 @@ def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: 
     weights = {option.name: values[option.name] for option in _TOKEN_OPTIONS}
     token_labelling = TokenLabelling(network, **weights) if any(weights.values()) else None
     data = WarpedPairs(values["seed"], args.images, args.labels, config)
-    described["photographs"] = len(data.photos)
+    described |= {"photographs": len(data.photos), "views": VIEWS}
     task = SuperPointTask(
         data,
         values["descriptor_loss"],

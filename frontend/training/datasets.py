@@ -21,6 +21,7 @@ from frontend.errors import ConfigError, DataError, FrontendError
 from frontend.heads import CELL
 from frontend.homography import (
     HomographyConfig,
+    prefiltered,
     sample_homography,
     scaling,
     valid_mask,
@@ -36,6 +37,9 @@ from frontend.training.soft_labels import soft_labels, warp_probabilities
 from frontend.training.synthetic import Drawing, synthetic_drawing
 from frontend.training.targets import cell_labels, cell_mask, spaced
 from frontend.types import BoolArray, Float64Array, IntArray
+
+VIEWS = 2
+"""Goes up when the same seed makes other samples; runs that began before do not go on then."""
 
 Sample = dict[str, Tensor]
 _NO_NOISE = PhotometricConfig(probability=0.0, exposure=0.0)
@@ -224,15 +228,19 @@ class WarpedPairs(Dataset[Sample]):
         """What the images of the views are made from, see :mod:`frontend.training.device_views`."""
         # a generator of its own: the labels' draws are those of views without noise
         rng = np.random.default_rng((self.seed, index, 2))
-        height, width = photo.image.shape
-        padded = np.zeros((self._side, self._side), np.uint8)
-        padded[:height, :width] = photo.image
-        back = [np.linalg.inv(H) for H in homographies]
+        padded = np.zeros((len(homographies), self._side, self._side), np.uint8)
+        back, extents = [], []
+        for target, H in zip(padded, homographies, strict=True):
+            source, to_view = prefiltered(photo.image, H, self.config.size)
+            height, width = source.shape
+            target[:height, :width] = source
+            back.append(np.linalg.inv(to_view))
+            extents.append((width, height))
         drawn = [draw_noise(rng, self.config.size, self.config.noise or _NO_NOISE) for _ in homographies]
         return {
             "photo": torch.from_numpy(padded),
             "back": torch.from_numpy(np.stack([H / H[2, 2] for H in back]).astype(np.float32)),
-            "extent": torch.tensor([width, height]),
+            "extent": torch.tensor(extents),
             "reflect": torch.tensor(border == cv2.BORDER_REFLECT_101),
             "noise": torch.from_numpy(np.stack([row for row, _ in drawn])),
             "kernel": torch.from_numpy(np.stack([kernel for _, kernel in drawn])),
@@ -322,7 +330,7 @@ class WarpedPairs(Dataset[Sample]):
         images, labels, masks = [], [], []
         for H in (first, relative @ first):
             if not config.on_device:
-                view = warp_image(photo.image, H, config.size, border=border)
+                view = warp_image(*prefiltered(photo.image, H, config.size), config.size, border=border)
                 images.append(view if config.noise is None else photometric_noise(view, rng, config.noise))
             points = warp_points(photo.points, H)
             scores = photo.scores

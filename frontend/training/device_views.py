@@ -221,8 +221,10 @@ def finish_views(batch: dict[str, Tensor], size: tuple[int, int]) -> dict[str, T
     """
     made_from = ("photo", "back", "extent", "reflect", "noise", "kernel", "noise_seed")
     photo, back, extent, reflect, noise, kernel, seed = (batch[name] for name in made_from)
-    views = render(photo, back, extent, reflect, size)
+    count, views = back.shape[:2]
+    every = reflect.repeat_interleave(views)
+    rendered = render(photo.flatten(0, 1), back.flatten(0, 1)[:, None], extent.flatten(0, 1), every, size)
     # OpenCV's warp rounds to whole grey levels
-    images = add_noise(views.flatten(0, 1).round(), noise.flatten(0, 1), kernel.flatten(0, 1), seed.flatten())
+    images = add_noise(rendered[:, 0].round(), noise.flatten(0, 1), kernel.flatten(0, 1), seed.flatten())
     rest = {name: value for name, value in batch.items() if name not in made_from}
-    return {**rest, "image": images.reshape(views.shape)}
+    return {**rest, "image": images.reshape(count, views, *images.shape[1:])}

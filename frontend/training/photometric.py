@@ -69,6 +69,7 @@ def motion_kernel(rng: np.random.Generator, longest: int) -> Float32Array:
     start = (round(16 * (reach - dx)), round(16 * (reach - dy)))
     end = (round(16 * (reach + dx)), round(16 * (reach + dy)))
     cv2.line(kernel, start, end, 1.0, 1, cv2.LINE_AA, shift=4)
+    kernel = kernel + kernel[::-1, ::-1]  # the line as it is drawn lies off the centre, and would move the image
     return kernel / max(float(kernel.sum()), 1e-6)
 
 

@@ -22,10 +22,11 @@ from frontend.training.refinement import correspond, matching_loss, position_nll
 from frontend.training.token_labelling import TokenLabelling
 
 DESCRIPTOR_LOSSES = ("dual_softmax", "hinge")
-# how keypoints are picked for the refiner's losses: as at inference, with the poor ones among them
-_NMS_RADIUS = 4
+# how keypoints are picked for the refiner's losses: as at inference, with the poor ones among them; without a least
+# score, as padding would be patches of one corner, and part of the batch norms' statistics
+_NMS_RADIUS = 3
 _BORDER = 4
-_LEAST_SCORE = 0.003
+_LEAST_SCORE = 0.0
 
 
 def to_network_input(image: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 #!/bin/sh
 # Train superpoint-edge as it was released: sh weights/recipes/train-edge.sh PHOTOGRAPHS [RUNS]
+# For the last run of what was released the photographs had been reduced to a side of 480 pixels and compressed as JPEG of quality 78;
+# this script does not do that.
 # Every command goes on where it stopped, so the script can be started again after any interruption.
 set -eu
 photographs=${1:?usage: train-edge.sh PHOTOGRAPHS [RUNS]}

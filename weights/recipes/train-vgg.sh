@@ -16,3 +16,4 @@ superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels" 
     --init "$runs/vgg2/superpoint.safetensors" --config "$recipes/vgg-superpoint3.toml" --out "$runs/vgg3"
 superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels" \
     --init "$runs/vgg3/superpoint.safetensors" --config "$recipes/vgg-superpoint4.toml" --out "$runs/vgg"
+superpoint export --format weights-float16 --model "$runs/vgg/superpoint.safetensors" --out "$runs/superpoint-vgg.safetensors"
