@@ -148,6 +148,15 @@ class Linearised(NamedTuple):
     error: Float64Array  # (T, K) squared symmetric transfer error, px^2
 
 
+class Sampson(NamedTuple):
+    """Matches at a homography, where a Gauss-Newton step on the Sampson error starts from."""
+
+    h: Float64Array  # (T, 3, 3) unit norm
+    forward: Projection
+    whitening: Float64Array  # (3, T, K) entries (0, 0), (0, 1), (1, 1) of (I + A A^T)^-1
+    error: Float64Array  # (T, K) squared Sampson error, px^2
+
+
 class _Side(NamedTuple):
     """One direction of transfer: the matches seen from the image that is mapped."""
 
@@ -253,15 +262,65 @@ class GaussNewton:
 
     def step(self, at: Linearised, weights: Float64Array) -> Float64Array:
         """One Gauss-Newton step: (T, 3, 3) of unit norm; where it cannot be computed, at.h itself."""
-        normal, gradient = self.normal_equations(at, weights)
-        matrix, scale = gauge_fixed(normal, at.h)
-        try:
-            delta = np.linalg.solve(matrix, (gradient / scale[:, None])[..., None])[..., 0]
-        except np.linalg.LinAlgError:
-            return at.h
-        updated = unit_norm(at.h - delta.reshape(-1, 3, 3))
-        usable = np.isfinite(updated).all(axis=(1, 2))
-        return updated if usable.all() else np.where(usable[:, None, None], updated, at.h)
+        return _stepped(at.h, *self.normal_equations(at, weights))
+
+    def sampson(self, h: Float64Array) -> Sampson:
+        """Sampson errors, see :meth:`frontend.homography_solver.GaussNewton.sampson`.
+
+        Args:
+            h: (T, 3, 3) float64 between the normalised points, oriented, of unit norm.
+        """
+        at = self._project(h, self._forward)
+        gain = at.inverse_depth * (self._forward.pixels / self._backward.pixels)
+        entry = h[..., None]
+        a00, a01 = ((entry[:, 0, n] - at.u * entry[:, 2, n]) * gain for n in range(2))
+        a10, a11 = ((entry[:, 1, n] - at.v * entry[:, 2, n]) * gain for n in range(2))
+        c00, c11, c01 = 1 + a00 * a00 + a01 * a01, 1 + a10 * a10 + a11 * a11, a00 * a10 + a01 * a11
+        whitening = np.stack((c11, -c01, c00)) / (c00 * c11 - c01 * c01)
+        p, q = at.residual_u, at.residual_v
+        error = whitening[0] * (p * p) + (2 * whitening[1]) * (p * q) + whitening[2] * (q * q)
+        return Sampson(h, at, whitening, error)
+
+    def sampson_equations(self, at: Sampson, weights: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """Normal matrices (T, 9, 9) and gradients (T, 9) of half the weighted Sampson error, whitening held.
+
+        Args:
+            at: from :meth:`sampson`.
+            weights: (T, K) float64 >= 0.
+        """
+        inverse_depth, u, v, p, q = at.forward
+        slope = inverse_depth * self._forward.pixels
+        first = at.whitening * (weights * slope)
+        a, b, c = first * slope
+        across, down = a * u + b * v, b * u + c * v
+        pull_u, pull_v = first[0] * p + first[1] * q, first[1] * p + first[2] * q
+        factors = np.stack(
+            (a, b, c, across, down, across * u + down * v, pull_u, pull_v, pull_u * u + pull_v * v), axis=1
+        )
+        sums = (factors.reshape(-1, factors.shape[2]) @ self._forward.moments).reshape(-1, 9, 3, 3)
+        normal = np.empty((len(sums), 3, 3, 3, 3))
+        normal[:, 0, :, 0], normal[:, 1, :, 1], normal[:, 2, :, 2] = sums[:, 0], sums[:, 2], sums[:, 5]
+        normal[:, 0, :, 1] = normal[:, 1, :, 0] = sums[:, 1]
+        normal[:, 0, :, 2] = normal[:, 2, :, 0] = -sums[:, 3]
+        normal[:, 1, :, 2] = normal[:, 2, :, 1] = -sums[:, 4]
+        gradient = sums[:, 6:, :, 2].copy()
+        gradient[:, 2] *= -1
+        return normal.reshape(-1, 9, 9), gradient.reshape(-1, 9)
+
+    def sampson_step(self, at: Sampson, weights: Float64Array) -> Float64Array:
+        """As :meth:`step`, on the Sampson error."""
+        return _stepped(at.h, *self.sampson_equations(at, weights))
+
+
+def _stepped(h: Float64Array, normal: Float64Array, gradient: Float64Array) -> Float64Array:
+    matrix, scale = gauge_fixed(normal, h)
+    try:
+        delta = np.linalg.solve(matrix, (gradient / scale[:, None])[..., None])[..., 0]
+    except np.linalg.LinAlgError:
+        return h
+    updated = unit_norm(h - delta.reshape(-1, 3, 3))
+    usable = np.isfinite(updated).all(axis=(1, 2))
+    return updated if usable.all() else np.where(usable[:, None, None], updated, h)
 
 
 def gauge_fixed(normal: Float64Array, h: Float64Array) -> tuple[Float64Array, Float64Array]:

@@ -12,7 +12,7 @@ import numpy as np
 from numba import float32, float64, int64, njit, types, void  # type: ignore[import-untyped, unused-ignore]
 
 from frontend import homography_cpu
-from frontend.homography_cpu import MIN_DEPTH, RIDGE, Linearised, Projection
+from frontend.homography_cpu import MIN_DEPTH, RIDGE, Linearised, Projection, Sampson
 from frontend.native import compiled
 from frontend.types import Float32Array, Float64Array
 
@@ -102,6 +102,36 @@ def _linearise(h, inverse, points0, points1, pixels0, pixels1, least, at, error)
                 total[k] += p * p + q * q
 
 
+@compiled(
+    void(
+        float64[:, ::1], float64[:, ::1], float64[:, ::1], float64, float64,
+        float64, float64[:, :, ::1], float64[:, :, ::1], float64[:, ::1],
+    ),
+    **_SUMS,
+)  # fmt: skip
+def _sampson(h, points0, points1, pixels0, pixels1, least, at, whitening, error):  # type: ignore[no-untyped-def]
+    """Fill inverse depths, u, v and residuals (5, T, K), whitening (3, T, K) and errors (T, K)."""
+    x, y, goal_u, goal_v, scale = points0[0], points0[1], points1[0], points1[1], pixels1 / pixels0
+    for t in range(len(h)):
+        h0, h1, h2, h3, h4, h5, h6, h7, h8 = _nine(h[t])
+        depths, us, vs, first, second = at[0, t], at[1, t], at[2, t], at[3, t], at[4, t]
+        white0, white1, white2, squares = whitening[0, t], whitening[1, t], whitening[2, t], error[t]
+        for k in range(len(x)):
+            depth = 1 / max(h6 * x[k] + h7 * y[k] + h8, least)
+            u = (h0 * x[k] + h1 * y[k] + h2) * depth
+            v = (h3 * x[k] + h4 * y[k] + h5) * depth
+            p, q = (u - goal_u[k]) * pixels1, (v - goal_v[k]) * pixels1
+            gain = depth * scale
+            a00, a01 = (h0 - u * h6) * gain, (h1 - u * h7) * gain
+            a10, a11 = (h3 - v * h6) * gain, (h4 - v * h7) * gain
+            c00, c11, c01 = 1 + a00 * a00 + a01 * a01, 1 + a10 * a10 + a11 * a11, a00 * a10 + a01 * a11
+            over = 1 / (c00 * c11 - c01 * c01)
+            w0, w1, w2 = c11 * over, -c01 * over, c00 * over
+            depths[k], us[k], vs[k], first[k], second[k] = depth, u, v, p, q
+            white0[k], white1[k], white2[k] = w0, w1, w2
+            squares[k] = w0 * p * p + 2 * w1 * p * q + w2 * q * q
+
+
 @njit(inline="always")
 def _moments(x, y, weights):  # type: ignore[no-untyped-def]
     """Weighted sums of xx, xy, x, yy, y and 1."""
@@ -115,6 +145,16 @@ def _moments(x, y, weights):  # type: ignore[no-untyped-def]
         y1 += wy
         one += weights[k]
     return xx, xy, x1, yy, y1, one
+
+
+@njit(inline="always")
+def _place(normal, row, column, moments):  # type: ignore[no-untyped-def]
+    """A symmetric block of 3 x 3 of a matrix, from the moments of its points."""
+    xx, xy, x1, yy, y1, one = moments
+    normal[row, column], normal[row + 1, column + 1], normal[row + 2, column + 2] = xx, yy, one
+    normal[row, column + 1] = normal[row + 1, column] = xy
+    normal[row, column + 2] = normal[row + 2, column] = x1
+    normal[row + 1, column + 2] = normal[row + 2, column + 1] = y1
 
 
 @compiled(void(float64[:, ::1], float64, _PROJECTION, int64, float64[::1], float64[:, ::1], float64[::1]), **_SUMS)
@@ -147,21 +187,13 @@ def _normal(source, pixels, at, t, weights, normal, gradient):  # type: ignore[n
         g8 += r
     gradient[0], gradient[1], gradient[2], gradient[3], gradient[4] = g0, g1, g2, g3, g4
     gradient[5], gradient[6], gradient[7], gradient[8] = g5, g6, g7, g8
-    for row, column, m in (
-        (0, 0, same),
-        (3, 3, same),
-        (0, 6, across),
-        (3, 6, down),
-        (6, 0, across),
-        (6, 3, down),
-        (6, 6, both),
-    ):
-        normal[row, column] = m[0]
-        normal[row, column + 1] = normal[row + 1, column] = m[1]
-        normal[row, column + 2] = normal[row + 2, column] = m[2]
-        normal[row + 1, column + 1] = m[3]
-        normal[row + 1, column + 2] = normal[row + 2, column + 1] = m[4]
-        normal[row + 2, column + 2] = m[5]
+    _place(normal, 0, 0, same)
+    _place(normal, 3, 3, same)
+    _place(normal, 0, 6, across)
+    _place(normal, 3, 6, down)
+    _place(normal, 6, 0, across)
+    _place(normal, 6, 3, down)
+    _place(normal, 6, 6, both)
 
 
 @compiled(
@@ -200,6 +232,51 @@ def _equations(h, inverse, points0, points1, pixels0, pixels1, forward, backward
                 normals[t, i, j] += total
             for k in range(9):
                 gradients[t, i] += chain[k, i] * slopes[k]
+
+
+@compiled(
+    void(
+        float64[:, ::1], float64, _PROJECTION, float64[:, :, ::1],
+        float64[:, ::1], float64[:, :, ::1], float64[:, ::1],
+    ),
+    **_SUMS,
+)  # fmt: skip
+def _sampson_equations(points0, pixels1, at, whitening, weights, normals, gradients):  # type: ignore[no-untyped-def]
+    x, y = points0[0], points0[1]
+    factors, pulls = np.empty((6, len(x))), np.empty((3, len(x)))
+    for t in range(len(weights)):
+        depths, us, vs, first, second = at[0][t], at[1][t], at[2][t], at[3][t], at[4][t]
+        white0, white1, white2 = whitening[0, t], whitening[1, t], whitening[2, t]
+        for k in range(len(x)):
+            slope = depths[k] * pixels1
+            by = weights[t, k] * slope
+            pull_u = by * (white0[k] * first[k] + white1[k] * second[k])
+            pull_v = by * (white1[k] * first[k] + white2[k] * second[k])
+            pulls[0, k], pulls[1, k], pulls[2, k] = pull_u, pull_v, -(pull_u * us[k] + pull_v * vs[k])
+            by *= slope
+            a, b, c = by * white0[k], by * white1[k], by * white2[k]
+            across, down = a * us[k] + b * vs[k], b * us[k] + c * vs[k]
+            factors[0, k], factors[1, k], factors[2, k] = a, b, c
+            factors[3, k], factors[4, k], factors[5, k] = -across, -down, across * us[k] + down * vs[k]
+        normal, gradient = normals[t], gradients[t]
+        _place(normal, 0, 0, _moments(x, y, factors[0]))
+        mixed = _moments(x, y, factors[1])
+        _place(normal, 0, 3, mixed)
+        _place(normal, 3, 0, mixed)
+        _place(normal, 3, 3, _moments(x, y, factors[2]))
+        by_u, by_v = _moments(x, y, factors[3]), _moments(x, y, factors[4])
+        _place(normal, 0, 6, by_u)
+        _place(normal, 6, 0, by_u)
+        _place(normal, 3, 6, by_v)
+        _place(normal, 6, 3, by_v)
+        _place(normal, 6, 6, _moments(x, y, factors[5]))
+        for n in range(3):
+            pull, by_x, by_y, alone = pulls[n], 0.0, 0.0, 0.0
+            for k in range(len(x)):
+                by_x += pull[k] * x[k]
+                by_y += pull[k] * y[k]
+                alone += pull[k]
+            gradient[3 * n], gradient[3 * n + 1], gradient[3 * n + 2] = by_x, by_y, alone
 
 
 @compiled(void(float64[:, ::1], float64[:, :, ::1], float64[:, ::1], float64, float64[:, ::1]))
@@ -279,6 +356,32 @@ class GaussNewton(homography_cpu.GaussNewton):
         return normals, gradients
 
     def step(self, at: Linearised, weights: Float64Array) -> Float64Array:
-        updated = np.empty_like(at.h)
-        _step(at.h.reshape(-1, 9), *self.normal_equations(at, weights), RIDGE, updated.reshape(-1, 9))
-        return updated
+        return _stepped(at.h, *self.normal_equations(at, weights))
+
+    def sampson(self, h: Float64Array) -> Sampson:
+        shape = (len(h), self._points[0].shape[1])
+        at, whitening, error, flat = np.empty((5, *shape)), np.empty((3, *shape)), np.empty(shape), _flat(h)
+        _sampson(flat, *self._points, *self._pixels, MIN_DEPTH, at, whitening, error)
+        return Sampson(flat.reshape(-1, 3, 3), Projection(*at), whitening, error)
+
+    def sampson_equations(self, at: Sampson, weights: Float64Array) -> tuple[Float64Array, Float64Array]:
+        normals, gradients = np.empty((len(at.h), 9, 9)), np.empty((len(at.h), 9))
+        _sampson_equations(
+            self._points[0],
+            self._pixels[1],
+            tuple(at.forward),
+            at.whitening,
+            np.ascontiguousarray(weights),
+            normals,
+            gradients,
+        )
+        return normals, gradients
+
+    def sampson_step(self, at: Sampson, weights: Float64Array) -> Float64Array:
+        return _stepped(at.h, *self.sampson_equations(at, weights))
+
+
+def _stepped(h: Float64Array, normals: Float64Array, gradients: Float64Array) -> Float64Array:
+    updated = np.empty_like(h)
+    _step(h.reshape(-1, 9), normals, gradients, RIDGE, updated.reshape(-1, 9))
+    return updated

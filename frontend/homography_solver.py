@@ -180,6 +180,15 @@ class Linearised(NamedTuple):
     error: Tensor  # (B, T, K) squared symmetric transfer error, px^2
 
 
+class Sampson(NamedTuple):
+    """Matches at a homography, where a Gauss-Newton step on the Sampson error starts from."""
+
+    h: Tensor  # (B, T, 3, 3) unit norm
+    forward: Projection
+    whitening: tuple[Tensor, Tensor, Tensor]  # entries (0, 0), (0, 1), (1, 1) of (I + A A^T)^-1, (B, T, K) each
+    error: Tensor  # (B, T, K) squared Sampson error, px^2
+
+
 class _Side(NamedTuple):
     """One direction of transfer: the matches seen from the image that is mapped."""
 
@@ -286,13 +295,66 @@ class GaussNewton:
         Returns:
             (B, T, 3, 3) of unit norm. Where the step cannot be computed, at.h itself.
         """
-        normal, gradient = self.normal_equations(at, weights)
-        factor, scale, info = gauge_fixed_cholesky(normal, at.h)
-        flat = at.h.flatten(-2)
-        delta = torch.cholesky_solve((gradient / scale[..., None])[..., None], factor)[..., 0]
-        updated = unit_norm((flat - delta).view_as(at.h))
-        usable = (info == 0) & updated.isfinite().flatten(-2).all(-1)
-        return torch.where(usable[..., None, None], updated, at.h)
+        return _stepped(at.h, *self.normal_equations(at, weights))
+
+    def sampson(self, h: Tensor) -> Sampson:
+        """Sampson errors: the first-order distance of matches to H, both points moving (Hartley & Zisserman, 4.2.6).
+
+        With noise of one variance in both images, the residual r = H x0 - x1 has the covariance I + A A^T, A being the
+        derivative of H x0 by x0. The squared error r^T (I + A A^T)^-1 r is in px^2, a quarter of the symmetric transfer
+        error where H changes neither scale nor shape.
+
+        Args:
+            h: (B, T, 3, 3) float64 between the normalised points, oriented, of unit norm.
+        """
+        at = self._project(h, self._forward)
+        gain = at.inverse_depth * (self._forward.pixels / self._backward.pixels)
+        entry = h[..., None]  # (B, T, 3, 3, 1)
+        a00, a01 = ((entry[:, :, 0, n] - at.u * entry[:, :, 2, n]) * gain for n in range(2))
+        a10, a11 = ((entry[:, :, 1, n] - at.v * entry[:, :, 2, n]) * gain for n in range(2))
+        c00, c11, c01 = 1 + a00.square() + a01.square(), 1 + a10.square() + a11.square(), a00 * a10 + a01 * a11
+        determinant = c00 * c11 - c01.square()
+        first, mixed, second = c11 / determinant, -c01 / determinant, c00 / determinant
+        p, q = at.residual_u, at.residual_v
+        return Sampson(h, at, (first, mixed, second), first * p.square() + 2 * mixed * p * q + second * q.square())
+
+    def sampson_equations(self, at: Sampson, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Normal matrix (B, T, 9, 9) and gradient (B, T, 9) of half the weighted Sampson error, whitening held.
+
+        Args:
+            at: from :meth:`sampson`.
+            weights: (B, T, K) float64 >= 0, 0 for padding.
+        """
+        inverse_depth, u, v, p, q = at.forward
+        slope = inverse_depth * self._forward.pixels
+        square = slope.square() * weights
+        a, b, c = (entry * square for entry in at.whitening)
+        across, down = a * u + b * v, b * u + c * v
+        batch, count = a.shape[:2]
+        factors = torch.stack((a, b, c, across, down, across * u + down * v), 2)  # (B, T, 6, K)
+        moments = (factors.flatten(1, 2) @ self._forward.moments).view(batch, count, 6, 3, 3)
+        same_u, mixed, same_v, by_u, by_v, by_both = moments.unbind(2)
+        rows = (
+            torch.cat((same_u, mixed, -by_u), -1),
+            torch.cat((mixed, same_v, -by_v), -1),
+            torch.cat((-by_u, -by_v, by_both), -1),
+        )
+        first, second, third = (entry * weights * slope for entry in at.whitening)
+        pull_u, pull_v = first * p + second * q, second * p + third * q
+        factors = torch.stack((pull_u, pull_v, -(pull_u * u + pull_v * v)), 2)
+        return torch.cat(rows, -2), (factors.flatten(1, 2) @ self._forward.y).view(batch, count, 9)
+
+    def sampson_step(self, at: Sampson, weights: Tensor) -> Tensor:
+        """As :meth:`step`, on the Sampson error."""
+        return _stepped(at.h, *self.sampson_equations(at, weights))
+
+
+def _stepped(h: Tensor, normal: Tensor, gradient: Tensor) -> Tensor:
+    factor, scale, info = gauge_fixed_cholesky(normal, h)
+    delta = torch.cholesky_solve((gradient / scale[..., None])[..., None], factor)[..., 0]
+    updated = unit_norm((h.flatten(-2) - delta).view_as(h))
+    usable = (info == 0) & updated.isfinite().flatten(-2).all(-1)
+    return torch.where(usable[..., None, None], updated, h)
 
 
 def gauge_fixed_cholesky(normal: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -134,7 +134,7 @@ def _lower_median(values: Float64Array) -> float:
 def _polish(
     h: Float64Array, solver: GaussNewton, threshold: float, variances: Float64Array | None = None
 ) -> Float64Array:
-    """Iteratively reweighted least squares with Tukey's biweight at the scale of the inliers' residuals.
+    """Iteratively reweighted least squares of Sampson errors, with Tukey's biweight at the scale of the inliers'.
 
     Args:
         h: (3, 3) unit norm, to start from.
@@ -150,7 +150,9 @@ def _polish(
     solver = solver.subset(near)
     variances = np.ones(len(near)) if variances is None else variances
     variances = variances[near]
-    state = solver.linearise(h[None])
+    # of the Sampson error, which is a quarter of the symmetric one where the images have one scale
+    limit = threshold**2 / 2
+    state = solver.sampson(h[None])
     for _ in range(POLISH_STEPS):
         inside: BoolArray = state.error[0] <= limit
         if not inside.any():
@@ -159,9 +161,9 @@ def _polish(
         error = state.error / relative
         median = _lower_median(error[0, inside])
         cut = min(max(median * TUKEY**2, limit * POLISH_NARROWEST**2), limit * POLISH_WIDEST**2)
-        updated = solver.step(state, np.square(np.maximum(1 - error / cut, 0.0)) / relative)
+        updated = solver.sampson_step(state, np.square(np.maximum(1 - error / cut, 0.0)) / relative)
         change = float(np.abs(updated - state.h).max())
-        state = solver.linearise(updated)
+        state = solver.sampson(updated)
         if change < POLISHED:
             break
     polished: Float64Array = state.h[0]

@@ -212,14 +212,14 @@ def _masked_median(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def polish(h: Tensor, matches: NormalisedMatches, threshold: float) -> Tensor:
-    """Iteratively reweighted least squares with Tukey's biweight at the scale of the inliers' residuals.
+    """Iteratively reweighted least squares of Sampson errors, with Tukey's biweight at the scale of the inliers'.
 
     The threshold decides what is an inlier, not how far the noise reaches: weights that follow the residuals use the
     tail beyond a tight threshold, and are not led astray by near misses within a loose one.
     """
-    limit = 2 * threshold**2
+    limit = threshold**2 / 2
     solver = GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1)
-    state = solver.linearise(h[:, None])
+    state = solver.sampson(h[:, None])
     valid = matches.weights[:, None] > 0
     variances = matches.variances[:, None]
     for _ in range(POLISH_STEPS):
@@ -231,5 +231,5 @@ def polish(h: Tensor, matches: NormalisedMatches, threshold: float) -> Tensor:
             min=limit * POLISH_NARROWEST**2, max=limit * POLISH_WIDEST**2
         )
         weights = (1 - error / cut).clamp(min=0).square() / relative
-        state = solver.linearise(solver.step(state, torch.where(valid, weights, 0.0)))
+        state = solver.sampson(solver.sampson_step(state, torch.where(valid, weights, 0.0)))
     return state.h[:, 0]

@@ -26,6 +26,15 @@ def symmetric_errors(h: np.ndarray, points0: np.ndarray, points1: np.ndarray) ->
     return errors
 
 
+def sampson_covariances(h: np.ndarray, points0: np.ndarray) -> np.ndarray:
+    """I + A A^T for each point, A being the derivative of its image under h, by central differences: (N, 2, 2)."""
+    step = 1e-4
+    columns = [(project(h, points0 + d) - project(h, points0 - d)) / (2 * step) for d in step * np.eye(2)]
+    derivative = np.stack(columns, axis=2)
+    covariances: np.ndarray = np.eye(2) + derivative @ derivative.transpose(0, 2, 1)
+    return covariances
+
+
 def reference_dlt(points0: np.ndarray, points1: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Normalised DLT in float64 by the SVD of the whole design matrix (Hartley & Zisserman, alg. 4.2)."""
     weights = np.ones(len(points0)) if weights is None else weights

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from homography_scenes import TURNED, project, reference_dlt, scene, symmetric_errors, tensors
+from homography_scenes import TURNED, project, reference_dlt, sampson_covariances, scene, symmetric_errors, tensors
 
 from frontend.homography_solver import (
     GaussNewton,
@@ -122,6 +122,49 @@ def test_normal_equations_match_finite_differences() -> None:
         state.error[0, 0],
         torch.from_numpy(symmetric_errors(TURNED, points0, points1)),
     )
+
+
+def test_sampson_equations_match_finite_differences() -> None:
+    points0, points1, _ = scene(30, 0.2, 2.0)
+    weights = np.random.default_rng(0).uniform(0, 1, 30)
+    matches, t0, t1 = prepare(*tensors(points0, points1), torch.ones(1, 30, dtype=torch.bool), 3.0)
+    h = unit_norm(t1 @ torch.from_numpy(TURNED) @ torch.linalg.inv(t0))[:, None]
+    solver = GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1)
+    state = solver.sampson(h)
+    covariances = sampson_covariances(TURNED, points0)
+    residual = project(TURNED, points0) - points1
+    expected_error = [r @ np.linalg.solve(c, r) for r, c in zip(residual, covariances, strict=True)]
+    np.testing.assert_allclose(state.error[0, 0].numpy(), expected_error, rtol=1e-6)
+
+    whiten = np.linalg.cholesky(np.linalg.inv(covariances)).transpose(0, 2, 1) * np.sqrt(weights)[:, None, None]
+
+    def residuals(flat: np.ndarray) -> np.ndarray:
+        matrix = np.linalg.inv(t1[0].numpy()) @ flat.reshape(3, 3) @ t0[0].numpy()
+        found: np.ndarray = np.einsum("nij,nj->ni", whiten, project(matrix, points0) - points1).ravel()
+        return found
+
+    flat, step = h[0, 0].numpy().ravel(), 1e-6
+    jacobian = np.stack([(residuals(flat + e) - residuals(flat - e)) / (2 * step) for e in step * np.eye(9)], 1)
+    normal, gradient = solver.sampson_equations(state, torch.from_numpy(weights)[None, None])
+    scale = np.abs(jacobian.T @ jacobian).max()
+    np.testing.assert_allclose(normal[0, 0].numpy() / scale, jacobian.T @ jacobian / scale, atol=1e-7)
+    expected = jacobian.T @ residuals(flat)
+    np.testing.assert_allclose(
+        gradient[0, 0].numpy() / np.abs(expected).max(), expected / np.abs(expected).max(), atol=1e-6
+    )
+
+
+def test_sampson_errors_are_distances_to_the_nearest_pair_of_points_that_fits() -> None:
+    """To first order: where the noise is small, of the squared distance in the space of both points."""
+    points0, points1, _ = scene(20, 0.0, 0.05)
+    matches, t0, t1 = prepare(*tensors(points0, points1), torch.ones(1, 20, dtype=torch.bool), 3.0)
+    h = unit_norm(t1 @ torch.from_numpy(TURNED) @ torch.linalg.inv(t0))[:, None]
+    solver = GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1)
+    error = solver.sampson(h).error[0, 0].numpy()
+    for x0, x1, found in zip(points0, points1, error, strict=True):
+        grid = np.stack(np.meshgrid(*[np.linspace(-0.2, 0.2, 201)] * 2), axis=-1).reshape(-1, 2)
+        nearest = ((grid**2).sum(1) + ((project(TURNED, x0 + grid) - x1) ** 2).sum(1)).min()
+        assert found == pytest.approx(nearest, rel=0.02, abs=1e-5)
 
 
 def test_log10_false_alarms() -> None:

@@ -68,6 +68,13 @@ def test_steps_and_normal_equations_are_alike(
         np.testing.assert_allclose(a, b[0].numpy(), rtol=1e-7, atol=1e-9 * float(b.abs().max()))
     step = theirs.step(expected_at, torch.from_numpy(weights)[None])[0].numpy()
     np.testing.assert_allclose(ours.step(at, weights), step, atol=1e-6)
+    near, expected_near = ours.sampson(models), theirs.sampson(torch.from_numpy(models)[None])
+    np.testing.assert_allclose(near.error, expected_near.error[0].numpy(), rtol=1e-7)
+    expected = theirs.sampson_equations(expected_near, torch.from_numpy(weights)[None])
+    for a, b in zip(ours.sampson_equations(near, weights), expected, strict=True):
+        np.testing.assert_allclose(a, b[0].numpy(), rtol=1e-7, atol=1e-9 * float(b.abs().max()))
+    step = theirs.sampson_step(expected_near, torch.from_numpy(weights)[None])[0].numpy()
+    np.testing.assert_allclose(ours.sampson_step(near, weights), step, atol=1e-6)
     keep = np.arange(80) % 3 > 0
     part = ours.subset(keep)
     some = part.linearise(models)
