@@ -9,8 +9,8 @@ Each block draws minimal samples, throws away those that no homography can expla
 orientation flipped), scores the rest in float32, and refines the best by reweighted Gauss-Newton in float64; the
 batch is asked once per block which of its items still need more samples. The winner is polished on Sampson errors
 (Hartley & Zisserman sec. 4.2.6), with Tukey weights at their own scale, relative to the matches' variances where those
-are known. Items do not see each other: the random numbers of a block depend on the seed alone and are mapped to each item's valid matches, so neither
-the batch nor its padding changes a result.
+are known. Items do not see each other: the random numbers of a block depend on the seed alone and are mapped to each
+item's valid matches, so neither the batch nor its padding changes a result.
 
 Whether a model means anything is decided by :func:`frontend.verification.verify_homography`: unrelated images give
 no model, however many matches they have.
