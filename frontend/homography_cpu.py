@@ -15,6 +15,7 @@ from frontend.types import BoolArray, Float32Array, Float64Array
 COLLINEAR = 1e-2
 MIN_DEPTH = 1e-6
 RIDGE = 1e-12
+FAR = 1e12  # squared error behind the camera, px^2
 SCORED_AT_ONCE = 1 << 14  # hypotheses x matches: what stays in a core's cache
 _GAUGE = RIDGE * np.eye(9)
 # the nine 2x2 minors of an adjugate as a b - c d, by the places of their factors among the nine entries
@@ -168,7 +169,7 @@ class _Side(NamedTuple):
 
 
 class GaussNewton:
-    """Weighted Gauss-Newton steps on the symmetric transfer error, see :class:`frontend.homography_solver.GaussNewton`.
+    """Weighted Gauss-Newton steps, see :class:`frontend.homography_solver.GaussNewton`.
 
     Args:
         points0: (K, 2) float64, normalised.
@@ -276,10 +277,11 @@ class GaussNewton:
         a00, a01 = ((entry[:, 0, n] - at.u * entry[:, 2, n]) * gain for n in range(2))
         a10, a11 = ((entry[:, 1, n] - at.v * entry[:, 2, n]) * gain for n in range(2))
         c00, c11, c01 = 1 + a00 * a00 + a01 * a01, 1 + a10 * a10 + a11 * a11, a00 * a10 + a01 * a11
-        whitening = np.stack((c11, -c01, c00)) / (c00 * c11 - c01 * c01)
+        whitening = np.stack((c11, -c01, c00)) / np.maximum(c00 * c11 - c01 * c01, 1.0)
         p, q = at.residual_u, at.residual_v
         error = whitening[0] * (p * p) + (2 * whitening[1]) * (p * q) + whitening[2] * (q * q)
-        return Sampson(h, at, whitening, error)
+        # behind the camera the derivative has no bound, and would excuse any residual
+        return Sampson(h, at, whitening, np.where(at.inverse_depth < 1 / MIN_DEPTH, error, FAR))
 
     def sampson_equations(self, at: Sampson, weights: Float64Array) -> tuple[Float64Array, Float64Array]:
         """Normal matrices (T, 9, 9) and gradients (T, 9) of half the weighted Sampson error, whitening held.

@@ -12,7 +12,7 @@ import numpy as np
 from numba import float32, float64, int64, njit, types, void  # type: ignore[import-untyped, unused-ignore]
 
 from frontend import homography_cpu
-from frontend.homography_cpu import MIN_DEPTH, RIDGE, Linearised, Projection, Sampson
+from frontend.homography_cpu import FAR, MIN_DEPTH, RIDGE, Linearised, Projection, Sampson
 from frontend.native import compiled
 from frontend.types import Float32Array, Float64Array
 
@@ -105,11 +105,11 @@ def _linearise(h, inverse, points0, points1, pixels0, pixels1, least, at, error)
 @compiled(
     void(
         float64[:, ::1], float64[:, ::1], float64[:, ::1], float64, float64,
-        float64, float64[:, :, ::1], float64[:, :, ::1], float64[:, ::1],
+        float64, float64, float64[:, :, ::1], float64[:, :, ::1], float64[:, ::1],
     ),
     **_SUMS,
 )  # fmt: skip
-def _sampson(h, points0, points1, pixels0, pixels1, least, at, whitening, error):  # type: ignore[no-untyped-def]
+def _sampson(h, points0, points1, pixels0, pixels1, least, far, at, whitening, error):  # type: ignore[no-untyped-def]
     """Fill inverse depths, u, v and residuals (5, T, K), whitening (3, T, K) and errors (T, K)."""
     x, y, goal_u, goal_v, scale = points0[0], points0[1], points1[0], points1[1], pixels1 / pixels0
     for t in range(len(h)):
@@ -117,7 +117,8 @@ def _sampson(h, points0, points1, pixels0, pixels1, least, at, whitening, error)
         depths, us, vs, first, second = at[0, t], at[1, t], at[2, t], at[3, t], at[4, t]
         white0, white1, white2, squares = whitening[0, t], whitening[1, t], whitening[2, t], error[t]
         for k in range(len(x)):
-            depth = 1 / max(h6 * x[k] + h7 * y[k] + h8, least)
+            ahead = h6 * x[k] + h7 * y[k] + h8
+            depth = 1 / max(ahead, least)
             u = (h0 * x[k] + h1 * y[k] + h2) * depth
             v = (h3 * x[k] + h4 * y[k] + h5) * depth
             p, q = (u - goal_u[k]) * pixels1, (v - goal_v[k]) * pixels1
@@ -125,11 +126,11 @@ def _sampson(h, points0, points1, pixels0, pixels1, least, at, whitening, error)
             a00, a01 = (h0 - u * h6) * gain, (h1 - u * h7) * gain
             a10, a11 = (h3 - v * h6) * gain, (h4 - v * h7) * gain
             c00, c11, c01 = 1 + a00 * a00 + a01 * a01, 1 + a10 * a10 + a11 * a11, a00 * a10 + a01 * a11
-            over = 1 / (c00 * c11 - c01 * c01)
+            over = 1 / max(c00 * c11 - c01 * c01, 1.0)
             w0, w1, w2 = c11 * over, -c01 * over, c00 * over
             depths[k], us[k], vs[k], first[k], second[k] = depth, u, v, p, q
             white0[k], white1[k], white2[k] = w0, w1, w2
-            squares[k] = w0 * p * p + 2 * w1 * p * q + w2 * q * q
+            squares[k] = w0 * p * p + 2 * w1 * p * q + w2 * q * q if ahead > least else far
 
 
 @njit(inline="always")
@@ -361,7 +362,7 @@ class GaussNewton(homography_cpu.GaussNewton):
     def sampson(self, h: Float64Array) -> Sampson:
         shape = (len(h), self._points[0].shape[1])
         at, whitening, error, flat = np.empty((5, *shape)), np.empty((3, *shape)), np.empty(shape), _flat(h)
-        _sampson(flat, *self._points, *self._pixels, MIN_DEPTH, at, whitening, error)
+        _sampson(flat, *self._points, *self._pixels, MIN_DEPTH, FAR, at, whitening, error)
         return Sampson(flat.reshape(-1, 3, 3), Projection(*at), whitening, error)
 
     def sampson_equations(self, at: Sampson, weights: Float64Array) -> tuple[Float64Array, Float64Array]:

@@ -25,6 +25,7 @@ COLLINEAR = 1e-2
 MIN_DEPTH = 1e-6
 # Relative ridge that keeps a 9x9 normal matrix positive definite when the data leave it singular.
 RIDGE = 1e-12
+FAR = 1e12  # squared error behind the camera, px^2
 
 
 def adjugate(matrix: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ def transfer_error(h: Tensor, points0: Tensor, points1: Tensor) -> Tensor:
     """
     mapped = homogeneous(points0) @ h.transpose(-1, -2)  # (..., K, 3)
     depth = mapped[..., 2:].clamp(min=MIN_DEPTH)
-    return (mapped[..., :2] / depth - points1).square().sum(-1) + torch.where(mapped[..., 2] <= 0, 1e12, 0.0)
+    return (mapped[..., :2] / depth - points1).square().sum(-1) + torch.where(mapped[..., 2] <= 0, FAR, 0.0)
 
 
 class Projection(NamedTuple):
@@ -200,7 +201,7 @@ class _Side(NamedTuple):
 
 
 class GaussNewton:
-    """Weighted Gauss-Newton steps on the symmetric transfer error, T homographies for each set of matches.
+    """Weighted Gauss-Newton steps on symmetric transfer or Sampson errors, T homographies for each set of matches.
 
     The forward residual ``pi(H y) - (u1, v1)`` of a source point y has the derivative
     ``[y, 0, -u y; 0, y, -v y] / w`` in the entries of H, so its normal matrix is made of four moments of y y^T: one
@@ -313,10 +314,13 @@ class GaussNewton:
         a00, a01 = ((entry[:, :, 0, n] - at.u * entry[:, :, 2, n]) * gain for n in range(2))
         a10, a11 = ((entry[:, :, 1, n] - at.v * entry[:, :, 2, n]) * gain for n in range(2))
         c00, c11, c01 = 1 + a00.square() + a01.square(), 1 + a10.square() + a11.square(), a00 * a10 + a01 * a11
-        determinant = c00 * c11 - c01.square()
+        determinant = (c00 * c11 - c01.square()).clamp(min=1.0)
         first, mixed, second = c11 / determinant, -c01 / determinant, c00 / determinant
         p, q = at.residual_u, at.residual_v
-        return Sampson(h, at, (first, mixed, second), first * p.square() + 2 * mixed * p * q + second * q.square())
+        error = first * p.square() + 2 * mixed * p * q + second * q.square()
+        # behind the camera the derivative has no bound, and would excuse any residual
+        error = torch.where(at.inverse_depth < 1 / MIN_DEPTH, error, FAR)
+        return Sampson(h, at, (first, mixed, second), error)
 
     def sampson_equations(self, at: Sampson, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Normal matrix (B, T, 9, 9) and gradient (B, T, 9) of half the weighted Sampson error, whitening held.

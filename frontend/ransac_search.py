@@ -219,8 +219,10 @@ def polish(h: Tensor, matches: NormalisedMatches, threshold: float) -> Tensor:
     """
     limit = threshold**2 / 2
     solver = GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1)
+    # what is twice as far off as the widest weights reach stays without one
+    near = solver.linearise(h[:, None]).error <= 2 * threshold**2 * (2 * POLISH_WIDEST) ** 2
     state = solver.sampson(h[:, None])
-    valid = matches.weights[:, None] > 0
+    valid = (matches.weights[:, None] > 0) & near
     variances = matches.variances[:, None]
     for _ in range(POLISH_STEPS):
         inside = valid & (state.error <= limit)

@@ -42,7 +42,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         yield
         watching.cancel()
         if not starting.done():
-            core.engine.stop(0)  # the start fails at its next step, instead of being waited for
+            # it fails at its next step, instead of being waited for; there is nothing to report in that
+            starting.remove_done_callback(_report)
+            starting.add_done_callback(lambda task: task.exception())
+            core.engine.stop(0)
             await asyncio.wait([starting], timeout=core.left_to_stop())
         await asyncio.to_thread(core.stop)
 

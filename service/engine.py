@@ -75,9 +75,9 @@ class _Item:
     admitted: float
 
     def done(self, _: object) -> None:
-        if self.future.cancelled():
-            # it waits on until the device gets to it; whoever has its place brings another image
-            del self.prepared
+        # a cancelled one waits on until the device gets to it, and whoever has its place brings another image; and the
+        # future holds this method, so that others would stay until cycles are collected
+        del self.prepared
 
 
 @dataclass
@@ -89,8 +89,7 @@ class _Call:
     extractor: SuperPoint | None
 
     def done(self, _: object) -> None:
-        if self.future.cancelled():
-            del self.function
+        del self.function  # as above
 
 
 @dataclass

@@ -65,7 +65,7 @@ def test_images_are_those_of_the_path_through_opencv() -> None:
     assert reflected == {True, False}
     assert beyond > 50
     assert set(batch) == {*here[0]}
-    smaller = sum(int((there[n]["extent"] != torch.tensor(there.photos[0].image.shape[::-1])).any()) for n in numbers)
+    smaller = sum(int((there[n]["extent"].max(dim=-1).values < 240).any()) for n in numbers)
     assert smaller > 3  # some views are made from reduced photographs
 
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from homography_scenes import TURNED, scene
+from homography_scenes import TURNED, project, scene
 
 from frontend import homography_cpu as cpu
 from frontend import homography_native as native
@@ -18,7 +18,8 @@ from frontend.homography import corner_error
 from frontend.kernels import HomographyKernels, load_kernels
 from frontend.ransac import batched_ransac
 from frontend.ransac_config import RansacConfig
-from frontend.ransac_cpu import _prepare, ransac
+from frontend.ransac_cpu import _polish, _prepare, ransac
+from frontend.ransac_search import polish, prepare
 from frontend.verification import verify_homography
 from frontend.verification_cpu import verify
 
@@ -130,6 +131,29 @@ def test_models_are_those_of_the_batched_estimator(
         assert (inliers != expected.inliers[0].numpy()).sum() <= 1
         assert corner_error(H, TURNED, (640, 480)) < 3
         assert 0 < iterations <= config.max_iterations
+
+
+def test_matches_behind_the_camera_decide_nothing(
+    rng: np.random.Generator, homography_kernels: HomographyKernels
+) -> None:
+    """A horizon inside the image; beyond it wrong matches, more than there are right ones before it."""
+    H = np.array([[1.0, 0.1, 5], [0, 1.2, 3], [0, -0.004, 1]])
+    good = np.c_[rng.uniform(0, 640, 150), rng.uniform(0, 200, 150)]
+    there = project(H, good) + rng.normal(0, 0.5, (150, 2))
+    bad = np.c_[rng.uniform(0, 640, 200), rng.uniform(260, 480, 200)]
+    points0, points1 = np.r_[good, bad], np.r_[there, rng.uniform(0, 640, (200, 2))]
+    matches, t0, t1 = _prepare(points0, points1)
+    solver = homography_kernels.GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1)
+    error = solver.sampson(cpu.unit_norm(t1 @ H @ cpu.adjugate(t0))[None]).error[0]
+    assert error[:150].max() < 30
+    assert error[150:].min() > 1e6
+    start = cpu.unit_norm(t1 @ (H + np.array([[0, 0, 0.8], [0, 0, -0.6], [0, 0, 0]])) @ cpu.adjugate(t0))
+    polished = _polish(start, solver, 3.0)
+    batch = (torch.from_numpy(p)[None] for p in (points0, points1))
+    prepared, _, _ = prepare(*batch, torch.ones(1, 350, dtype=torch.bool), 3.0)
+    for model in (polished, polish(torch.from_numpy(start)[None], prepared, 3.0)[0].numpy()):
+        pixels, far_off = cpu.adjugate(t1) @ model @ t0, good[good[:, 1] < 100]  # from the horizon
+        assert np.abs(project(pixels, far_off) - project(H, far_off)).max() < 0.5
 
 
 def test_which_kernels_are_taken() -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from frontend.cli.main import main
 from frontend.model import MODEL_PRESETS, SuperPointNet
-from frontend.training.datasets import Sample, SyntheticShapes
+from frontend.training.datasets import VIEWS, Sample, SyntheticShapes
 from frontend.training.labels import read_labels
 from frontend.training.synthetic import synthetic_image
 from frontend.training.tasks import MagicPointTask
@@ -169,6 +169,18 @@ def test_joint_training_with_other_views_and_descriptors(
     for name, held in (("dim", "descriptor_dim': 24"), ("dark", "exposure = 4.0; got None")):
         assert main([*command, "--out", str(tmp_path / name)]) == 2
         assert held in capsys.readouterr().err
+    for flag in ("--descriptor-dim", "--exposure", "--random-points", "--scale"):
+        assert main([*command, "--out", str(tmp_path / "wrong"), flag, "-1"]) == 2
+        error = capsys.readouterr().err
+        assert "expected 0 or more" in error
+        assert error.count("\n") == 1
+    # a run of a version whose seeds made other views
+    state = torch.load(tmp_path / "plain" / "checkpoint.pt", weights_only=True)
+    del state["described"]["views"]
+    torch.save(state, tmp_path / "plain" / "checkpoint.pt")
+    (tmp_path / "plain" / "superpoint.safetensors").unlink()
+    assert main(runs["plain"]) == 2
+    assert f"views = None; got {VIEWS}" in capsys.readouterr().err
 
 
 class FourImages(Dataset[Sample]):

@@ -68,7 +68,7 @@ SUPERPOINT_OPTIONS = (
     Option("descriptor_dim", 0, "length of the descriptors; 0 is the network's"),
     Option("width", 256, "of the views, pixels"),
     Option("height", 192, "of the views, pixels"),
-    Option("photo_side", 480, "longest side that photographs are brought to, pixels"),
+    Option("photo_side", 480, "longest side that photographs are brought to; a tenth more is left, pixels"),
     Option("label_threshold", 0.0, "least score of a label that counts"),
     Option("label_spacing", 4, "suppression radius among the labels of a view, pixels; 0 keeps all"),
     Option("descriptor_loss", "dual_softmax", "of the descriptor", ("dual_softmax", "hinge")),
@@ -127,6 +127,8 @@ def _model_config(own: Any, values: dict[str, Any]) -> Any:
     from frontend.model import MODEL_PRESETS
 
     preset = MODEL_PRESETS[values["model"]] if values["model"] else own
+    if values.get("descriptor_dim", 0) < 0:
+        raise ConfigError(f"descriptor_dim is {values['descriptor_dim']}; expected 0 or more")
     asked = {name: values[name] for name in ("encoder", "descriptor_dim") if values.get(name)}
     return dataclasses.replace(preset, **asked)
 
@@ -269,7 +271,7 @@ def _train(
 
 def _train_magicpoint(args: argparse.Namespace, values: dict[str, Any], device: Any) -> int:
     from frontend.training.augmentation import AugmentationConfig
-    from frontend.training.datasets import SyntheticShapes
+    from frontend.training.datasets import VIEWS, SyntheticShapes
     from frontend.training.synthetic import SHAPES
     from frontend.training.tasks import MagicPointTask
 
@@ -288,7 +290,7 @@ def _train_magicpoint(args: argparse.Namespace, values: dict[str, Any], device: 
         regions=any(context.auxiliary for context in network.contexts),
     )
     task = MagicPointTask(data, _detector_loss(values), values["auxiliary_weight"])
-    described |= {"size": list(size), **_changed(values, _DETECTOR_OPTIONS + _SYNTHETIC_OPTIONS)}
+    described |= {"size": list(size), "views": VIEWS, **_changed(values, _DETECTOR_OPTIONS + _SYNTHETIC_OPTIONS)}
     return _train(task, network, args, values, device, described)
 
 

@@ -20,7 +20,7 @@ from frontend.evaluation.detector import synthetic_map
 from frontend.evaluation.homography import BenchmarkConfig, run_benchmark
 from frontend.extractor import ExtractorConfig, SuperPoint
 from frontend.model import MODEL_PRESETS, ModelConfig, SuperPointNet
-from frontend.training.datasets import PairConfig, SyntheticShapes, WarpedPairs
+from frontend.training.datasets import VIEWS, PairConfig, SyntheticShapes, WarpedPairs
 from frontend.training.tasks import MagicPointTask, SuperPointTask, Task
 from frontend.training.trainer import TrainConfig, Trainer
 from frontend.weights import load_network
@@ -152,13 +152,13 @@ class Zoo:
         self.config = config or ZooConfig()
         self._pairs: WarpedPairs | None = None
         settings = {key: value for key, value in asdict(self.config).items() if key not in ("workers", "device")}
-        settings["steps"] = list(self.config.steps)
+        settings |= {"steps": list(self.config.steps), "views": VIEWS}
         folders_given = {"photographs": photographs, "labels": labels, "evaluation": evaluation}
         settings |= {name: _listing(folder) for name, folder in folders_given.items()}
         path = out / "settings.json"
         if path.is_file():
-            # earlier versions did not state the folders
-            before = {**dict.fromkeys(folders_given), **json.loads(path.read_text())}
+            # earlier versions did not state the folders, and made the first kind of views
+            before = {**dict.fromkeys(folders_given), "views": 1, **json.loads(path.read_text())}
             before = {name: settings[name] if value is None else value for name, value in before.items()}
             if before != settings:
                 raise ConfigError(f"{out} holds a run with {before}; got {settings} (give another --out)")

@@ -39,7 +39,7 @@ from frontend.training.targets import cell_labels, cell_mask, spaced
 from frontend.types import BoolArray, Float64Array, IntArray
 
 VIEWS = 2
-"""Goes up when the same seed makes other samples; runs that began before do not go on then."""
+"""Goes up when a seed makes other samples: a part of what runs are described by, so that none goes on with others."""
 
 Sample = dict[str, Tensor]
 _NO_NOISE = PhotometricConfig(probability=0.0, exposure=0.0)
@@ -119,7 +119,7 @@ class PairConfig:
 
     Attributes:
         size: (width, height) of the views, multiples of 8.
-        photo_side: longest side that the photograph is brought to, pixels.
+        photo_side: longest side that the photograph is brought to, pixels; up to a tenth longer ones stay as they are.
         zoom: largest scale of the first view relative to the photograph; the smallest shows the whole of it.
         first: homography of the first view.
         relative: homography between the views.
@@ -159,6 +159,8 @@ class PairConfig:
 
     def __post_init__(self) -> None:
         _check_size(self.size)
+        if self.random_points < 0:
+            raise ConfigError(f"random_points is {self.random_points}; expected 0 or more")
 
 
 class WarpedPairs(Dataset[Sample]):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from frontend.errors import ConfigError
 from frontend.types import Float32Array
 
 GrayImage = np.ndarray  # (H, W) uint8
@@ -41,6 +42,10 @@ class PhotometricConfig:
     exposure: float = 0.0
     jpeg: int = 0
     probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.exposure < 0:
+            raise ConfigError(f"exposure is {self.exposure}; expected 0 or more")
 
 
 def _shadow_map(rng: np.random.Generator, shape: tuple[int, int], config: PhotometricConfig) -> np.ndarray:

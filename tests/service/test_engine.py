@@ -366,6 +366,22 @@ def test_what_is_cancelled_holds_no_memory_while_the_device_works(engine: Engine
     assert running.result(10)
 
 
+def test_what_is_done_holds_no_memory(engine: Engine) -> None:
+    item = image(0.5)
+    pixels = weakref.ref(item.gray)
+    futures = [send(engine, Stub(), item), engine.call(partial(len, item.gray), later())]
+    del item
+    gc.disable()  # reference counting alone
+    try:
+        for future in futures:
+            future.result(10)
+        send(engine, Stub(), image(0.4)).result(10)  # the device's thread has let go of the last one
+        engine.call(lambda: None, later()).result(10)
+        wait_until(lambda: pixels() is None)
+    finally:
+        gc.enable()
+
+
 def test_searches_do_not_make_images_look_slow() -> None:
     now = [0.0]
 
@@ -391,6 +407,7 @@ def test_searches_do_not_make_images_look_slow() -> None:
     engine.call(lambda: None, 1e9, urgent=False).result(10)
     (search,) = engine.reserve(searches=True)
     engine.call(lambda: None, 1e9, urgent=False).result(10)
+    wait_until(lambda: engine._admission.searches.pace.seconds > 1)
     with pytest.raises(OverloadedError, match="1 searches are waiting, which takes"):
         engine.reserve(2, searches=True)
     search.release()
