@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from frontend.camera import Camera
-from frontend.ransac_config import RansacConfig, as_matches, as_variances
+from frontend.ransac_config import FARTHEST, KEPT, RansacConfig, as_matches, as_variances
 from frontend.relative_pose import decompose_essential, essential_matrix, refine_pose
 from frontend.significance import MAX_LOG10_NFA, log10_false_alarms
 from frontend.types import BoolArray, Essential, Float64Array, Fundamental, Status
 
 MIN_MATCHES = 8  # what OpenCV's robust estimator needs
+_MIDDLE = (0.02, 0.98)  # quantiles of the coordinates
 _SEVEN_POINT = (7, 3)  # matches in a sample, and models that it may give: the algorithm solves a cubic
-_KEPT = 0.95
 _FIVE_POINT = (5, 10)  # the five-point algorithm solves a polynomial of tenth degree
 
 
@@ -57,11 +57,14 @@ def _significant(
 ) -> bool:
     """The a-contrario test: a random match fits if it lies in a band of half-width sqrt(2) t around a line.
 
+    The area is that of all but the outermost matches on each side, since a single one far away would make every band
+    small beside it.
+
     ``sample`` is the number of matches in a minimal sample, and that of the models it may give.
     """
     chances = []
     for points in (points0, points1):
-        extent = np.ptp(points, axis=0)
+        extent = np.ptp(np.quantile(points, _MIDDLE, axis=0), axis=0) / (_MIDDLE[1] - _MIDDLE[0])
         area = max(float(extent.prod()), 1e-9)
         chances.append(2 * math.sqrt(2) * threshold * float(np.hypot(*extent)) / area)
     alarms = log10_false_alarms(len(points0), int(inliers.sum()), min(1.0, *chances), *sample)
@@ -101,7 +104,7 @@ def estimate_fundamental(
     """
     RansacConfig(threshold, confidence, max_iterations, seed=seed)  # refuses what is out of range
     x0, x1 = as_matches(points0, points1)
-    finite = np.isfinite(x0).all(1) & np.isfinite(x1).all(1)
+    finite = (np.abs(np.hstack((x0, x1))) <= FARTHEST).all(axis=1)  # also False for NaN
     inliers = np.zeros(len(x0), dtype=np.bool_)
     if finite.sum() < MIN_MATCHES:
         return Fundamental(None, inliers, Status.TOO_FEW_MATCHES)
@@ -186,7 +189,7 @@ def estimate_essential(
     refined = refine_pose(pose, y0, y1, focals=focals, threshold=threshold, sigmas=spread)
     # not beyond what was found: some come and go at the threshold, but a refinement that loses many has left its basin
     better = _calibrated_fits(essential_matrix(refined), y0, y1, focals, threshold)
-    if better.sum() >= _KEPT * fits.sum():
+    if better.sum() >= KEPT * fits.sum():
         fits = better
         pose = decompose_essential(essential_matrix(refined), y0[fits], y1[fits])
     if fits.sum() < MIN_MATCHES or not _significant(y0 * focals[0], y1 * focals[1], fits, threshold, _FIVE_POINT):

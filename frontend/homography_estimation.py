@@ -9,14 +9,11 @@ from numpy.typing import ArrayLike
 
 from frontend import ransac_cpu
 from frontend.errors import ConfigError
-from frontend.ransac_config import SAMPLE_SIZE, RansacConfig, as_matches, as_variances
+from frontend.ransac_config import FARTHEST, SAMPLE_SIZE, RansacConfig, as_matches, as_variances
 from frontend.types import BoolArray, Features, Float64Array, Homography, Matches, Status
 
 LEAST_SIGMA = 1e-2
 """Standard deviation of a match, pixels, below which none is taken for more exact: no image is."""
-
-FARTHEST = 1e9
-"""Largest coordinate of a point, pixels, that a homography is computed from; float32 has no subpixels long before."""
 
 
 def estimate_homography(
@@ -41,7 +38,7 @@ def estimate_homography(
 
     Args:
         points0: (M, 2) matched points of image 0, pixels.
-        points1: (M, 2) of image 1. A match with a coordinate that is not finite is an outlier.
+        points1: (M, 2) of image 1. A match with a coordinate that is not finite, or beyond ``FARTHEST``, is an outlier.
         sigmas: (M,) standard deviations of the matches' positions, of which only the ratios matter, such as those of
             :func:`match_sigmas`: exact matches count for more. What is an inlier is still a matter of pixels. "opencv"
             has no use for them.

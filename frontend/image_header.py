@@ -44,7 +44,7 @@ def header_size(data: bytes) -> Size | None:
         if matches(data):
             try:
                 return size(data)
-            except (struct.error, IndexError, ValueError):
+            except (struct.error, LookupError, ValueError, OverflowError):
                 return None
     return None
 
@@ -63,7 +63,7 @@ def check_complete(data: bytes) -> None:
             if check is not None:
                 try:
                     check(data)
-                except (struct.error, IndexError):
+                except (struct.error, LookupError, OverflowError):
                     raise HeaderError("is truncated") from None
             return
 

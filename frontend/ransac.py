@@ -25,7 +25,7 @@ from torch import Tensor
 
 from frontend.errors import ShapeError
 from frontend.homography_solver import adjugate, unit_norm
-from frontend.ransac_config import RansacConfig
+from frontend.ransac_config import FARTHEST, KEPT, RansacConfig
 from frontend.ransac_search import NormalisedMatches, polish, prepare, search
 from frontend.verification import verify_homography
 
@@ -64,8 +64,9 @@ def _check(points0: Tensor, points1: Tensor, valid: Tensor) -> None:
 def _compact(
     points0: Tensor, points1: Tensor, valid: Tensor, variances: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """Finite valid matches first, in their order, padding 0, in float64; also mask, variances and the permutation."""
-    valid = valid & points0.isfinite().all(-1) & points1.isfinite().all(-1)
+    """Usable valid matches first, in their order, padding 0, in float64; also mask, variances and the permutation."""
+    # also False for NaN
+    valid = valid & (points0.abs() <= FARTHEST).all(-1) & (points1.abs() <= FARTHEST).all(-1)
     order = torch.argsort((~valid).to(torch.uint8), dim=1, stable=True)
     pair = order[..., None].expand(-1, -1, 2)
     points0, points1 = (
@@ -113,7 +114,7 @@ def batched_ransac(
     Args:
         points0: (B, K, 2) floating point, matched points of image 0, pixels. What is not valid may hold anything.
         points1: (B, K, 2) floating point, image 1.
-        valid: (B, K) bool. A match with a coordinate that is not finite counts as invalid.
+        valid: (B, K) bool. A match with a coordinate that is not finite, or beyond ``FARTHEST``, counts as invalid.
         config: settings.
         variances: (B, K) floating point, of the matches' residuals, positive where valid, up to a common factor; all
             equal without.
@@ -138,6 +139,12 @@ def batched_ransac(
         return BatchedHomography(eye, torch.zeros_like(valid), nothing > 0, nothing)
     x0, x1, mask, variances, order = _compact(points0, points1, valid, variances)
     prepared = prepare(x0, x1, mask, config.threshold, variances)
-    h, iterations = search(prepared[0], config)
-    h, inliers, ok = _finish(polish(h, prepared[0], config.threshold), prepared, config)
+    found, fits, iterations = search(prepared[0], config)
+    h, inliers, ok = _finish(polish(found, prepared[0], config.threshold), prepared, config)
+    lost = inliers.sum(1) < KEPT * fits
+    if lost.any():  # rarely: the last fit may follow an exact few, which do not determine it
+        before = _finish(found, prepared, config)
+        lost &= inliers.sum(1) < KEPT * before[1].sum(1)
+        h = torch.where(lost[:, None, None], before[0], h)
+        inliers, ok = torch.where(lost[:, None], before[1], inliers), torch.where(lost, before[2], ok)
     return BatchedHomography(h, torch.zeros_like(valid).scatter(1, order, inliers), ok, iterations)

@@ -15,6 +15,11 @@ SAMPLE_SIZE = 4
 """Matches that define a homography."""
 LEAST_THRESHOLD = 1e-3
 """Least threshold, pixels."""
+FARTHEST = 1e7
+"""Largest coordinate of a point, pixels, that a model is computed from: at ten times that, float32 cannot tell the
+other matches apart once all are normalised alike."""
+KEPT = 0.95
+"""Share of a model's inliers that its refinement keeps at least: one that loses more has left its basin."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from frontend.homography_cpu import (
     unit_norm,
 )
 from frontend.kernels import HomographyKernels, homography_kernels
-from frontend.ransac_config import SAMPLE_SIZE, RansacConfig
+from frontend.ransac_config import KEPT, SAMPLE_SIZE, RansacConfig
 from frontend.types import BoolArray, Float32Array, Float64Array
 from frontend.verification_cpu import verify
 
@@ -102,8 +102,8 @@ def _optimise_best(
 
 def _search(
     matches: _Matches, solver: GaussNewton, config: RansacConfig, kernels: HomographyKernels
-) -> tuple[Float64Array | None, int]:
-    """The best model (3, 3) of the matches and the samples drawn for it."""
+) -> tuple[_Found | None, int]:
+    """The best model of the matches and the samples drawn for it."""
     random = np.random.default_rng(config.seed)
     limit = math.sqrt(2.0) * config.threshold
     limits = limit * matches.unit0, limit * matches.unit1
@@ -123,7 +123,7 @@ def _search(
             # draws until one sample is free of outliers with the wished confidence
             clean = (best.inliers / len(matches.points0)) ** SAMPLE_SIZE
             needed = 0.0 if clean >= 1 else math.log(1 - config.confidence) / math.log1p(-clean) if clean else math.inf
-    return None if best is None else best.h, iterations
+    return best, iterations
 
 
 def _lower_median(values: Float64Array) -> float:
@@ -205,11 +205,17 @@ def ransac(
     kernels = homography_kernels()
     matches, t0, t1 = _prepare(points0, points1)
     solver = kernels.GaussNewton(matches.points0, matches.points1, matches.unit0, matches.unit1)
-    h, iterations = _search(matches, solver, config, kernels)
-    if h is None:
+    found, iterations = _search(matches, solver, config, kernels)
+    if found is None:
         return None, np.zeros(len(points0), np.bool_), iterations
-    polished = _polish(h, solver, config.threshold, variances)
-    return *_finish(polished, matches, solver, t0, t1, config), iterations
+    polished = _polish(found.h, solver, config.threshold, variances)
+    H, inliers = _finish(polished, matches, solver, t0, t1, config)
+    if inliers.sum() < KEPT * found.inliers:
+        # rarely: the last fit may follow an exact few, which do not determine it
+        before = _finish(found.h, matches, solver, t0, t1, config)
+        if inliers.sum() < KEPT * before[1].sum():
+            H, inliers = before
+    return H, inliers, iterations
 
 
 def opencv(

@@ -171,8 +171,8 @@ def _optimise_best(
     return state.h[item, winner], refined, inliers
 
 
-def search(matches: NormalisedMatches, config: RansacConfig) -> tuple[Tensor, Tensor]:
-    """The best model (B, 3, 3) float64 of each set of matches and the samples drawn for it (B,) int64."""
+def search(matches: NormalisedMatches, config: RansacConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """The best model (B, 3, 3) float64 of each set of matches, its inliers and the samples drawn, (B,) int64 each."""
     device, total = matches.count.device, len(matches.count)
     generator = torch.Generator(device).manual_seed(config.seed)
     h = torch.eye(3, dtype=torch.float64, device=device).repeat(total, 1, 1)
@@ -202,7 +202,7 @@ def search(matches: NormalisedMatches, config: RansacConfig) -> tuple[Tensor, Te
         clean = (inliers / matches.count.clamp(min=1)).double() ** SAMPLE_SIZE
         needed = math.log(1 - config.confidence) / torch.log1p(-clean)
         wanted = wanted & (iterations < needed)
-    return h, iterations
+    return h, inliers, iterations
 
 
 def _masked_median(values: Tensor, mask: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
@@ -36,7 +37,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # in a thread: health is answered while the models warm up
-        starting = asyncio.create_task(asyncio.to_thread(core.start))
+        starting = _in_daemon_thread(core.start)
         starting.add_done_callback(_report)
         watching = asyncio.create_task(core.watch())
         yield
@@ -44,7 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if not starting.done():
             # it fails at its next step, instead of being waited for; there is nothing to report in that
             starting.remove_done_callback(_report)
-            starting.add_done_callback(lambda task: task.exception())
+            starting.add_done_callback(lambda future: future.cancelled() or future.exception())
             core.engine.stop(0)
             await asyncio.wait([starting], timeout=core.left_to_stop())
         await asyncio.to_thread(core.stop)
@@ -73,9 +74,35 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        _LOG.error("start failed: %s", task.exception())
+def _in_daemon_thread(function: Callable[[], None]) -> asyncio.Future[None]:
+    """Call a function in a thread that nothing waits for: the end of a loop waits for those of its executor."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: Exception | None) -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        failure = None
+        try:
+            function()
+        except Exception as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop has been closed meanwhile
+            loop.call_soon_threadsafe(settle, failure)
+
+    threading.Thread(target=run, name="start", daemon=True).start()
+    return future
+
+
+def _report(started: asyncio.Future[None]) -> None:
+    if not started.cancelled() and started.exception() is not None:
+        _LOG.error("start failed: %s", started.exception())
 
 
 async def _refused(request: Request, error: ServiceError) -> Response:

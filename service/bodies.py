@@ -70,6 +70,8 @@ async def _from_form(
         form = await parser.parse()
     except MultiPartException as error:
         raise BadRequestError(f"form cannot be read: {error.message}") from None
+    except UnicodeError as error:
+        raise BadRequestError(f"form cannot be read: {error}") from None
     try:
         images = []
         for name in every:

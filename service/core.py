@@ -180,7 +180,8 @@ class Core:
 
     def _decoded_bytes(self, extractor: SuperPoint, data: bytes) -> int:
         """What an image takes until the device has worked on it."""
-        width, height = header_size(data) or (1, self.settings.max_pixels_mp * 1e6)
+        side = (self.settings.max_pixels_mp * 1e6) ** 0.5
+        width, height = header_size(data) or (side, side)  # the most that it may be
         return int(4 * min(_network_pixels(extractor, width, height), self.settings.max_pixels_mp * 1e6))
 
     def _prepare(self, extractor: SuperPoint, data: bytes, name: str) -> Prepared:
@@ -260,10 +261,14 @@ class Core:
             DeadlineError: it was not done in time.
         """
         pool = self._trackers if tracking else self._pool
-        future = asyncio.get_running_loop().run_in_executor(pool, function)
+        work = pool.submit(function)
+        future = asyncio.wrap_future(work)
         if done is not None:
             future.add_done_callback(done)
-        return await self.in_time(asyncio.shield(future), deadline)
+        try:
+            return await self.in_time(asyncio.shield(future), deadline)
+        finally:
+            work.cancel()  # if it has not begun, it does not
 
     async def on_device(
         self,

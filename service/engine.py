@@ -99,6 +99,10 @@ class _Bucket:
     items: deque[_Item] = field(default_factory=deque)
 
 
+def _was_run(future: Future[Features]) -> bool:
+    return not future.cancelled() and not isinstance(future.exception(), (DeadlineError, UnavailableError))
+
+
 def _head(bucket: _Bucket) -> float:
     """When its oldest item was admitted."""
     return bucket.items[0].admitted
@@ -123,7 +127,7 @@ class Engine:
         self._buckets: dict[tuple[object, ...], _Bucket] = {}
         self._calls: deque[_Call] = deque()
         self._pieces: deque[_Call] = deque()
-        self._images_next = False
+        self._lead_s = 0.0  # what pieces have had of the device more than images, while both were waiting
         self._queued = 0
         self._admission = Admission(self.config.max_queue, self.config.max_wait_s, self.config.max_batch)
         self._accepting = True
@@ -197,7 +201,7 @@ class Engine:
         future: Future[Features] = Future()
         item = _Item(prepared, future, deadline, self._clock())
         future.add_done_callback(item.done)
-        future.add_done_callback(lambda _: slot.release())
+        future.add_done_callback(lambda done: slot.release(served=_was_run(done)))
         key = (id(extractor.backend), extractor.config, prepared.gray.shape, prepared.raster is None)
         with self._condition:
             if self._failure is not None or self._stopping:
@@ -223,8 +227,8 @@ class Engine:
         Args:
             function: called in the device's thread.
             deadline: by the engine's clock; later it is dropped.
-            urgent: it comes before the images, as what finishes requests whose images are done. Otherwise it takes
-                turns with batches of images: they would wait as long as such work comes.
+            urgent: it comes before the images, as what finishes requests whose images are done. Otherwise it shares
+                the device's time with batches of images, half and half while both wait.
             extractor: whose device the function uses: where it fails, it is asked whether the device still works.
 
         Returns:
@@ -250,11 +254,11 @@ class Engine:
                     return self._calls.popleft()
                 self._buckets = {key: bucket for key, bucket in self._buckets.items() if bucket.items}
                 bucket, left = self._ripe()
-                if self._pieces and not (bucket and self._images_next):
-                    self._images_next = True
+                if not (self._pieces and bucket):
+                    self._lead_s = 0.0  # whoever comes finds nobody in debt
+                if self._pieces and not (bucket and self._lead_s > 0):
                     return self._pieces.popleft()
                 if bucket:
-                    self._images_next = False
                     count = min(len(bucket.items), bucket.most)
                     self._queued -= count
                     return bucket.extractor, [bucket.items.popleft() for _ in range(count)]
@@ -286,8 +290,13 @@ class Engine:
                 self._answer(taken)
             else:
                 self._serve(*taken)
+            took = self._clock() - began
+            if lane is self._admission.searches:
+                self._lead_s += took
+            elif not isinstance(taken, _Call):
+                self._lead_s -= took
             if waited_for:  # not the warm-up
-                lane.worked(self._clock() - began)
+                lane.worked(took)
 
     def _serve(self, extractor: SuperPoint, items: list[_Item]) -> None:
         now = self._clock()

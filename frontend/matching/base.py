@@ -13,6 +13,9 @@ from frontend.types import Features, Matches
 if TYPE_CHECKING:
     from torch import Tensor
 
+LEAST_DISTANCE = 1e-6
+"""1 - cosine below which two descriptors are one: float32 tells no smaller differences, and may find less than 0."""
+
 
 @dataclass(frozen=True)
 class BatchedMatches:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from frontend.errors import ShapeError
-from frontend.matching.base import BatchedMatches, check_limits
+from frontend.matching.base import LEAST_DISTANCE, BatchedMatches, check_limits
 
 # similarities held at once, for each image pair: 64 MiB of float32
 BLOCK = 4096 * 4096
@@ -34,7 +34,7 @@ def mutual_nearest_neighbours(
         descriptors1: (B, K1, D) float, of unit norm.
         valid1: (B, K1) bool.
         ratio: of the distance to the nearest and to the second-nearest descriptor of image 1; matches at or above
-            it are dropped (Lowe 2004, section 7.1). In (0, 1].
+            it are dropped (Lowe 2004, section 7.1), as are those whose two distances are both nothing. In (0, 1].
         min_similarity: cosine that a match reaches at least, in [-1, 1].
         block: similarities held at once.
 
@@ -77,7 +77,8 @@ def mutual_nearest_neighbours(
         keep &= first >= min_similarity
     if ratio is not None:
         # |a - b|^2 = 2 - 2 cos; a lone candidate has no second and passes
-        keep &= ((1 - first) < ratio**2 * (1 - second)) | (second <= _PADDING)
+        near, far = ((1 - cosine).clamp(min=LEAST_DISTANCE) for cosine in (first, second))
+        keep &= (near < ratio**2 * far) | (second <= _PADDING)
     return BatchedMatches(torch.where(keep, nearest, index), torch.where(keep, first, scores))
 
 

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from frontend.matching.base import check_limits
+from frontend.matching.base import LEAST_DISTANCE, check_limits
 from frontend.types import Float32Array, Matches
 
 # similarities held at once: 2 MiB of float32, which stay in a cache between the product and what reads them
@@ -72,7 +72,8 @@ def mutual_nearest_neighbours(
         keep &= first >= min_similarity
     if ratio is not None:
         # |a - b|^2 = 2 - 2 cos; a lone candidate has no second and passes
-        keep &= ((1 - first) < ratio**2 * (1 - second)) | (second <= -2.0)
+        near, far = (np.maximum(1 - cosine, LEAST_DISTANCE) for cosine in (first, second))
+        keep &= (near < ratio**2 * far) | (second <= -2.0)
     index = np.flatnonzero(keep)
     # two rows may be equally near to one column
     _, once = np.unique(nearest[index], return_index=True)

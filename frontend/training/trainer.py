@@ -60,8 +60,7 @@ class TrainConfig:
         workers: processes that make the data.
         checkpoint_seconds: between checkpoints.
         log_every: steps between log entries.
-        ema: decay of the moving average of the weights, which is then what the run gives; 0 for none. See
-            :class:`frontend.training.ema.WeightAverage`.
+        ema: decay of the moving average of the weights, which is what the run gives then; 0 for none (``ema.py``).
         compile: whether encoder and heads run through ``torch.compile``, where that works.
     """
 

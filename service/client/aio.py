@@ -132,7 +132,8 @@ class AsyncClient:
         Raises:
             ServiceFault: it has no result.
         """
-        attempts = Attempts(retry or self._retry, timeout_s or self.timeout_s, repeatable=call.repeatable)
+        left = self.timeout_s if timeout_s is None else timeout_s
+        attempts = Attempts(retry or self._retry, left, repeatable=call.repeatable)
         return await _repeat(attempts, lambda remaining_s: self._send(call, remaining_s))
 
     async def _send(self, call: Call[T], remaining_s: float) -> T:

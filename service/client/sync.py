@@ -130,7 +130,8 @@ class Client:
         Raises:
             ServiceFault: it has no result.
         """
-        attempts = Attempts(retry or self._retry, timeout_s or self.timeout_s, repeatable=call.repeatable)
+        left = self.timeout_s if timeout_s is None else timeout_s
+        attempts = Attempts(retry or self._retry, left, repeatable=call.repeatable)
         return _repeat(attempts, lambda remaining_s: self._send(call, remaining_s))
 
     def _send(self, call: Call[T], remaining_s: float) -> T:

@@ -60,6 +60,7 @@ async def homography(
         settings: dict[str, Any] = {"threshold": threshold, "confidence": confidence, "seed": seed}
         settings |= {"max_iterations": max_iterations, "sigmas": sigmas, "method": method}
         found = await core.on_device(estimate_homography, points0, points1, deadline=deadline, urgent=False, **settings)
+        slot.release(served=True)
     except (ValueError, FrontendError) as error:
         raise BadRequestError(str(error)) from None
     finally:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -25,6 +31,7 @@ from service.store import StoredFeatures
 router = APIRouter(prefix="/v1", tags=["matching"])
 _LOG = logging.getLogger("superpoint")
 _PROBLEMS = (*IMAGE_PROBLEMS, FeaturesNotFoundError, MatcherUnavailableError)
+_AHEAD = 4  # candidates of a search that are at the device at once
 
 Geometry = Literal["homography", "fundamental", "essential", "none"]
 Matcher = Annotated[
@@ -161,6 +168,8 @@ async def match_images(
             urgent=bool(wanted),
             extractor=extractor,
         )
+        for slot in slots:
+            slot.release(served=True)
     finally:
         for slot in slots:
             slot.release()
@@ -226,17 +235,17 @@ async def match_many(
         else:
             await read_images(request, (), int(core.settings.max_body_mb * 1e6))
             image = stored.features()
-        for candidate in candidates:
-            found = await core.on_device(
-                _match, pipeline, image, candidate, times, deadline=deadline, urgent=False, extractor=extractor
-            )
-            results.append((candidate, found))
-            # the sort is stable, so equals stay in the order of the candidates
-            results.sort(key=lambda item: (item[1].geometry.num_inliers, len(item[1].matches)), reverse=True)
-            del results[limit:]
+        settings = {"times": times, "deadline": deadline, "urgent": False, "extractor": extractor}
+        one = partial(core.on_device, _match, pipeline, image, **settings)
+        async with aclosing(_each(one, candidates)) as matched:
+            async for candidate, found in matched:
+                results.append((candidate, found))
+                # the sort is stable, so equals stay in the order of the candidates
+                results.sort(key=lambda item: (item[1].geometry.num_inliers, len(item[1].matches)), reverse=True)
+                del results[limit:]
     finally:
         for slot in slots:
-            slot.release()
+            slot.release(served=bool(results))
     document = {
         "image": features_document(image, descriptors),
         "results": [
@@ -251,6 +260,25 @@ async def match_many(
         "timings_ms": _timings(times.ms, began),
     }
     return answer(request, document)
+
+
+async def _each(
+    match: Callable[[StoredFeatures], Coroutine[Any, Any, MatchResult]], candidates: list[StoredFeatures]
+) -> AsyncGenerator[tuple[StoredFeatures, MatchResult], None]:
+    """Match candidates in their order, a few queued ahead: who brings one at a time finds others before each."""
+    remaining, queued = iter(candidates), deque[tuple[StoredFeatures, asyncio.Task[MatchResult]]]()
+    try:
+        while True:
+            for candidate in islice(remaining, _AHEAD - len(queued)):
+                queued.append((candidate, asyncio.create_task(match(candidate))))
+            if not queued:
+                return
+            candidate, task = queued.popleft()
+            yield candidate, await task
+    finally:
+        for _, task in queued:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in queued), return_exceptions=True)
 
 
 def _common_model(stored: list[StoredFeatures], model: str | None) -> str:

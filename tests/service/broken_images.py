@@ -222,6 +222,8 @@ def _lie(chance: random.Random) -> Broken:
         "PPM of huge numbers": b"P6\n" + b"9" * 400 + b" 64\n255\n",
         "PAM": b"P7\nWIDTH %d\nHEIGHT %d\nDEPTH 70000\nMAXVAL 255\nENDHDR\n" % (side, side) + bytes(300),
         "HDR": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y %d +X %d\n" % (side, side) + bytes(300),
+        "HDR of one axis": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-X %d +X %d\n" % (side, side) + bytes(300),
+        "BigTIFF with its tags nowhere": b"II+\0\x08\0\0\0" + struct.pack("<Q", 2**64 - 1 - side),
         "Sun raster": files["sr"][:4] + big + files["sr"][12:],
     }
     name = chance.choice(list(lies))

@@ -30,7 +30,7 @@ from service.admission import Slot
 from service.app import create_app
 from service.core import Core
 from service.engine import Engine
-from service.errors import BadImageError, OverloadedError
+from service.errors import BadImageError, DeadlineError, OverloadedError
 from service.sequence_work import track_frame
 from service.server import protocols
 from service.settings import Settings
@@ -229,6 +229,55 @@ async def test_a_service_that_is_stopped_while_it_starts_ends_soon(monkeypatch: 
     assert time.monotonic() - began < 10  # all steps take 20 seconds
     assert len(steps) < 500
     assert not app.state.core.ready
+
+
+def test_a_load_that_takes_long_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loading, gate = threading.Event(), threading.Event()
+    monkeypatch.setattr(Core, "_load", lambda _: (loading.set(), gate.wait(20)))
+
+    async def start_and_stop() -> None:
+        async with (app := create_app(Settings(device="cpu", shutdown_s=0.1))).router.lifespan_context(app):
+            assert await asyncio.to_thread(loading.wait, 20)
+
+    began = time.monotonic()
+    try:
+        asyncio.run(start_and_stop())
+        assert time.monotonic() - began < 15
+    finally:
+        gate.set()
+    assert not caplog.records
+
+
+@pytest.mark.anyio
+async def test_work_that_nobody_waits_for_any_more_is_not_begun() -> None:
+    core, ran, gate = Core(Settings(device="cpu", decode_threads=1)), [], threading.Event()
+    end = time.monotonic() + 30
+    busy = asyncio.ensure_future(core.in_thread(lambda: gate.wait(20), end))
+    await asyncio.sleep(0)  # it begins
+    try:
+        with pytest.raises(DeadlineError):
+            await core.in_thread(lambda: ran.append("late"), time.monotonic() + 0.05)
+        left = asyncio.ensure_future(core.in_thread(lambda: ran.append("left"), end))
+        await asyncio.sleep(0)
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+    finally:
+        gate.set()
+        await busy
+    await core.in_thread(lambda: ran.append("next"), end)
+    assert ran == ["next"]
+    core.stop()
+
+
+def test_a_header_that_says_nothing_counts_as_the_largest_image() -> None:
+    core = Core(Settings(device="cpu", max_pixels_mp=2))
+    for resize, expected in ((None, 8_000_000), (1000, 4_000_000), (5000, 8_000_000)):
+        extractor = SimpleNamespace(config=SimpleNamespace(resize=resize))
+        assert core._decoded_bytes(extractor, b"no image") == pytest.approx(expected, rel=0.01)  # type: ignore[arg-type]
+    core.stop()
 
 
 @pytest.mark.anyio

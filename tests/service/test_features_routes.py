@@ -173,7 +173,13 @@ async def test_malformed_requests_are_refused(client: httpx.AsyncClient) -> None
     assert await metric(client, "superpoint_store_entries") == 0
     response = await client.post("/v1/features", files={"image": image, "more": image})
     check_problem(response, 400, "bad_request", "'more'", "expected only: image")
-    for content, kind in ((b"--x", "multipart/form-data"), (b"--x", "multipart/form-data; boundary=x"), (b"", "a/b")):
+    part = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\n1\r\n--x--\r\n'
+    for content, kind in (
+        (b"--x", "multipart/form-data"),
+        (b"--x", "multipart/form-data; boundary=x"),
+        (part, "multipart/form-data; boundary=x; charset=undefined"),
+        (b"", "a/b"),
+    ):
         check_problem(
             await client.post("/v1/features", content=content, headers={"content-type": kind}), 400, "bad_request"
         )

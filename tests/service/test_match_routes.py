@@ -378,7 +378,7 @@ async def test_images_are_answered_while_searches_run(
         return future
 
     async def image() -> None:
-        while not matched:
+        while not matched or core.engine._admission.images.reserved:
             await asyncio.sleep(0.001)
         monkeypatch.setattr(core.engine, "submit", counting)
         await store(client)
