@@ -20,6 +20,7 @@ from frontend.errors import ConfigError
 from frontend.extraction import ExtractorConfig
 from frontend.model import SuperPointNet
 from frontend.runtime.graphs import OPSET, DenseGraph, RefineGraph, info_of, to_onnx
+from frontend.runtime.privacy import without_telemetry
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "superpoint-v1": ".pth"}
 """Formats and the endings of their files."""
@@ -151,6 +152,7 @@ def _write_onnx(graph: _Graph, path: Path, facts: Mapping[str, str]) -> list[Pat
 
 
 def _write_openvino(graph: _Graph, path: Path, facts: Mapping[str, str]) -> list[Path]:
+    without_telemetry()
     try:
         import openvino
     except ImportError:

@@ -36,7 +36,7 @@ def find_images(folder: Path) -> list[Path]:
         DataError: the folder is missing or has none.
     """
     if not folder.is_dir():
-        raise DataError(f"image folder {folder} is missing")
+        raise DataError(f"image folder {folder} is {'a file' if folder.is_file() else 'missing'}")
     found = (path for path in folder.rglob("*") if is_image_name(path) and path.is_file())
     images = sorted(path.relative_to(folder) for path in found if not path.name.startswith("."))
     if not images:

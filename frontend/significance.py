@@ -8,6 +8,11 @@ import math
 # they lie in clusters and along edges, which makes accidents likelier than the formula says.
 MAX_LOG10_NFA = -4.0
 
+# A match as one number, to count different ones: factors of its normalised x0, y0, x1 and y1, without simple ratios;
+# and the largest difference between two that are the same, which rounding makes.
+KEY = (1.0, 1.7724538509, 0.5772156649, 2.6651441427)
+SAME = 1e-9
+
 
 def log10_false_alarms(matches: int, inliers: int, probability: float, sample: int, models: int = 1) -> float:
     """:func:`frontend.verification.log10_false_alarms` of one model.

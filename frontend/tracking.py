@@ -114,6 +114,7 @@ class Tracker:
         self._next_id = 0
         self._index = 0
         self._stamp_ns: int | None = None
+        self._model = ""
         self._keyframe_ids: IntArray = np.zeros(0, np.int64)
         self._keyframe_points: Float64Array = np.zeros((0, 2))
 
@@ -140,7 +141,7 @@ class Tracker:
             right: features of the right image of a stereo pair, whose left one the frame is.
 
         Raises:
-            SequenceError: the stamp is not later, or the descriptors have another length.
+            SequenceError: the stamp is not later, or the features are of another model.
         """
         if self._stamp_ns is not None and stamp_ns <= self._stamp_ns:
             raise SequenceError(f"frame has the stamp {stamp_ns} ns; expected one after {self._stamp_ns} ns")
@@ -152,6 +153,8 @@ class Tracker:
         before = self._tracks
         if before is None:
             before = self._started(features, points, np.zeros(0, np.int64), stamp_ns)
+        elif self._model != features.model:
+            raise SequenceError(f"frame is of model '{features.model}'; expected '{self._model}', as the frames before")
         elif before.descriptors.shape[1] != features.descriptors.shape[1]:
             got, expected = features.descriptors.shape[1], before.descriptors.shape[1]
             raise SequenceError(f"frame has descriptors of length {got}; expected {expected}, as the frames before")
@@ -197,7 +200,7 @@ class Tracker:
         if frame.keyframe:
             self._keyframe_ids, self._keyframe_points = current.ids, current.points
         self._index += 1
-        self._stamp_ns = stamp_ns
+        self._stamp_ns, self._model = stamp_ns, features.model
         return frame
 
     def _started(self, features: Features, points: Float64Array, rows: IntArray, stamp_ns: int) -> _Tracks:

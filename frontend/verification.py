@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from frontend.homography_solver import GaussNewton, gauge_fixed_cholesky, homogeneous
-from frontend.significance import MAX_LOG10_NFA
+from frontend.significance import KEY, MAX_LOG10_NFA, SAME
 
 # Local magnification around an inlier in any direction, either way. Beyond it no descriptor matches.
 MAX_SCALE = 16.0
@@ -64,6 +64,27 @@ def _spread(points: Tensor, mask: Tensor) -> Tensor:
     return ((xx * yy - xy.square()).clamp(min=0) / larger.clamp(min=1e-300)).sqrt()
 
 
+def count_distinct(points0: Tensor, points1: Tensor, valid: Tensor, inliers: Tensor) -> tuple[Tensor, Tensor]:
+    """How many different matches there are, and how many of them are inliers; repeated ones are no further evidence.
+
+    Args:
+        points0: (B, K, 2) float64, normalised.
+        points1: (B, K, 2).
+        valid: (B, K) bool.
+        inliers: (B, K) bool, of those.
+
+    Returns:
+        (B,) int64 each.
+    """
+    coordinates = (*points0.unbind(-1), *points1.unbind(-1))
+    keys = sum(value * factor for value, factor in zip(coordinates, KEY, strict=True))
+    ordered, order = torch.where(valid, keys, torch.inf).sort(-1)
+    first = torch.ones_like(valid)
+    first[:, 1:] = ordered.diff() > SAME
+    first &= valid.gather(1, order)
+    return first.sum(-1), (first & inliers.gather(1, order)).sum(-1)
+
+
 def _derivative(h: Tensor, points: Tensor) -> Tensor:
     """Derivative (B, N, 2, 9) of mapped points in the nine entries of h (B, 3, 3); points (B, N, 2)."""
     y = homogeneous(points)
@@ -87,8 +108,8 @@ def verify_homography(
     """Find the inliers of homographies and refuse those that mean nothing.
 
     Refused are models
-        - with fewer than min_inliers inliers, or as many as random matches would give: for these, let A be the larger
-          of the two bounding boxes of the matches; a random one fits with a probability of at most
+        - with fewer than min_inliers different inliers, or as many as random matches would give: for these, let A be
+          the larger of the two bounding boxes of the matches; a random one fits with a probability of at most
           ``p = 2 pi threshold^2 / A``, and ``(n - 4) C(n, k) C(k, 4) p^(k - 4)`` must stay below 1e-4 (with 300
           matches across a VGA image and a threshold of 3 px: 13 inliers; with 30 matches: 8);
         - that turn the plane over, or magnify or shrink an inlier's surroundings more than 16-fold in any direction;
@@ -110,7 +131,7 @@ def verify_homography(
     solver = GaussNewton(points0, points1, *units)
     state = solver.linearise(h[:, None])
     inliers = (state.error[:, 0] <= 2 * threshold**2) & valid
-    count = inliers.sum(-1)
+    total, count = count_distinct(points0, points1, valid, inliers)
 
     areas = []
     for points, unit in zip((points0, points1), units, strict=True):
@@ -118,7 +139,7 @@ def verify_homography(
         areas.append((high - low).prod(-1) / unit.square())
     # An error within the limit needs the forward error to be, in image 1, and the backward one, in image 0.
     chance = 2 * math.pi * threshold**2 / torch.maximum(areas[0], areas[1]).clamp(min=1e-9)
-    alarms = log10_false_alarms(valid.sum(-1), count, chance.clamp(max=1.0), sample=4)
+    alarms = log10_false_alarms(total, count, chance.clamp(max=1.0), sample=4)
     ok = (count >= min_inliers) & (alarms < MAX_LOG10_NFA)
 
     # Singular values of the local affine map A: s1^2 + s2^2 = |A|^2, s1 s2 = det(A) = det(H) / w^3.

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from frontend.homography_cpu import GaussNewton, gauge_fixed
-from frontend.significance import MAX_LOG10_NFA, log10_false_alarms
+from frontend.significance import KEY, MAX_LOG10_NFA, SAME, log10_false_alarms
 from frontend.types import BoolArray, Float64Array
 
 MAX_SCALE = 16.0
@@ -21,6 +21,12 @@ def _spread(points: Float64Array) -> float:
     # the smaller eigenvalue of the 2x2 covariance, without cancellation
     larger = (xx + yy) / 2 + math.sqrt(((xx - yy) / 2) ** 2 + xy * xy)
     return math.sqrt(max(xx * yy - xy * xy, 0.0) / max(larger, 1e-300))
+
+
+def count_distinct(points: tuple[Float64Array, Float64Array], inliers: BoolArray) -> tuple[int, int]:
+    """How many different matches there are, and how many of them are inliers; repeated ones are no further evidence."""
+    keys = sum(points[side][:, axis] * KEY[2 * side + axis] for side in (0, 1) for axis in (0, 1))
+    return tuple(1 + int((np.diff(np.sort(some)) > SAME).sum()) for some in (keys, keys[inliers]))  # type: ignore[return-value]
 
 
 def _derivative(h: Float64Array, points: Float64Array) -> Float64Array:
@@ -61,14 +67,16 @@ def verify(
     solver = solver or GaussNewton(*points, *units)
     state = solver.linearise(h[None])
     inliers: BoolArray = state.error[0] <= 2 * threshold**2
-    count = int(inliers.sum())
-    if count < max(min_inliers, 1):
+    if not inliers.any():
+        return inliers, False
+    total, count = count_distinct(points, inliers)
+    if count < min_inliers:
         return inliers, False
     sides = [(p.max(axis=0) - p.min(axis=0)).tolist() for p in points]
     areas = [width * height / unit**2 for (width, height), unit in zip(sides, units, strict=True)]
     # an error within the limit needs the forward error to be, in image 1, and the backward one, in image 0
     chance = min(2 * math.pi * threshold**2 / max(*areas, 1e-9), 1.0)
-    if not log10_false_alarms(len(inliers), count, chance, sample=4) < MAX_LOG10_NFA:
+    if not log10_false_alarms(total, count, chance, sample=4) < MAX_LOG10_NFA:
         return inliers, False
 
     # singular values of the local affine map A: s1^2 + s2^2 = |A|^2, s1 s2 = det(A) = det(H) / w^3

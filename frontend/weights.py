@@ -202,6 +202,8 @@ def resolve(name_or_path: str | Path) -> tuple[str, Path]:
         if path.is_file():
             return path.stem, path
         known = ", ".join(sorted(models)) or "none released"
+        if path.suffix:
+            raise WeightsError(f"there is no weight file '{text}'; nor is it one of: {known}")
         raise WeightsError(f"unknown model '{text}': expected a weight file's path or one of: {known}")
     info = models[text]
     if not info.path.is_file():

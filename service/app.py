@@ -71,6 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_headers=("X-API-Key", "X-Request-Id", "Content-Type"),
             expose_headers=("X-Request-Id", "Retry-After"),
         )
+    app.openapi()  # made now, and not while the first request waits
     return app
 
 

@@ -78,6 +78,7 @@ class Core:
         self.matchers = Matchers()
         self.ready = False
         self.failure: str | None = None
+        self.when_start_fails: Callable[[], None] = lambda: None  # called in the thread that starts
 
     def start(self) -> None:
         """Load the models, start the device's thread, and run what clients will send, so that the first is no slower.
@@ -89,6 +90,7 @@ class Core:
             self._load()
         except Exception as error:
             self.failure = str(error).partition("\n")[0]
+            self.when_start_fails()
             raise
         self.ready = True
 

@@ -24,8 +24,21 @@ _ENCODINGS: dict[str, tuple[int, int, list[int]]] = {
     "rgb8": (1, 3, [2, 1, 0]),
     "bgra8": (1, 4, [0, 1, 2]),
     "rgba8": (1, 4, [2, 1, 0]),
+    # OpenCV's names of types, which some drivers send
+    "8UC1": (1, 1, [0]),
+    "8UC3": (1, 3, [0, 1, 2]),
+    "8UC4": (1, 4, [0, 1, 2]),
+    "16UC1": (2, 1, [0]),
 }
-_DISTORTIONS = {"plumb_bob": (0, 4, 5), "rational_polynomial": (8,), "equidistant": (4,), "fisheye": (4,)}
+_DISTORTIONS = {
+    "plumb_bob": (0, 4, 5),
+    "rational_polynomial": (8, 12, 14),
+    "equidistant": (4,),
+    "fisheye": (4,),
+    # a rectified or simulated camera
+    "none": (0,),
+    "": (0,),
+}
 _FISHEYE = ("equidistant", "fisheye")
 _EXACT_IDS = 1 << 24
 """Channels are float32, in which integers are exact below 2^24; ids start again there."""
@@ -65,7 +78,8 @@ def pixels_of(message: Any) -> NDArray[Any]:
     """The pixels of a sensor_msgs/Image.
 
     Args:
-        message: mono8, mono16, bgr8, rgb8, bgra8 or rgba8; rows may be padded, and mono16 may be big-endian.
+        message: mono8, mono16, bgr8, rgb8, bgra8, rgba8, or OpenCV's names of their types; rows may be padded, and
+            mono16 may be big-endian.
 
     Returns:
         (H, W) uint8 or uint16, or (H, W, 3) uint8 BGR; alpha is dropped.
@@ -98,7 +112,8 @@ def camera_of(message: Any) -> Camera:
 
     Args:
         message: of an image that is not rectified, with the model plumb_bob, rational_polynomial or equidistant (some
-            drivers say fisheye), whose parameters are in OpenCV's order.
+            drivers say fisheye), whose parameters are in OpenCV's order; or without distortion. Where the image is a
+            region of the sensor, or binned, so is the camera, as image_geometry has it.
 
     Raises:
         ConfigError: another model, or it is not calibrated (K[0, 0] is 0).
@@ -108,9 +123,10 @@ def camera_of(message: Any) -> Camera:
         raise ConfigError(f"distortion model is '{model}'; expected one of: {', '.join(_DISTORTIONS)}")
     if len(distortion) not in _DISTORTIONS[model]:
         raise ConfigError(f"{model} has {len(distortion)} parameters; expected one of {_DISTORTIONS[model]}")
-    return Camera(
-        np.array(message.k, np.float64).reshape(3, 3), distortion, "fisheye" if model in _FISHEYE else "opencv"
-    )
+    matrix = np.array(message.k, np.float64).reshape(3, 3)
+    matrix[:2, 2] -= message.roi.x_offset, message.roi.y_offset
+    matrix[:2] /= [[message.binning_x or 1], [message.binning_y or 1]]  # 0 is none, too
+    return Camera(matrix, distortion, "fisheye" if model in _FISHEYE else "opencv")
 
 
 class NormalisedVelocities:

@@ -16,9 +16,10 @@ from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
 from service.app import create_app
 from service.core import Core
-from service.settings import Settings
+from service.settings import Settings, unknown_variables
 
 _FRAMING = 65536  # of a message beside its images, bytes
+_LOG = logging.getLogger("superpoint")
 
 
 class _Timers:
@@ -110,6 +111,11 @@ class GracefulServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, core: Core) -> None:
         super().__init__(config)
         self._core = core
+        core.when_start_fails = self._give_up
+
+    def _give_up(self) -> None:
+        """End instead of answering that nothing works: whoever supervises the process sees it, and may try again."""
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
@@ -138,10 +144,12 @@ def run(settings: Settings) -> int:
     """Serve until a signal ends it, and finish what was accepted by then.
 
     Returns:
-        The exit code: 0, or 2 where the server could not start.
+        The exit code: 0, or 2 where the server could not start, or the models could not be loaded.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it quotes bodies
+    for name in unknown_variables():
+        _LOG.warning("%s is no setting; see superpoint serve --help", name)
     app = create_app(settings)
     server = GracefulServer(
         uvicorn.Config(
@@ -154,4 +162,4 @@ def run(settings: Settings) -> int:
         app.state.core,
     )
     server.run()
-    return 0 if server.started else 2
+    return 0 if server.started and app.state.core.failure is None else 2

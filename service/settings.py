@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+# what the library, its client, compose.yaml and the tests read
+_ELSEWHERE = {
+    f"SUPERPOINT_{name}"
+    for name in ("THREADS", "WEIGHTS_DIR", "API_KEY", "PUBLISH", "PUBLISH_PORT", "OPTIONS", "FUZZ_EXAMPLES")
+}
 
 
 class Settings(BaseSettings):
@@ -72,6 +79,13 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+
+def unknown_variables() -> list[str]:
+    """Variables of the environment that start as settings do, and are none: misspelt, as a rule."""
+    prefix = Settings.model_config["env_prefix"]
+    known = {prefix + name.upper() for name in Settings.model_fields} | _ELSEWHERE
+    return sorted(name for name in os.environ if name.startswith(prefix) and name not in known)
 
 
 def described() -> str:

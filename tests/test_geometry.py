@@ -92,6 +92,16 @@ def test_unrelated_matches_give_no_model(count: int) -> None:
         assert not result.inliers.any()
 
 
+def test_a_match_far_away_makes_accidents_no_likelier() -> None:
+    for seed in range(12):
+        points = np.random.default_rng(seed).uniform(0, 1, (2, 400, 2)) * [639, 479]
+        points[0, 7] = points[1, 7] = 1e6
+        assert estimate_fundamental(*points).F is None
+    points0, points1, good = scene(200, 0.3)
+    points0[0] = points1[0] = 1e30
+    assert estimate_fundamental(points0, points1).inliers[good].mean() > 0.9
+
+
 def test_degenerate_matches() -> None:
     line = np.linspace(0, 400, 50)[:, None] * [1.0, 0.5]
     for points in (np.ones((50, 2)), line):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -132,3 +134,25 @@ def test_equal_descriptors_match_once() -> None:
     np.testing.assert_array_equal(got.matches, [[0, 0], [2, 2]])
     lone = nearest_cpu.mutual_nearest_neighbours(same[:1], same[:1], ratio=0.8)
     assert len(lone) == 1
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-5])
+def test_the_ratio_test_refuses_what_is_there_twice(noise: float) -> None:
+    """Both distances are then nothing but what rounding makes of them."""
+    d0 = unit((1, 300, 128), 3)
+    twice = torch.cat([d0, d0], 1) + noise * unit((1, 600, 128), 4)
+    d1 = torch.cat([twice / twice.norm(dim=2, keepdim=True), unit((1, 100, 128), 5)], 1)
+    alone = torch.cat([d0, unit((1, 100, 128), 5)], 1)
+    for image1, expected in ((d1, 0), (alone, 300)):
+        valid0, valid1 = torch.ones(1, 300, dtype=torch.bool), torch.ones(1, image1.shape[1], dtype=torch.bool)
+        found = mutual_nearest_neighbours(d0, valid0, image1, valid1, ratio=0.8)
+        assert int((found.index >= 0).sum()) == expected
+        assert (
+            len(nearest_cpu.mutual_nearest_neighbours(d0[0].numpy(), image1[0].numpy(), ratio=0.8).matches) == expected
+        )
+
+
+def test_features_of_different_models_are_not_matched() -> None:
+    one = Features(np.zeros((2, 2), np.float32), np.ones(2, np.float32), np.eye(2, dtype=np.float32), (64, 48), "a")
+    with pytest.raises(ConfigError, match="are of model 'a' and of image 1 of 'b'; expected the same"):
+        match_features(one, replace(one, model="b"))

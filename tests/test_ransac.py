@@ -12,6 +12,7 @@ import torch
 from homography_scenes import TURNED, project, reference_dlt, scene, symmetric_errors, tensors
 
 from frontend.errors import ConfigError, ShapeError
+from frontend.homography import corner_error
 from frontend.homography_estimation import estimate_homography
 from frontend.ransac import batched_ransac
 from frontend.ransac_config import RansacConfig
@@ -232,6 +233,21 @@ def test_not_finite_is_an_outlier(method: str) -> None:
     assert not result.inliers[80]
     points0[:] = np.nan
     assert without_model(estimate_homography(points0, points1, method=method), Status.TOO_FEW_MATCHES)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("far", [1e6, 1e7, 1e9, 1e30, 1e300])
+def test_a_match_far_away_does_no_harm(far: float) -> None:
+    points0, points1, good = scene(100, 0.4, 0.5)
+    points1[99] = far, 10.0
+    valid = torch.ones(1, 100, dtype=torch.bool)
+    alone = batched_ransac(*tensors(points0, points1), valid)
+    for H, inliers in (
+        (alone.H[0].numpy(), alone.inliers[0].numpy()),
+        *((r.H, r.inliers) for r in (estimate_homography(points0, points1, threshold=t) for t in (1.0, 3.0))),
+    ):
+        assert H is not None
+        assert corner_error(H, TURNED, (640, 480)) < 3
+        assert inliers[good].mean() > 0.6
 
 
 def test_empty_items_of_a_batch() -> None:

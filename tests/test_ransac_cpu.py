@@ -20,7 +20,8 @@ from frontend.ransac import batched_ransac
 from frontend.ransac_config import RansacConfig
 from frontend.ransac_cpu import _polish, _prepare, ransac
 from frontend.ransac_search import polish, prepare
-from frontend.verification import verify_homography
+from frontend.verification import count_distinct, verify_homography
+from frontend.verification_cpu import count_distinct as count_distinct_cpu
 from frontend.verification_cpu import verify
 
 
@@ -154,6 +155,53 @@ def test_matches_behind_the_camera_decide_nothing(
     for model in (polished, polish(torch.from_numpy(start)[None], prepared, 3.0)[0].numpy()):
         pixels, far_off = cpu.adjugate(t1) @ model @ t0, good[good[:, 1] < 100]  # from the horizon
         assert np.abs(project(pixels, far_off) - project(H, far_off)).max() < 0.5
+
+
+def test_repeated_matches_are_no_further_evidence(rng: np.random.Generator) -> None:
+    points0, points1, good = scene(40, 0.5, 0.0)
+    again = np.r_[np.arange(40), rng.integers(0, 40, 100), [0] * 9]
+    matches, _, _ = _prepare(points0[again], points1[again])
+    points, inliers = (matches.points0, matches.points1), good[again]
+    assert count_distinct_cpu(points, inliers) == (40, 20)
+    valid = torch.ones(1, len(again) + 5, dtype=torch.bool)
+    valid[0, 3:8] = False  # padding, anywhere
+    places = valid[0].nonzero()[:, 0]
+    padded = [torch.zeros(1, len(again) + 5, 2, dtype=torch.float64) for _ in points]
+    fits = torch.zeros_like(valid)
+    for to, values in zip(padded, points, strict=True):
+        to[0, places] = torch.from_numpy(values)
+    fits[0, places] = torch.from_numpy(inliers)
+    assert [int(n[0]) for n in count_distinct(*padded, valid, fits)] == [40, 20]
+    # five matches define a homography and one more; that each comes twenty times makes it no likelier
+    five0, five1 = (np.repeat(p[:5], 20, axis=0) for p in (points0, points1))
+    assert ransac(five0, five1, RansacConfig())[0] is None
+    batch = [torch.from_numpy(p)[None] for p in (five0, five1)]
+    assert not batched_ransac(*batch, torch.ones(1, 100, dtype=torch.bool)).ok[0]
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_last_fit_that_loses_its_inliers_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, homography_kernels: HomographyKernels, away: bool
+) -> None:
+    points0, points1, _ = scene(120, 0.4, 0.5)
+    config = RansacConfig()
+    batch = [torch.from_numpy(p)[None] for p in (points0, points1)]
+    valid = torch.ones(1, 120, dtype=torch.bool)
+
+    def estimates() -> list[tuple[np.ndarray, np.ndarray]]:
+        H, inliers, _ = ransac(points0, points1, config)
+        found = batched_ransac(*batch, valid, config)
+        assert H is not None
+        assert found.ok[0]
+        return [(H, inliers), (found.H[0].numpy(), found.inliers[0].numpy())]
+
+    polished = estimates()
+    monkeypatch.setattr("frontend.ransac_cpu._polish", lambda h, *_: h + 0.1 if away else h)
+    monkeypatch.setattr("frontend.ransac.polish", lambda h, *_: h + 0.1 if away else h)
+    for (H, inliers), (best, most) in zip(estimates(), polished, strict=True):
+        assert corner_error(H, TURNED, (640, 480)) < 3
+        assert corner_error(H, best, (640, 480)) > 1e-3
+        assert inliers.sum() > 0.9 * most.sum()
 
 
 def test_which_kernels_are_taken() -> None:

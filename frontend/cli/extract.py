@@ -49,4 +49,4 @@ def _run(args: argparse.Namespace) -> int:
     digest = sha256_of(resolve(args.model)[1])
     report = extract_folder(extractor, args.images, args.out, batch=batch, half=half, weights_sha256=digest)
     print(report.summary())
-    return 0
+    return 0 if report.extracted or report.kept else 2

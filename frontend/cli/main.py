@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from frontend import __version__
 from frontend.cli import bench, encoders, export, extract, label, scenes, serve, state, train, views
 from frontend.cli import eval as eval_command
 from frontend.errors import FrontendError
@@ -18,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="superpoint",
         description="SuperPoint front-end: extract, make images, label, train, evaluate, measure, export, serve.",
     )
+    parser.add_argument("--version", action="version", version=f"superpoint-frontend {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (extract, scenes, views, label, train, state, eval_command, bench, encoders, export, serve):
         command.add_parser(subparsers)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from frontend import __version__
 from frontend.cli.report import Report, Row, summary, table, to_json
 from frontend.errors import ConfigError, FrontendError, ImageError, is_lack_of_memory
 
@@ -70,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
+    add("--version", action="version", version=f"superpoint-frontend {__version__}")
     add("image0", metavar="IMG0", help="the first image; anything OpenCV reads")
     add("image1", metavar="IMG1", nargs="+", help="the second image; a directory or a glob: match IMG0 against each")
     add("-o", "--output", metavar="OUT.png", help="draw the matches to this file (many images: into this directory)")

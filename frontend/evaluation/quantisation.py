@@ -22,6 +22,7 @@ from frontend.extractor import SuperPoint
 from frontend.image import is_image_name, pad_to_multiple, to_gray
 from frontend.runtime import select, store
 from frontend.runtime.base import FINE_BRANCH
+from frontend.runtime.privacy import without_telemetry
 from frontend.types import Features, Float32Array
 from frontend.weights import load_network, resolve, sha256_of
 
@@ -86,6 +87,7 @@ def quantise_dense(dense: bytes, images: Iterable[Float32Array]) -> bytes:
     Raises:
         ConfigError: onnx or onnxruntime is not installed.
     """
+    without_telemetry()
     try:
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static

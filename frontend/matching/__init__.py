@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from frontend.errors import ShapeError
+from frontend.errors import ConfigError, ShapeError
 from frontend.matching.base import MATCHERS, BatchedMatches, Matcher, check_matcher, find_matcher
 from frontend.types import Features, Matches
 
@@ -74,12 +74,17 @@ def match_features(
         ShapeError: the descriptors have different dimensions, or others than the matcher's.
         RegistryError: the matcher is unknown.
         WeightsError: there is no learned matcher for the features' model.
-        ConfigError: the matcher has no such limit, or it is out of range.
+        ConfigError: the features are of different models; the matcher has no such limit, or it is out of range.
     """
     dimensions = features0.descriptors.shape[1], features1.descriptors.shape[1]
     if dimensions[0] != dimensions[1]:
         raise ShapeError(
             f"descriptors of image 0 have {dimensions[0]} dimensions and of image 1 {dimensions[1]}; "
+            "expected the same model for both"
+        )
+    if features0.model != features1.model:
+        raise ConfigError(
+            f"features of image 0 are of model '{features0.model}' and of image 1 of '{features1.model}'; "
             "expected the same model for both"
         )
     found = find_matcher(matcher)

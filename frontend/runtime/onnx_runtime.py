@@ -7,12 +7,14 @@ from typing import Any
 
 from frontend.postprocess import Gray
 from frontend.runtime.base import Maps, NetworkInfo, Refined
+from frontend.runtime.privacy import without_telemetry
 from frontend.runtime.threads import settle_threads
 from frontend.types import Float32Array
 
 
 def open_session(model: bytes) -> Any:
     """A session of an ONNX model on the CPU."""
+    without_telemetry()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

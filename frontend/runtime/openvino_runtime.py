@@ -15,6 +15,7 @@ import numpy as np
 
 from frontend.postprocess import Gray
 from frontend.runtime.base import FINE_BRANCH, Maps, NetworkInfo, Refined
+from frontend.runtime.privacy import without_telemetry
 from frontend.runtime.threads import settle_threads
 from frontend.types import Float32Array
 
@@ -34,6 +35,7 @@ _Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 @cache
 def _core() -> Any:
+    without_telemetry()
     import openvino
 
     return openvino.Core()

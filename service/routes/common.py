@@ -91,8 +91,22 @@ def format_of(request: Request) -> str:
 
 
 async def accepted(request: Request) -> None:
-    """Refuse by the Accept header, as a dependency of routers: before any work is done."""
+    """Refuse by the Accept header and by parameters that there are not, as a dependency: before any work is done.
+
+    Raises:
+        BadRequestError: no format of ours is accepted, or a parameter is misspelt.
+    """
     format_of(request)
+    known = _parameters_of(request) if request.query_params else []
+    unknown = next((name for name in request.query_params if name not in known), None)
+    if unknown is not None:
+        raise BadRequestError(f"there is no parameter {unknown[:64]!r}; expected: {', '.join(known) or 'none'}")
+
+
+def _parameters_of(request: Request) -> list[str]:
+    """Names of the query parameters of a request's route, as its interface states them."""
+    operation = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
+    return [parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"]
 
 
 def answer(request: Request, result: dict[str, Any], status: int = 200) -> Response:

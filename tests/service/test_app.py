@@ -27,9 +27,7 @@ from frontend import SuperPoint, read_image
 from frontend.types import Features
 from service.access import is_local
 from service.admission import Slot
-from service.app import create_app
 from service.core import Core
-from service.engine import Engine
 from service.errors import BadImageError, DeadlineError, OverloadedError
 from service.sequence_work import track_frame
 from service.server import protocols
@@ -209,45 +207,6 @@ async def test_the_interface_documents_itself(client: httpx.AsyncClient) -> None
     assert {"/v1/features", "/v1/match", "/v1/homography", "/v1/models"} <= set(document["paths"])
     body = document["paths"]["/v1/match"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(body["properties"]) == {"image0", "image1"}
-
-
-@pytest.mark.anyio
-async def test_a_service_that_is_stopped_while_it_starts_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = []
-
-    def warm_up(engine: Engine, *_: object) -> None:
-        for _ in range(1000):
-            engine.call(lambda: time.sleep(0.02), time.monotonic() + 60).result()
-            steps.append(0)
-
-    monkeypatch.setattr("service.core.warm_up", warm_up)
-    app = create_app(Settings(device="cpu", warmup=("64x64",)))
-    async with app.router.lifespan_context(app):
-        while not steps:
-            await asyncio.sleep(0.01)
-        began = time.monotonic()
-    assert time.monotonic() - began < 10  # all steps take 20 seconds
-    assert len(steps) < 500
-    assert not app.state.core.ready
-
-
-def test_a_load_that_takes_long_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    loading, gate = threading.Event(), threading.Event()
-    monkeypatch.setattr(Core, "_load", lambda _: (loading.set(), gate.wait(20)))
-
-    async def start_and_stop() -> None:
-        async with (app := create_app(Settings(device="cpu", shutdown_s=0.1))).router.lifespan_context(app):
-            assert await asyncio.to_thread(loading.wait, 20)
-
-    began = time.monotonic()
-    try:
-        asyncio.run(start_and_stop())
-        assert time.monotonic() - began < 15
-    finally:
-        gate.set()
-    assert not caplog.records
 
 
 @pytest.mark.anyio

@@ -17,7 +17,6 @@ from frontend.extractor import ExtractorConfig, Geometry, Prepared, SuperPoint
 from frontend.model import MODEL_PRESETS, SuperPointNet
 from frontend.types import Features
 from service import engine as engine_module
-from service.admission import Admission
 from service.engine import Engine, EngineConfig, configuration
 from service.errors import DeadlineError, OverloadedError, UnavailableError
 
@@ -267,31 +266,6 @@ def test_who_would_wait_too_long_is_not_let_in(log: Log) -> None:
     for slot in slots:
         slot.release()
     assert engine.stop(10)
-
-
-def test_whoever_finds_an_empty_queue_is_let_in() -> None:
-    admission = Admission(max_queue=10, max_wait_s=4.0, always=1)
-    (slow,) = admission.reserve(1, admission.images)
-    slow.release(served=True)
-    admission.images.worked(30.0)
-    first = admission.reserve(2, admission.images)  # as a pair of images has
-    with pytest.raises(OverloadedError, match="2 images are waiting") as refused:
-        admission.reserve(1, admission.images)
-    assert refused.value.retry_after == 4  # nobody waits for longer
-    for slot in first:
-        slot.release()
-    assert admission.images.pace.seconds == 30.0
-
-
-def test_places_that_cost_nothing_are_not_counted() -> None:
-    admission = Admission(max_queue=1000, max_wait_s=4.0, always=1)
-    for served, left in ((1, 0), (1, 80), (1, 0)):
-        slots = admission.reserve(served + left, admission.images)
-        for slot in slots[:left]:
-            slot.release()
-        slots[left].release(served=True)
-        admission.images.worked(0.25)
-    assert admission.images.pace.seconds == pytest.approx(0.25)
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(engine: Engine) -> None:

@@ -171,6 +171,9 @@ async def test_malformed_requests_are_refused(client: httpx.AsyncClient) -> None
     response = await client.post("/v1/features", params={"store": True}, content=image, headers={"accept": "text/html"})
     check_problem(response, 400, "bad_request", "Accept")
     assert await metric(client, "superpoint_store_entries") == 0
+    for params in ({"max_keypoint": 5}, {"treshold": 0.1}, {"model": "superpoint-edge", "Model": "x"}):
+        response = await client.post("/v1/features", params=params, content=image)
+        check_problem(response, 400, "bad_request", "there is no parameter", "max_keypoints")
     response = await client.post("/v1/features", files={"image": image, "more": image})
     check_problem(response, 400, "bad_request", "'more'", "expected only: image")
     part = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\n1\r\n--x--\r\n'

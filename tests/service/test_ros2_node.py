@@ -51,6 +51,33 @@ def info(model: str = "plumb_bob", d: list[float] | None = None, k: list[float] 
     return CameraInfo(distortion_model=model, d=[0.1, 0.2, 0.3, 0.4, 0.5] if d is None else d, k=k)
 
 
+def test_a_region_of_the_sensor_and_binning_move_the_camera() -> None:
+    message = info()
+    message.roi.x_offset, message.roi.y_offset, message.binning_x, message.binning_y = 4, 6, 2, 3
+    found = camera_of(message).K
+    np.testing.assert_allclose(found, [[150, 0, 6], [0, 310 / 3, 2], [0, 0, 1]])
+    message.binning_x = message.binning_y = 0  # not stated
+    np.testing.assert_allclose(camera_of(message).K, [[300, 0, 12], [0, 310, 6], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("model", "count"), [("none", 0), ("", 0), ("rational_polynomial", 12), ("rational_polynomial", 14)]
+)
+def test_models_of_distortion_that_drivers_state(model: str, count: int) -> None:
+    camera = camera_of(info(model, [0.001] * count))
+    assert len(camera.distortion) == count
+    assert np.isfinite(camera.normalise(np.array([[20.0, 10.0]]))).all()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "same", "size"),
+    [("8UC1", "mono8", 1), ("8UC3", "bgr8", 3), ("8UC4", "bgra8", 4), ("16UC1", "mono16", 2)],
+)
+def test_encodings_by_their_type(encoding: str, same: str, size: int) -> None:
+    rows, width = [bytes(range(12 * y, 12 * y + 12)) for y in range(3)], 12 // size
+    np.testing.assert_array_equal(pixels_of(image(encoding, rows, width)), pixels_of(image(same, rows, width)))
+
+
 @pytest.mark.parametrize("encoding", ["mono8", "bgr8", "rgb8", "bgra8", "rgba8"])
 @pytest.mark.parametrize("padding", [0, 3])
 def test_pixels_are_gray_or_bgr(encoding: str, padding: int, rng: np.random.Generator) -> None:

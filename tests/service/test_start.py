@@ -1,0 +1,68 @@
+"""A service that starts: stopped before it is ready, and what cannot be loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from service.app import create_app
+from service.core import Core
+from service.engine import Engine
+from service.settings import Settings
+
+
+@pytest.mark.anyio
+async def test_a_service_that_is_stopped_while_it_starts_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+
+    def warm_up(engine: Engine, *_: object) -> None:
+        for _ in range(1000):
+            engine.call(lambda: time.sleep(0.02), time.monotonic() + 60).result()
+            steps.append(0)
+
+    monkeypatch.setattr("service.core.warm_up", warm_up)
+    app = create_app(Settings(device="cpu", warmup=("64x64",)))
+    async with app.router.lifespan_context(app):
+        while not steps:
+            await asyncio.sleep(0.01)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10  # all steps take 20 seconds
+    assert len(steps) < 500
+    assert not app.state.core.ready
+
+
+def test_a_load_that_takes_long_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loading, gate = threading.Event(), threading.Event()
+    monkeypatch.setattr(Core, "_load", lambda _: (loading.set(), gate.wait(20)))
+
+    async def start_and_stop() -> None:
+        async with (app := create_app(Settings(device="cpu", shutdown_s=0.1))).router.lifespan_context(app):
+            assert await asyncio.to_thread(loading.wait, 20)
+
+    began = time.monotonic()
+    try:
+        asyncio.run(start_and_stop())
+        assert time.monotonic() - began < 15
+    finally:
+        gate.set()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("variable", ["RUNTIME", "PRECISION"])
+def test_what_cannot_be_loaded_ends_the_process(variable: str) -> None:
+    settings = {f"SUPERPOINT_{variable}": "nonsense", "SUPERPOINT_PORT": "0", "SUPERPOINT_MAXBATCH": "3"}
+    command = [sys.executable, "-m", "frontend.cli.main", "serve"]
+    ended = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert "start failed: " in ended.stderr
+    assert "nonsense" in ended.stderr
+    assert "SUPERPOINT_MAXBATCH is no setting" in ended.stderr
+    assert "Traceback" not in ended.stderr
