@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from frontend.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,14 @@ def autocast(name: str, device: torch.device) -> torch.autocast:
     check_precision(name)
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
     return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16" or (name == "auto" and fast))
+
+
+def exactly(x: Tensor) -> AbstractContextManager[Any]:
+    """The context in which what follows from a tensor is not computed in half precision, whatever autocast is on."""
+    import torch
+
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _cpu_has_bf16() -> bool:

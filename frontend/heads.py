@@ -8,12 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from frontend.device import exactly
 from frontend.encoders import ConvBlock, Norm
 from frontend.encoders.slim import SeparableBlock
 from frontend.registry import Registry
 
 CELL = 8
 DUSTBIN = CELL * CELL
+
+
+def _logits(out: nn.Module, features: Tensor) -> Tensor:
+    """A detector's last layer, in float32: in half precision many neighbouring pixels would have equal scores."""
+    with exactly(features):
+        logits: Tensor = out(features.float())
+    return logits
 
 
 class PaperDetectorHead(nn.Module):
@@ -28,8 +36,7 @@ class PaperDetectorHead(nn.Module):
 
     def forward(self, features: Tensor, image: Tensor) -> Tensor:
         """Maps (B, C, h, w) features to (B, 65, h, w) logits; the image is not looked at."""
-        logits: Tensor = self.out(self.hidden(features))
-        return logits
+        return _logits(self.out, self.hidden(features))
 
 
 class PaperDescriptorHead(nn.Module):
@@ -90,7 +97,7 @@ class DetailDetectorHead(nn.Module):
     def forward(self, features: Tensor, image: Tensor) -> Tensor:
         """Maps (B, C, h, w) features and their (B, 1, 8h, 8w) image to (B, 65, h, w) logits."""
         detail = self.detail(functional.pixel_unshuffle(image, CELL))
-        logits: Tensor = self.out(self.hidden(torch.cat([features, detail], dim=1)))
+        logits = _logits(self.out, self.hidden(torch.cat([features, detail], dim=1)))
         if self.fine is not None:
             pixels = functional.pixel_shuffle(self.fine(functional.pixel_unshuffle(image, 2)), 2)
             positions = logits[:, :DUSTBIN] + functional.pixel_unshuffle(pixels, CELL)
@@ -114,8 +121,7 @@ class LightDetectorHead(nn.Module):
 
     def forward(self, features: Tensor, image: Tensor) -> Tensor:
         """Maps (B, C, h, w) features to (B, 65, h, w) logits; the image is not looked at."""
-        logits: Tensor = self.out(self.hidden(features))
-        return logits
+        return _logits(self.out, self.hidden(features))
 
 
 class _ContextHead(nn.Module):

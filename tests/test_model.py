@@ -81,6 +81,17 @@ def test_folding_changes_nothing(preset: ModelConfig) -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("preset", ["slim", "edge", "vgg"])
+def test_scores_are_not_computed_in_half_precision(preset: str) -> None:
+    """Neighbouring pixels would have equal ones, and both would be keypoints."""
+    torch.manual_seed(0)
+    network = SuperPointNet(MODEL_PRESETS[preset]).eval()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        logits = network(torch.rand(1, 1, 64, 64)).logits
+    assert logits.dtype == torch.float32
+    assert (logits != logits.bfloat16()).float().mean() > 0.9
+
+
 def test_norm_behind_a_relu_is_not_folded() -> None:
     block = ConvBlock(3, 4, norm="relu_bn").double()
     randomise_norms(block)

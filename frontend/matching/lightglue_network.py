@@ -11,7 +11,6 @@ halves of a rotation, are blocks and not interleaved, which reads memory in orde
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from frontend.device import exactly
 from frontend.errors import ConfigError
 
 
@@ -115,12 +115,6 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def _exact(x: Tensor) -> AbstractContextManager[Any]:
-    """Where autocast would compute in half precision: not within this."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
 def _for_both(run: Callable[[Tensor], Tensor], x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
     """``run`` on the tokens of both images; at once where they are as many."""
     if x0.shape != x1.shape:
@@ -143,7 +137,7 @@ class _Positions(nn.Module):
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, 2) to cosines and sines, (B, 1, K, dim / 2)."""
-        with _exact(positions):  # half precision would move every keypoint by a third of a pixel
+        with exactly(positions):  # half precision would move every keypoint by a third of a pixel
             angles = self.Wr(positions)[:, None]
         return angles.cos(), angles.sin()
 
@@ -211,7 +205,7 @@ class _AssignmentHead(nn.Module):
         scale = x0.shape[-1] ** -0.25
         projected0, projected1 = _for_both(lambda x: self.final_proj(x) * scale, x0, x1)
         matchable0, matchable1 = _for_both(lambda x: self.matchability(x)[..., 0], x0, x1)
-        with _exact(x0):
+        with exactly(x0):
             similarity = projected0.to(x0.dtype) @ projected1.to(x0.dtype).transpose(1, 2)
         return Assignment(similarity, matchable0, matchable1)
 

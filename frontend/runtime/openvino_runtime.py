@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.util import find_spec
@@ -22,6 +23,7 @@ from frontend.types import Float32Array
 _KEPT = 128  # kernels kept for shapes seen before; the default of thousands grows by megabytes with each new shape
 _OFTEN = 4  # calls with a size before the model is compiled for it, which takes a tenth of a second
 _SIZES = 5  # sizes that a model is compiled for, at most
+_HALF_SIZES = 8  # the same in half precision, where the size used longest ago makes room
 _REMEMBERED = 1000  # sizes that are counted
 _MANY = 64  # patches are filled up to a multiple of this, so that their number takes few values
 
@@ -103,13 +105,12 @@ class _Model:
 
     Compiled for one size, a network is one to four milliseconds faster: otherwise shapes are worked out and memory is
     planned for each of its layers in every call. In half precision the two differ by what an image's keypoints show, so
-    a size is compiled for at once there: the same image always gives the same.
+    there every size is compiled for at once, and again where it had to make room: the same image always gives the same.
     """
 
     def __init__(self, model: bytes, hint: str, threads: int) -> None:
         self._source = _core().read_model(model)
         self.levels = False
-        self._often = _OFTEN if hint == "f32" else 1
         if hint != "f32":
             self.levels = _take_grey_levels(self._source)
             self._source = _keep_exact(self._source)
@@ -119,9 +120,10 @@ class _Model:
             "INFERENCE_NUM_THREADS": threads,
             "CPU_RUNTIME_CACHE_CAPACITY": _KEPT,
         }
-        self._any_size = self._compile({})
+        self._half = hint != "f32"
+        self._any_size = None if self._half else self._compile({})
         self._seen: dict[_Shapes, int] = {}
-        self._sized: dict[_Shapes, Any] = {}
+        self._sized: OrderedDict[_Shapes, Any] = OrderedDict()
         self._lock = threading.Lock()
         self._mine = threading.local()  # a request serves one thread at a time
 
@@ -134,27 +136,34 @@ class _Model:
 
     def __call__(self, inputs: Mapping[str, Float32Array]) -> Any:
         key = tuple((name, value.shape) for name, value in inputs.items())
-        requests: Any = self._mine.__dict__
-        request = requests.get(key)
-        if request is None:
-            compiled = self._for_size(key)
-            if compiled is None:
-                key = ()
-                request = requests.get(key)
-            if request is None:
-                request = requests[key] = (compiled or self._any_size).create_infer_request()
-        return request.infer(inputs, share_inputs=True, share_outputs=True)
+        compiled = self._for_size(key)
+        if compiled is None:
+            key, compiled = (), self._any_size
+        requests: dict[_Shapes, tuple[Any, Any]] = self._mine.__dict__  # type: ignore[assignment]
+        made = requests.get(key)
+        if made is None or made[0] is not compiled:
+            for old in [old for old, (model, _) in requests.items() if old and self._sized.get(old) is not model]:
+                del requests[old]  # what made room goes once nobody has a request of it
+            made = requests[key] = (compiled, compiled.create_infer_request())
+        return made[1].infer(inputs, share_inputs=True, share_outputs=True)
 
     def _for_size(self, key: _Shapes) -> Any:
         """What is compiled for a size, now if it has come often enough; None where there is no such."""
         with self._lock:
-            if key not in self._sized and len(self._sized) < _SIZES:
+            found = self._sized.get(key)
+            if self._half:
+                if found is None:
+                    if len(self._sized) >= _HALF_SIZES:
+                        self._sized.popitem(last=False)
+                    found = self._sized[key] = self._compile(dict(key))
+                self._sized.move_to_end(key)
+            elif found is None and len(self._sized) < _SIZES:
                 if len(self._seen) > _REMEMBERED:
                     self._seen.clear()
                 self._seen[key] = self._seen.get(key, 0) + 1
-                if self._seen[key] >= self._often:
-                    self._sized[key] = self._compile(dict(key))
-            return self._sized.get(key)
+                if self._seen[key] >= _OFTEN:
+                    found = self._sized[key] = self._compile(dict(key))
+            return found
 
 
 def compile_for_any_size(model: bytes, threads: int) -> Any:

@@ -44,12 +44,19 @@ def test_in_half_precision_the_same_image_always_gives_the_same() -> None:
     if "bf16" not in native_precisions():
         pytest.skip("this CPU has no bf16")
     runtime = runtime_for(network("slim-small"), "openvino", "bf16")
-    sizes = [(64, 96), (72, 96), (80, 96), (88, 96), (96, 96), (104, 96), (112, 96)]
+    assert isinstance(runtime, OpenVinoRuntime)
+    # more than a model is compiled for at a time
+    sizes = [(64 + 8 * n, 96) for n in range(11)]
     first = {size: [value.copy() for value in runtime.dense(image(*size))] for size in sizes}
-    for _ in range(6):
-        for size in sizes:
+    for order in (sizes, sizes[::-1], sizes[3:7], sizes):
+        for size in order:
             for value, expected in zip(runtime.dense(image(*size)), first[size], strict=True):
                 np.testing.assert_array_equal(value, expected)
+    assert len(runtime._dense._sized) == len(runtime._dense._mine.__dict__) == 8
+    # and what a process has not seen before, as the one that has
+    fresh = runtime_for(network("slim-small"), "openvino", "bf16")
+    for value, expected in zip(fresh.dense(image(*sizes[-1])), first[sizes[-1]], strict=True):
+        np.testing.assert_array_equal(value, expected)
 
 
 def test_threads_share_a_model_and_not_its_results() -> None:
