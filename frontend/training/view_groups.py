@@ -23,13 +23,15 @@ from frontend.atomic import atomic_path, remove_leftovers
 from frontend.errors import ConfigError, DataError, FrontendError
 from frontend.evaluation.pairs import load_bgr, reduce_image
 from frontend.folders import find_images, reading_npz
-from frontend.homography import HomographyConfig, sample_homography, warp_image, warp_points
+from frontend.homography import HomographyConfig, prefiltered, sample_homography, warp_image, warp_points
 from frontend.progress import Progress
 from frontend.training.photometric import PhotometricConfig, photometric_noise
 from frontend.training.scene_views import SceneView, project_points, scene_views
 from frontend.training.workers import mapping
 from frontend.types import BoolArray, Features, Float32Array, Float64Array, IntArray
 
+_MADE = 2
+"""Part of the names of photographs' groups; goes up when a seed makes others, so that they are not taken for those."""
 _SIZE = (640, 480)
 _LONGEST = 640
 _NOISE = PhotometricConfig(contrast=(0.5, 1.5), brightness=40.0, blur=1.0, noise=8.0, exposure=1.0, jpeg=30)
@@ -222,7 +224,7 @@ def warped_views(
         # the draw zooms in on a crop; half of the views zoom out instead
         homographies.append(np.asarray(np.linalg.inv(H) if rng.random() < 0.5 else H, np.float64))
     border = cv2.BORDER_REFLECT_101 if rng.random() < 0.3 else cv2.BORDER_CONSTANT
-    warped = [warp_image(image, H, size, border=border) for H in homographies]
+    warped = [warp_image(*prefiltered(image, H, size), size, border=border) for H in homographies]
     return [photometric_noise(view, rng, noise) for view in warped], homographies
 
 
@@ -304,7 +306,7 @@ def make_groups(
     names = [] if photos is None else find_images(photos)
     root = photos or Path()
     sources = [(root / name, _photo_key(root / name, str(name))) for name in names]
-    photo_paths = {source: out / f"photo-{seed}-{views}-{source[1]:08x}.npz" for source in sources}
+    photo_paths = {source: out / f"photo-{_MADE}-{seed}-{views}-{source[1]:08x}.npz" for source in sources}
     new_scenes = [number for number, path in scene_paths.items() if not path.is_file()]
     new_photos = [source for source, path in photo_paths.items() if not path.is_file()]
     todo, total = len(new_scenes) + len(new_photos), len(scene_paths) + len(photo_paths)

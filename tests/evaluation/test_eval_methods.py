@@ -91,6 +91,26 @@ def test_orb_matches_equal_opencv_brute_force(make_scene: Scene) -> None:
     assert len(expected) > 40
 
 
+@pytest.mark.parametrize("name", ["sift", "sift-filled", "orb"])
+def test_keypoints_are_not_drawn_to_a_side(name: str, make_scene: Scene) -> None:
+    """What a mirrored image shows lies mirrored; a bias would be doubled. By size, since coarser levels have more."""
+    image = cv2.resize(make_scene(), (640, 480), interpolation=cv2.INTER_CUBIC)
+    extract = create_method(name, MethodConfig(max_keypoints=1000))
+    found, mirrored = extract(image).keypoints, extract(np.ascontiguousarray(image[:, ::-1])).keypoints
+    mirrored = np.c_[639 - mirrored[:, 0], mirrored[:, 1]]
+    distances = np.linalg.norm(found[:, None] - mirrored[None], axis=2)
+    nearest = distances.argmin(axis=1)
+    close = (distances.min(axis=1) < 3) & (distances[:, nearest].argmin(axis=0) == np.arange(len(found)))
+    assert close.sum() > 100
+    assert abs(float((found - mirrored[nearest])[close, 0].mean())) < 0.08
+
+
+def test_sift_fills_its_budget_where_asked_to(make_scene: Scene) -> None:
+    image = (0.2 * make_scene()).astype(np.uint8)  # of little contrast
+    plain, filled = (create_method(name, MethodConfig(max_keypoints=60))(image) for name in ("sift", "sift-filled"))
+    assert len(plain) < len(filled) == 60
+
+
 def test_a_weight_file_is_a_method(make_scene: Scene, tmp_path: Path) -> None:
     path = tmp_path / "random.safetensors"
     network = SuperPointNet(ModelConfig())
