@@ -25,6 +25,8 @@ class ExtractorConfig:
         subpixel: whether keypoints are refined below the pixel: by the network's refiner, or, where it has none, to the
             heat map's centre of mass. Without it a refiner still scores and describes.
         resize: longest side that images are brought to, pixels; as given where None.
+        white: value of white in images of integers beyond 8 bits, 4095 for a camera of 12 bits, say; where None, see
+            :func:`frontend.image.to_uint8`, each image's own: the frames of a sequence may then differ in brightness.
     """
 
     max_keypoints: int = 1024
@@ -33,6 +35,7 @@ class ExtractorConfig:
     border: int = 4
     subpixel: bool = True
     resize: int | None = None
+    white: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_keypoints < 1:
@@ -44,6 +47,8 @@ class ExtractorConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if self.resize is not None and self.resize < 8:
             raise ConfigError(f"resize is {self.resize}; expected 8 pixels or more")
+        if self.white is not None and not 255 <= self.white < 2**32:
+            raise ConfigError(f"white is {self.white}; expected a value from 255 to 2^32 - 1")
 
 
 class Geometry(NamedTuple):

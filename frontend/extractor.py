@@ -203,7 +203,7 @@ class SuperPoint:
         """
         # resizing rounds less in floats
         in_bytes = getattr(self.backend, "takes_bytes", False) and self.config.resize is None
-        gray: Any = to_gray_bytes(image) if in_bytes and _has_bytes(image) else to_gray(image)
+        gray: Any = to_gray_bytes(image) if in_bytes and _has_bytes(image) else to_gray(image, self.config.white)
         original = (gray.shape[1], gray.shape[0])
         layers: list[Float32Array] = []
         if raster is not None:

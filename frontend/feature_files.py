@@ -46,7 +46,10 @@ def extract_files(
             yield from zip([path for path, _ in group], features, strict=True)
             group.clear()
 
-    for path, prepared in read_ahead(lambda path: extractor.prepare(read_image(path)), paths, ahead=batch + 3):
+    def prepare(path: Path) -> Prepared:
+        return extractor.prepare(read_image(path, white=extractor.config.white))
+
+    for path, prepared in read_ahead(prepare, paths, ahead=batch + 3):
         if isinstance(prepared, FrontendError):
             yield from finish()
             yield path, prepared

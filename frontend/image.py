@@ -39,12 +39,15 @@ _SUFFIXES = (
 _FLOAT_SLACK = 0.25  # what interpolation may overshoot [0, 1] by before the range is taken for a mistake
 
 
-def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def read_image(
+    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, white: int | None = None
+) -> NDArray[np.uint8]:
     """Read an image file in any format that OpenCV reads.
 
     Args:
         path: the file.
         max_pixels: refuse larger images, by their header, before memory is spent on them.
+        white: of deep pixels, see :func:`to_uint8`.
 
     Returns:
         See :func:`decode_image`.
@@ -66,10 +69,12 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
         raise ImageError(f"{name}: cannot be read ({reason})") from None
     if len(data) > limit:
         raise ImageError(f"{name}: has more than {limit} bytes, too many for an image of {max_pixels} pixels")
-    return decode_image(data, name, max_pixels=max_pixels)
+    return decode_image(data, name, max_pixels=max_pixels, white=white)
 
 
-def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode_image(
+    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, white: int | None = None
+) -> NDArray[np.uint8]:
     """Decode an image held in memory.
 
     EXIF (or TIFF) orientation is applied. Alpha is dropped, not blended: a matte would draw edges that are not
@@ -80,6 +85,7 @@ def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> NDA
         data: the encoded file.
         name: what to call it in an error message.
         max_pixels: see :func:`read_image`.
+        white: the same.
 
     Returns:
         (H, W) uint8 for a gray image, (H, W, 3) uint8 BGR for a colour one.
@@ -108,7 +114,7 @@ def decode_image(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> NDA
     image: Image = decoded
     _check_size((image.shape[1], image.shape[0]), name, max_pixels)
     try:
-        return to_uint8(image)
+        return to_uint8(image, white)
     except (ImageError, ShapeError) as error:
         raise ImageError(f"{name}: {error}") from None
 
@@ -152,18 +158,19 @@ def _full_scale(peak: float) -> float:
     return next((float(2**bits - 1) for bits in _BIT_DEPTHS if peak < 2**bits), peak)
 
 
-def to_uint8(image: Image) -> NDArray[np.uint8]:
+def to_uint8(image: Image, white: int | None = None) -> NDArray[np.uint8]:
     """Bring pixels of any depth to 8 bit.
 
     - uint8: as they are.
     - other integers without negative values: full scale is that of the smallest of 8, 10, 12, 14 or 16 bits
       that holds the largest value, as cameras of 10 to 14 bits store their values in 16 unscaled and
-      65535 as white would leave them black. Beyond 16 bits the largest value is white.
+      65535 as white would leave them black. Beyond 16 bits the largest value is white. Or ``white`` is, where given.
     - float: [0, 1] is full scale when nothing exceeds 1, else [0, 255] when nothing exceeds 255.
     - anything else (negative values, floats beyond 255): stretched linearly from its minimum to its maximum.
 
     Args:
         image: (H, W) or (H, W, C), numeric.
+        white: value of white in integers beyond 8 bits; what is above is white, too.
 
     Returns:
         uint8 array of the same shape.
@@ -182,13 +189,13 @@ def to_uint8(image: Image) -> NDArray[np.uint8]:
         raise ImageError(f"has {bad} of {image.size} values that are NaN or infinite, expected finite pixels")
     floating = image.dtype.kind == "f"
     if low < 0 or (floating and high > 255):
-        offset, white = low, (high - low) or 1.0
+        offset, full = low, (high - low) or 1.0
     elif floating:
-        offset, white = 0.0, 1.0 if high <= 1 else 255.0
+        offset, full = 0.0, 1.0 if high <= 1 else 255.0
     else:
-        offset, white = 0.0, _full_scale(high)
-    scaled = (image.astype(np.float64) - offset) * (255.0 / white)
-    return np.asarray(np.rint(scaled), np.uint8)
+        offset, full = 0.0, _full_scale(high) if white is None else float(white)
+    scaled = (image.astype(np.float64) - offset) * (255.0 / full)
+    return np.asarray(np.rint(np.minimum(scaled, 255.0)), np.uint8)
 
 
 def _check_pixels(image: Image) -> None:
@@ -219,13 +226,14 @@ def to_gray_bytes(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return gray.copy() if np.may_share_memory(gray, image) else gray
 
 
-def to_gray(image: Image) -> Float32Array:
+def to_gray(image: Image, white: int | None = None) -> Float32Array:
     """Luminance of an image, in [0, 1].
 
     Args:
         image: (H, W), (H, W, 1), (H, W, 3) BGR or (H, W, 4) BGRA (alpha ignored); uint8, uint16 (full scale as
             in :func:`to_uint8`), or float in [0, 1]; a float overshoot of up to 0.25, as interpolation leaves,
             is clipped.
+        white: see :func:`to_uint8`.
 
     Returns:
         (H, W) float32 in [0, 1], contiguous; 0.114 B + 0.587 G + 0.299 R for colour.
@@ -238,14 +246,17 @@ def to_gray(image: Image) -> Float32Array:
     kind = image.dtype.newbyteorder("=")
     if kind.type not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
         raise ShapeError(f"image is of {image.dtype}, expected uint8, uint16 or float")
-    white = 1.0
+    full = 1.0
     if kind.kind == "f":
         kind = np.dtype(np.float32)
+    elif kind == np.uint8:
+        full = 255.0
     else:
-        white = 255.0 if kind == np.uint8 else _full_scale(float(image.max()))
+        full = _full_scale(float(image.max())) if white is None else float(white)
     pixels = _luminance(np.ascontiguousarray(image, dtype=kind))
     if kind.kind != "f":
-        return np.multiply(pixels, np.float32(1.0 / white), dtype=np.float32)
+        gray = np.multiply(pixels, np.float32(1.0 / full), dtype=np.float32)
+        return gray if white is None else np.minimum(gray, np.float32(1.0), out=gray)
     low, high = float(pixels.min()), float(pixels.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ImageError("image has values that are NaN or infinite, expected finite pixels")

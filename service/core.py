@@ -190,7 +190,7 @@ class Core:
         began = time.perf_counter()
         most = self.settings.max_pixels_mp
         try:
-            image = decode_image(data, name, max_pixels=int(most * 1e6))
+            image = decode_image(data, name, max_pixels=int(most * 1e6), white=extractor.config.white)
             pixels = _network_pixels(extractor, image.shape[1], image.shape[0])
             if pixels > most * 1e6:
                 size = f"{image.shape[1]} x {image.shape[0]}"

@@ -22,6 +22,8 @@ Parameters:
     image_topic, camera_info_topic, tracks_topic: names, image, camera_info and tracks.
     camera_id: which the service shows for the sequence.
     model, max_keypoints: of the service; its defaults where "" and 0.
+    white: value of white in mono16, such as 4095 for a camera of 12 bits; 0: of each image by its own values, so that
+        frames may differ in brightness.
     max_rate_hz: images that come faster are left out; 0 sends all.
     jpeg_quality: 1 to 100; 0 sends PNG, which loses nothing but is larger.
     min_age: frames in which a track has been seen before it is published, 2 as in VINS.
@@ -69,6 +71,7 @@ _PARAMETERS: dict[str, Any] = {
     "camera_id": "",
     "model": "",
     "max_keypoints": 0,
+    "white": 0,
     "max_rate_hz": 0.0,
     "jpeg_quality": 0,
     "min_age": 2,
@@ -212,6 +215,7 @@ class TrackNode:
                     camera=camera,
                     model=settings["model"] or None,
                     max_keypoints=settings["max_keypoints"] or None,
+                    white=settings["white"] or None,
                 )
                 try:
                     with opening as sequence:

@@ -93,6 +93,9 @@ class OpenSequence(BaseModel):
     detection_threshold: float | None = Field(default=None, ge=0, lt=1, description="As for `/v1/features`.")
     nms_radius: int | None = Field(default=None, ge=0, le=64, description="The same.")
     resize: int | None = Field(default=None, ge=8, le=8192, description="The same.")
+    white: int | None = Field(
+        default=None, ge=255, lt=2**32, description="The same; without it frames of 16 bits may differ in brightness."
+    )
     ttl_s: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="Seconds without a frame until it expires, if fewer."
     )

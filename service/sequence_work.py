@@ -58,6 +58,7 @@ def open_session(core: Core, document: OpenSequence) -> Session:
         detection_threshold=document.detection_threshold,
         nms_radius=document.nms_radius,
         resize=document.resize,
+        white=document.white,
     )
     if document.stereo is not None and document.camera is None:
         raise BadRequestError("stereo is given without camera, the left one; expected both")

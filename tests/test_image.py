@@ -18,6 +18,7 @@ from frontend.image import (
     decode_image,
     quiet_decoders,
     read_image,
+    to_gray,
     to_uint8,
 )
 from frontend.image_header import header_size
@@ -79,6 +80,21 @@ def test_sixteen_bit_uses_the_full_scale_of_the_sensor(make_scene) -> None:
         np.testing.assert_array_equal(
             decode_image(encode(".png", stored), "a"), gray.astype(np.uint8), err_msg=str(bits)
         )
+
+
+def test_white_may_be_said_for_all_frames_of_a_camera(rng: np.random.Generator) -> None:
+    """Of a camera of 12 bits: one pixel more than 10 bits hold makes a frame of its own scale four times darker."""
+    dark = rng.integers(0, 1000, (40, 60), dtype=np.uint16)
+    light = dark.copy()
+    light[3, 4], light[5, 6] = 1030, 60_000
+    for read in (to_uint8, lambda image, white=None: 255 * to_gray(image, white)):
+        assert read(dark).mean() > 3.5 * read(light[:5]).mean()
+        one, other = read(dark, white=4095), read(light, white=4095)
+        np.testing.assert_allclose(one, dark * (255 / 4095), atol=0.51)
+        assert other[5, 6] == 255
+        assert (one != other).sum() <= 2
+    found = decode_image(cv2.imencode(".png", light)[1].tobytes(), "a", white=4095)
+    np.testing.assert_array_equal(found, to_uint8(light, 4095))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -13,6 +13,7 @@ EXTRACT_OPTIONS = (
     Option("detection_threshold", 0.005, "least score of a keypoint"),
     Option("nms_radius", 3, "pixels kept free around a keypoint"),
     Option("resize", 0, "longest side that images are brought to, pixels; 0 leaves them as they are"),
+    Option("white", 0, "value of white in images of 16 bits, such as 4095; 0: see README.md"),
     Option("half", False, "store descriptors in float16"),
     Option("batch", 1, "images of one size that go through the network together; more helps a GPU"),
     Option("device", "auto", "auto, cpu, cuda or cuda:N"),
@@ -42,9 +43,9 @@ def _run(args: argparse.Namespace) -> int:
     from frontend.weights import resolve, sha256_of
 
     values = resolve_options(args, EXTRACT_OPTIONS)
-    batch, half, resize = (values.pop(name) for name in ("batch", "half", "resize"))
+    batch, half, resize, white = (values.pop(name) for name in ("batch", "half", "resize", "white"))
     where = {name: values.pop(name) for name in ("device", "runtime", "precision")}
-    config = ExtractorConfig(**values, resize=resize or None)
+    config = ExtractorConfig(**values, resize=resize or None, white=white or None)
     extractor = SuperPoint.from_pretrained(args.model, config=config, **where)
     digest = sha256_of(resolve(args.model)[1])
     report = extract_folder(extractor, args.images, args.out, batch=batch, half=half, weights_sha256=digest)

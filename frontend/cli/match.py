@@ -85,18 +85,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--nms-radius", metavar="R", type=radius, default=3, help="pixels kept free around a keypoint [%(default)s]")
     side = _number(int, 8, 10**5, "a whole number of pixels, at least 8")
     add("--resize", metavar="LONG_SIDE", type=side, help="bring the longest side to this many pixels [as given]")
-    add(
-        "--matcher",
-        metavar="NAME|PATH",
-        default="mnn",
-        help="mnn: mutual nearest neighbours; lightglue: the model's learned matcher, or its weight file [%(default)s]",
-    )
-    add(
-        "--geometry",
-        choices=("homography", "fundamental", "essential", "none"),
-        default="homography",
-        help="[%(default)s]",
-    )
+    matcher = "mnn: mutual nearest neighbours; lightglue: the model's learned matcher, or its weight file [%(default)s]"
+    add("--matcher", metavar="NAME|PATH", default="mnn", help=matcher)
+    white = _number(int, 255, 2**32 - 1, "a whole number from 255 on")
+    add("--white", metavar="VALUE", type=white, help="white of images of 16 bits, such as 4095 [by the image]")
+    kinds = ("homography", "fundamental", "essential", "none")
+    add("--geometry", choices=kinds, default="homography", help="[%(default)s]")
     camera = "fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]] (or fisheye:fx,fy,cx,cy,k1,k2,k3,k4)"
     add("--camera0", metavar="CAMERA", help=f"camera of IMG0, {camera} in pixels; --geometry essential needs it")
     add("--camera1", metavar="CAMERA", help="camera of IMG1 [that of IMG0]")
@@ -230,11 +224,11 @@ def _check_outputs(args: argparse.Namespace, inputs: list[str], many: bool) -> N
             taken.add(os.path.realpath(output))
 
 
-def _read(path: str) -> Any:
+def _read(path: str, white: int | None) -> Any:
     from frontend.image import quiet_decoders, read_image
 
     with quiet_decoders():
-        return read_image(path)
+        return read_image(path, white=white)
 
 
 def _load(args: argparse.Namespace, brief: bool) -> MatchPipeline:
@@ -265,6 +259,7 @@ def _load(args: argparse.Namespace, brief: bool) -> MatchPipeline:
             detection_threshold=args.detection_threshold,
             nms_radius=args.nms_radius,
             resize=args.resize,
+            white=args.white,
         ),
     )
     # refused before anything is extracted, and counted as loading
@@ -281,7 +276,7 @@ def _load(args: argparse.Namespace, brief: bool) -> MatchPipeline:
 
 def _run_pair(args: argparse.Namespace, path1: str, watch: _Stopwatch) -> int:
     load_ms = watch.lap()  # libraries so far, torch and the weights below
-    image0, image1 = _read(args.image0), _read(path1)
+    image0, image1 = _read(args.image0, args.white), _read(path1, args.white)
     read_ms = watch.lap()
     pipeline = _load(args, brief=True)
     timings = {"load": load_ms + watch.lap(), "read": read_ms}
@@ -302,7 +297,7 @@ def _run_pair(args: argparse.Namespace, path1: str, watch: _Stopwatch) -> int:
 def _run_many(args: argparse.Namespace, paths: list[str]) -> int:
     from frontend.progress import Progress
 
-    image0 = _read(args.image0)
+    image0 = _read(args.image0, args.white)
     pipeline = _load(args, brief=False)
     features0 = pipeline.extractor.extract(image0)
     pictures, warps = (_picture_paths(args.output or "", paths), _picture_paths(args.warp or "", paths, warped=True))
@@ -335,7 +330,7 @@ def _match_one(
     args: argparse.Namespace, pipeline: MatchPipeline, image0: Any, features0: Features, path: str
 ) -> tuple[Report, Any]:
     watch = _Stopwatch()
-    image1 = _read(path)
+    image1 = _read(path, args.white)
     read_ms = watch.lap()
     result = pipeline.match(image0, image1, features0)
     timings = {"read": read_ms, **result.timings_ms}

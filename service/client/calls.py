@@ -133,6 +133,7 @@ def features(
     detection_threshold: float | None = None,
     nms_radius: int | None = None,
     resize: int | None = None,
+    white: int | None = None,
     descriptors: Encoding = "float32",
     store: bool = False,
     collection: str | None = None,
@@ -146,6 +147,7 @@ def features(
         detection_threshold: probability that a keypoint exceeds, in [0, 1).
         nms_radius: suppression radius, pixels.
         resize: longest side that the image is brought to, pixels; keypoints stay in pixels of the given image.
+        white: value of white in images of 16 bits, 4095 for a camera of 12, say; by the image's own where None.
         descriptors: how they are sent; the result is float32 either way, (N, 0) for "none".
         store: whether the service keeps them, so that later calls can name them.
         collection: that they are kept in, for ``match_many``.
@@ -156,6 +158,7 @@ def features(
         detection_threshold=detection_threshold,
         nms_radius=nms_radius,
         resize=resize,
+        white=white,
         descriptors=descriptors,
         store=store or None,
         collection=collection,
@@ -198,6 +201,7 @@ def match(
     detection_threshold: float | None = None,
     nms_radius: int | None = None,
     resize: int | None = None,
+    white: int | None = None,
     matcher: Matcher = "mnn",
     ratio: float | None = None,
     min_similarity: float | None = None,
@@ -217,6 +221,7 @@ def match(
         detection_threshold: see there.
         nms_radius: see there.
         resize: see there.
+        white: see there.
         matcher: "mnn" for mutual nearest neighbours, whose scores are cosines in [-1, 1]; "lightglue" for the learned
             matcher, whose scores are probabilities in (0.1, 1], where ``models()`` tells that the model has one.
             A service that is too old to know of matchers takes "mnn".
@@ -235,6 +240,7 @@ def match(
         detection_threshold=detection_threshold,
         nms_radius=nms_radius,
         resize=resize,
+        white=white,
         **ids,
         **_match_query(matcher, ratio, min_similarity, geometry, threshold, camera0, camera1),
         descriptors=descriptors,
@@ -279,6 +285,7 @@ def match_many(
     detection_threshold: float | None = None,
     nms_radius: int | None = None,
     resize: int | None = None,
+    white: int | None = None,
     matcher: Matcher = "mnn",
     ratio: float | None = None,
     min_similarity: float | None = None,
@@ -300,6 +307,7 @@ def match_many(
         detection_threshold: see there.
         nms_radius: see there.
         resize: see there.
+        white: see there.
         matcher: see there; with "lightglue" the time for each stored image is far longer.
         ratio: see there.
         min_similarity: see there.
@@ -323,6 +331,7 @@ def match_many(
         detection_threshold=detection_threshold,
         nms_radius=nms_radius,
         resize=resize,
+        white=white,
         **_match_query(matcher, ratio, min_similarity, geometry, threshold, camera0, camera1),
         descriptors=descriptors,
     )

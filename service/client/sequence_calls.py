@@ -37,6 +37,7 @@ def open_sequence(
     detection_threshold: float | None = None,
     nms_radius: int | None = None,
     resize: int | None = None,
+    white: int | None = None,
     ttl_s: float | None = None,
 ) -> Call[str]:
     """A sequence of frames of one camera, tracked by the service.
@@ -52,6 +53,7 @@ def open_sequence(
         detection_threshold: see there.
         nms_radius: see there.
         resize: see there.
+        white: see there.
         ttl_s: seconds without a frame after which the service forgets it.
     """
     if camera is None and len(distortion):
@@ -68,6 +70,7 @@ def open_sequence(
         "detection_threshold": detection_threshold,
         "nms_radius": nms_radius,
         "resize": resize,
+        "white": white,
         "ttl_s": ttl_s,
     }
     given = {name: value for name, value in document.items() if value is not None}

@@ -46,6 +46,16 @@ Resize = Annotated[
         description="Longest side that the network sees, pixels; keypoints stay in pixels of the image as given.",
     ),
 ]
+White = Annotated[
+    int | None,
+    Query(
+        ge=255,
+        lt=2**32,
+        description="Value of white in images of 16 bits; the least of 8, 10, 12, 14 or 16 bits that holds all values "
+        "of the image where it is not given.",
+        examples=[4095],
+    ),
+]
 Descriptors = Annotated[
     Encoding, Query(description="Type of the descriptors in the answer; int8 is 127 times their value.")
 ]
@@ -64,6 +74,7 @@ async def extractor_of(
     detection_threshold: Threshold = None,
     nms_radius: Radius = None,
     resize: Resize = None,
+    white: White = None,
 ) -> SuperPoint:
     """The extractor that a request's query asks for."""
     return core_of(request).extractor(
@@ -72,6 +83,7 @@ async def extractor_of(
         detection_threshold=detection_threshold,
         nms_radius=nms_radius,
         resize=resize,
+        white=white,
     )
 
 

@@ -46,8 +46,9 @@ def in_process(
     tracker = Tracker(config, CAMERA, RIG if rights else None)
     found = []
     for n, image in enumerate(images):
-        features = extractor.extract(decode_image(image, "left"))
-        right = extractor.extract(decode_image(rights[n], "right")) if rights else None
+        white = extractor.config.white
+        features = extractor.extract(decode_image(image, "left", white=white))
+        right = extractor.extract(decode_image(rights[n], "right", white=white)) if rights else None
         found.append(tracker.update(features, n * STEP, right))
     return found
 

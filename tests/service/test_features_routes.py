@@ -171,6 +171,7 @@ async def test_malformed_requests_are_refused(client: httpx.AsyncClient) -> None
     response = await client.post("/v1/features", params={"store": True}, content=image, headers={"accept": "text/html"})
     check_problem(response, 400, "bad_request", "Accept")
     assert await metric(client, "superpoint_store_entries") == 0
+    check_problem(await client.post("/v1/features", params={"white": 200}, content=image), 400, "bad_request", "white")
     for params in ({"max_keypoint": 5}, {"treshold": 0.1}, {"model": "superpoint-edge", "Model": "x"}):
         response = await client.post("/v1/features", params=params, content=image)
         check_problem(response, 400, "bad_request", "there is no parameter", "max_keypoints")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import cv2
 import httpx
 import msgpack
 import numpy as np
@@ -71,6 +72,19 @@ def test_tracks_over_rest_are_those_of_the_library(client: Client) -> None:
     assert sequence.id not in [found.id for found in client.sequences()]
     assert expected[1].motion == "homography"
     assert expected[5].new.all()  # a cut
+
+
+def test_frames_of_sixteen_bits_have_one_white(client: Client) -> None:
+    """The second frame's largest value takes more bits than the first one's."""
+    frames = [4 * cv2.imdecode(np.frombuffer(image, np.uint8), 0).astype(np.uint16) for image in views(2)]
+    frames = [np.minimum(frames[0], 1000), frames[1] + 16]
+    images = [cv2.imencode(".png", frame)[1].tobytes() for frame in frames]
+    expected = in_process(images, max_keypoints=100, white=4095)
+    with client.sequence(camera=CAMERA, max_keypoints=100, white=4095) as sequence:
+        for n, frame in enumerate(frames):
+            check_same(sequence.track(frame, n * STEP), expected[n])
+    apart = in_process(images, max_keypoints=100)
+    assert [np.array_equal(a.keypoints, b.keypoints) for a, b in zip(apart, expected, strict=True)] == [False, True]
 
 
 def test_the_stream_gives_the_same_tracks_and_so_does_asyncio(server: Live) -> None:
