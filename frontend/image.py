@@ -7,6 +7,7 @@ equation lives in :func:`rescale_points` and nowhere else.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,12 +129,16 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
 
 
 @contextmanager
-def quiet_decoders() -> Iterator[None]:
+def quiet_decoders() -> Iterator[list[str]]:
     """Keep OpenCV, libpng and libjpeg from writing to stderr while an image is decoded.
 
     For command lines, whose user should see one line for a bad file. It acts on the whole process (the C
     libraries write to file descriptor 2 directly), so a server with threads must not use it.
+
+    Yields:
+        A list, which at the end holds the lines by which libjpeg tells that pixels are damaged.
     """
+    damage: list[str] = []
     logging = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4, and 5
     level = logging.getLogLevel()
     logging.setLogLevel(0)  # silent
@@ -141,16 +146,18 @@ def quiet_decoders() -> Iterator[None]:
         saved = os.dup(2)
     except OSError:  # started with stderr closed: nothing to keep quiet
         saved = -1
-    try:
-        if saved >= 0:
-            with open(os.devnull, "wb") as sink:
+    with tempfile.TemporaryFile() as sink:
+        try:
+            if saved >= 0:
                 os.dup2(sink.fileno(), 2)
-        yield
-    finally:
-        if saved >= 0:
-            os.dup2(saved, 2)
-            os.close(saved)
-        logging.setLogLevel(level)
+            yield damage
+        finally:
+            if saved >= 0:
+                os.dup2(saved, 2)
+                os.close(saved)
+            logging.setLogLevel(level)
+            sink.seek(0)
+            damage += [line for line in sink.read().decode(errors="replace").splitlines() if "JPEG" in line]
 
 
 def _full_scale(peak: float) -> float:

@@ -332,6 +332,19 @@ def test_quiet_decoders_keeps_stderr_clean(capfd: pytest.CaptureFixture[str], ma
     assert capfd.readouterr().err == "after\n"
 
 
+def test_damage_that_a_decoder_conceals_is_told(capfd: pytest.CaptureFixture[str], make_scene) -> None:
+    data = bytearray(encode(".jpg", make_scene(240, 320)))
+    data[len(data) // 2 : len(data) // 2 + 300] = bytes(300)
+    with quiet_decoders() as damage:
+        decode_image(bytes(data), "a")
+    assert any("Corrupt JPEG data" in line for line in damage)
+    with quiet_decoders() as damage:
+        decode_image(encode(".jpg", make_scene(240, 320)), "a")
+        os.write(2, b"libpng warning: iCCP: known incorrect sRGB profile\n")
+    assert not damage
+    assert capfd.readouterr().err == ""
+
+
 def test_quiet_decoders_with_the_calls_of_opencv_4(monkeypatch: pytest.MonkeyPatch) -> None:
     levels = [3]
     monkeypatch.setattr(cv2, "getLogLevel", lambda: levels[-1], raising=False)

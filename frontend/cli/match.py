@@ -227,8 +227,11 @@ def _check_outputs(args: argparse.Namespace, inputs: list[str], many: bool) -> N
 def _read(path: str, white: int | None) -> Any:
     from frontend.image import quiet_decoders, read_image
 
-    with quiet_decoders():
-        return read_image(path, white=white)
+    with quiet_decoders() as damage:
+        image = read_image(path, white=white)
+    if damage:
+        print(f"{PROG}: {path}: parts of it are damaged ({damage[0]})", file=sys.stderr)
+    return image
 
 
 def _load(args: argparse.Namespace, brief: bool) -> MatchPipeline:
