@@ -25,8 +25,12 @@ def _spread(points: Float64Array) -> float:
 
 def count_distinct(points: tuple[Float64Array, Float64Array], inliers: BoolArray) -> tuple[int, int]:
     """How many different matches there are, and how many of them are inliers; repeated ones are no further evidence."""
-    keys = sum(points[side][:, axis] * KEY[2 * side + axis] for side in (0, 1) for axis in (0, 1))
-    return tuple(1 + int((np.diff(np.sort(some)) > SAME).sum()) for some in (keys, keys[inliers]))  # type: ignore[return-value]
+    coordinates = (*points[0].T, *points[1].T)
+    keys = np.zeros(len(inliers))
+    for values, factor in zip(coordinates, KEY, strict=True):
+        keys += values * factor
+    total, fitting = (1 + int((np.diff(np.sort(some)) > SAME).sum()) for some in (keys, keys[inliers]))
+    return total, fitting
 
 
 def _derivative(h: Float64Array, points: Float64Array) -> Float64Array:

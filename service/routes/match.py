@@ -235,8 +235,8 @@ async def match_many(
         else:
             await read_images(request, (), int(core.settings.max_body_mb * 1e6))
             image = stored.features()
-        settings = {"times": times, "deadline": deadline, "urgent": False, "extractor": extractor}
-        one = partial(core.on_device, _match, pipeline, image, **settings)
+        settings: dict[str, Any] = {"deadline": deadline, "urgent": False, "extractor": extractor}
+        one = partial(core.on_device, _match, pipeline, image, times=times, **settings)
         async with aclosing(_each(one, candidates)) as matched:
             async for candidate, found in matched:
                 results.append((candidate, found))
