@@ -112,9 +112,11 @@ class GracefulServer(uvicorn.Server):
         super().__init__(config)
         self._core = core
         core.when_start_fails = self._give_up
+        self.gave_up = False
 
     def _give_up(self) -> None:
         """End instead of answering that nothing works: whoever supervises the process sees it, and may try again."""
+        self.gave_up = not self.should_exit  # else it was told to end, and that is why
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -162,4 +164,4 @@ def run(settings: Settings) -> int:
         app.state.core,
     )
     server.run()
-    return 0 if server.started and app.state.core.failure is None else 2
+    return 0 if server.started and not server.gave_up else 2

@@ -10,10 +10,13 @@ import threading
 import time
 
 import pytest
+import uvicorn
 
 from service.app import create_app
 from service.core import Core
 from service.engine import Engine
+from service.errors import UnavailableError
+from service.server import GracefulServer
 from service.settings import Settings
 
 
@@ -66,3 +69,18 @@ def test_what_cannot_be_loaded_ends_the_process(variable: str) -> None:
     assert "nonsense" in ended.stderr
     assert "SUPERPOINT_MAXBATCH is no setting" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_signal_while_it_starts_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = Core(Settings(device="cpu"))
+    told = GracefulServer(uvicorn.Config("none:none"), core)
+    monkeypatch.setattr(core, "_load", lambda: (_ for _ in ()).throw(UnavailableError("the device is not available")))
+    told.should_exit = True
+    with pytest.raises(UnavailableError):
+        core.start()
+    assert not told.gave_up
+    alone = GracefulServer(uvicorn.Config("none:none"), core)
+    with pytest.raises(UnavailableError):
+        core.start()
+    assert alone.gave_up
+    assert alone.should_exit
