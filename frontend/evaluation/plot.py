@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def save_plot(result: BenchmarkResult, path: Path) -> None:
             axes.set(xlim=(0.0, 10.0), ylim=(0.0, 1.0))
             axes.axvline(3.0, color="0.8", linewidth=1.0, zorder=0)
             axes.grid(alpha=0.3)
-            axes.legend(fontsize="small", loc="lower right")
-    figure.supxlabel(protocol_line(result), fontsize=6, color="0.4")
+            axes.legend(fontsize="small", loc="lower right", framealpha=0.6)
+    figure.supxlabel(textwrap.fill(protocol_line(result), 180), fontsize=6, color="0.4")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format=path.suffix.lower()[1:])
