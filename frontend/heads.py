@@ -20,7 +20,7 @@ DUSTBIN = CELL * CELL
 def _logits(out: nn.Module, features: Tensor) -> Tensor:
     """A detector's last layer, in float32: in half precision many neighbouring pixels would have equal scores."""
     with exactly(features):
-        logits: Tensor = out(features.float())
+        logits: Tensor = out(features.float() if features.dtype in (torch.bfloat16, torch.float16) else features)
     return logits
 
 

@@ -306,7 +306,10 @@ def test_rotated_images_are_matched_as_they_were_seen(weights: Path, monkeypatch
     assert [f.image_size for f in seen] == [(160, 240), (240, 160)] * 2
     for turn, features_seen in enumerate(seen):
         expected = extractor.extract(np.ascontiguousarray(np.rot90(np.rot90(image), turn)))
-        np.testing.assert_allclose(features_seen.keypoints, expected.keypoints, atol=1e-3)
+        # of equal scores either may come first
+        apart = np.linalg.norm(features_seen.keypoints[:, None] - expected.keypoints[None], axis=2)
+        assert apart.shape[0] == apart.shape[1]
+        assert max(apart.min(axis=0).max(), apart.min(axis=1).max()) < 1e-3
     assert result.features1.image_size == (160, 240)
     assert result.geometry.num_inliers > 30
 
