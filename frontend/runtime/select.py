@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +25,7 @@ from frontend.weights import load_network, released_int8, resolve, sha256_of
 if TYPE_CHECKING:
     from frontend.model import SuperPointNet
 
+_LOG = logging.getLogger("superpoint")
 # what each needs, its own package first: ncnn leaves refiners to ONNX Runtime
 _NEEDED = {
     "openvino": ("openvino",),
@@ -119,6 +122,17 @@ def export(network: SuperPointNet) -> store.Graphs:
     return store.Graphs(reference.info, {**export_parts(network), "probe": probe})
 
 
+def _keep(digest: str, graphs: store.Graphs) -> None:
+    if not store.save(digest, graphs):
+        _tell_unkept(store.folder_of(digest))
+
+
+@cache
+def _tell_unkept(folder: Path) -> None:
+    """Once, though graphs are kept again when some are added."""
+    _LOG.warning("exported graphs cannot be kept in %s: every start exports them again", folder)
+
+
 class _Network:
     """A network that is loaded when it is first needed, and its graphs."""
 
@@ -139,7 +153,7 @@ class _Network:
         if self._graphs is None:
             self._graphs = export(self.network)
             if self.digest:
-                store.save(self.digest, self._graphs)
+                _keep(self.digest, self._graphs)
         return self._graphs
 
     def prepare(self, runtime: str) -> None:
@@ -153,7 +167,7 @@ class _Network:
 
         self._graphs = replace(graphs, files={**graphs.files, **export_ncnn(self.network)})
         if self.digest:
-            store.save(self.digest, self._graphs)
+            _keep(self.digest, self._graphs)
 
     def build(self, runtime: str, precision: str) -> Runtime:
         if runtime != "torch":

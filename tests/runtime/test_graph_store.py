@@ -103,11 +103,15 @@ def test_damaged_graphs_are_made_again(weights: Path, damage: str) -> None:
     assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
 
 
-def test_a_cache_that_cannot_be_written_stops_nothing(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_stops_nothing_and_is_told_of(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     blocked = weights.parent / "file"
     blocked.write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     assert load_runtime(weights, "openvino").name == "openvino"
+    (line,) = caplog.messages
+    assert "cannot be kept in " + str(blocked) in line
 
 
 def test_a_note_of_what_is_fastest_may_be_damaged(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
