@@ -1,14 +1,17 @@
-"""The application in process, with its models loaded."""
+"""The application in process, with its models loaded; and engines with stand-ins for extractors."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
+from engine_stubs import Log
 
+from service import engine as engine_module
 from service.app import create_app
+from service.engine import Engine, EngineConfig
 from service.settings import Settings
 
 
@@ -27,3 +30,21 @@ async def client(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncCli
             while (await made.get("/readyz")).status_code != 200:
                 await asyncio.sleep(0.02)
             yield made
+
+
+@pytest.fixture
+def stubbed_extractors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "extract_prepared", lambda extractor, prepared: extractor.run(prepared))
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def engine(log: Log) -> Iterator[Engine]:
+    made = Engine(EngineConfig(max_batch=4, max_delay_s=0.02, max_queue=10), log)
+    made.start()
+    yield made
+    assert made.stop(10)

@@ -1,102 +1,22 @@
-"""The engine with stand-in extractors: batching, admission, deadlines, cancelling, failures, shutdown."""
+"""The engine with stand-in extractors: batching, admission, and who takes turns with whom."""
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
-import weakref
-from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from engine_stubs import Log, Stub, image, later, send, wait_until
 
-from frontend.extractor import ExtractorConfig, Geometry, Prepared, SuperPoint
+from frontend.extractor import ExtractorConfig, SuperPoint
 from frontend.model import MODEL_PRESETS, SuperPointNet
-from frontend.types import Features
-from service import engine as engine_module
 from service.engine import Engine, EngineConfig, configuration
-from service.errors import DeadlineError, OverloadedError, UnavailableError
+from service.errors import OverloadedError
 
-
-class Backend:
-    """A device that works until it is told otherwise."""
-
-    works = True
-
-    def check(self) -> None:
-        if not self.works:
-            raise RuntimeError("device-side assert")
-
-
-class Stub:
-    """Stands in for an extractor: waits for ``gate``, and answers with the image's mean as the only score."""
-
-    def __init__(self, config: ExtractorConfig | None = None) -> None:
-        self.backend, self.config = Backend(), config or ExtractorConfig()
-        self.gate = threading.Event()
-        self.gate.set()
-        self.batches: list[int] = []
-
-    def run(self, prepared: list[Prepared]) -> list[Features]:
-        assert self.gate.wait(20)
-        self.batches.append(len(prepared))
-        if any(item.gray.min() < 0 for item in prepared):
-            raise ValueError("a negative image")
-        empty = np.zeros((1, 2), np.float32)
-        return [Features(empty, item.gray.mean(keepdims=True)[0], empty, (8, 8)) for item in prepared]
-
-
-class Log:
-    def __init__(self) -> None:
-        self.batches: list[tuple[int, float, float]] = []
-        self.drops: list[str] = []
-
-    def batch(self, size: int, waited_s: float, device_s: float) -> None:
-        self.batches.append((size, waited_s, device_s))
-
-    def dropped(self, reason: str) -> None:
-        self.drops.append(reason)
-
-
-def image(value: float, size: int = 8) -> Prepared:
-    return Prepared(np.full((size, size), value, np.float32), Geometry((size, size), (size, size), (1.0, 1.0)), None)
-
-
-@pytest.fixture(autouse=True)
-def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "extract_prepared", lambda extractor, prepared: extractor.run(prepared))
-
-
-@pytest.fixture
-def log() -> Log:
-    return Log()
-
-
-@pytest.fixture
-def engine(log: Log) -> Iterator[Engine]:
-    made = Engine(EngineConfig(max_batch=4, max_delay_s=0.02, max_queue=10), log)
-    made.start()
-    yield made
-    assert made.stop(10)
-
-
-def later() -> float:
-    return time.monotonic() + 30
-
-
-def send(engine: Engine, stub: Stub, item: Prepared, deadline: float | None = None):  # type: ignore[no-untyped-def]
-    (slot,) = engine.reserve()
-    return engine.submit(stub, item, later() if deadline is None else deadline, slot)  # type: ignore[arg-type]
-
-
-def wait_until(condition) -> None:  # type: ignore[no-untyped-def]
-    limit = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.001)
+pytestmark = pytest.mark.usefixtures("stubbed_extractors")
 
 
 def test_what_waits_while_the_device_works_goes_in_one_batch(engine: Engine, log: Log) -> None:
@@ -219,10 +139,6 @@ def test_pieces_of_several_take_turns(engine: Engine) -> None:
     assert "".join(done) == "abc" * 10
 
 
-def test_an_engine_that_was_never_started_can_be_stopped() -> None:
-    assert Engine().stop(1)
-
-
 def test_an_image_that_is_alone_does_not_wait(log: Log) -> None:
     engine = Engine(EngineConfig(max_delay_s=20.0), log)
     engine.start()
@@ -281,118 +197,6 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(engine: Engine) -> None
         slot.release()
 
 
-def test_late_and_cancelled_images_cost_nothing(engine: Engine, log: Log) -> None:
-    stub = Stub()
-    stub.gate.clear()
-    first = send(engine, stub, image(0.1))
-    wait_until(first.running)
-    late = send(engine, stub, image(0.2), deadline=time.monotonic() + 0.01)
-    cancelled = send(engine, stub, image(0.3))
-    kept = send(engine, stub, image(0.4))
-    assert cancelled.cancel()
-    time.sleep(0.02)
-    stub.gate.set()
-    assert float(kept.result(10).scores[0]) == pytest.approx(0.4)
-    with pytest.raises(DeadlineError):
-        late.result(10)
-    assert stub.batches == [1, 1]
-    assert sorted(log.drops) == ["cancelled", "deadline"]
-    wait_until(lambda: engine.depth == 0)
-
-
-def test_a_poisoned_image_fails_alone(engine: Engine, log: Log) -> None:
-    stub = Stub()
-    stub.gate.clear()
-    first = send(engine, stub, image(0.1))
-    wait_until(first.running)
-    good, bad, fine = (send(engine, stub, image(v)) for v in (0.2, -1.0, 0.3))
-    stub.gate.set()
-    with pytest.raises(ValueError, match="a negative image"):
-        bad.result(10)
-    assert [float(f.result(10).scores[0]) for f in (good, fine)] == pytest.approx([0.2, 0.3])
-    assert stub.batches == [1, 3, 1, 1, 1]
-    assert log.drops == ["failed"]
-    assert engine.healthy
-
-
-def test_a_dead_device_turns_the_engine_off(engine: Engine) -> None:
-    stub = Stub()
-    stub.gate.clear()
-    first = send(engine, stub, image(-1.0))
-    wait_until(first.running)
-    waiting = send(engine, stub, image(0.5, 16))
-    calls = [engine.call(lambda: 1, later(), urgent=urgent) for urgent in (True, False)]
-
-    stub.backend.works = False
-    stub.gate.set()
-    for future in (first, waiting, *calls):
-        with pytest.raises(UnavailableError, match="device has failed"):
-            future.result(10)
-    assert not engine.healthy
-    with pytest.raises(UnavailableError, match="device has failed"):
-        engine.reserve()
-    wait_until(lambda: engine.depth == 0)
-
-
-def test_a_device_that_dies_in_a_call_is_noticed(engine: Engine) -> None:
-    stub, gate = Stub(), threading.Event()
-
-    def fails() -> None:
-        gate.wait(20)
-        raise RuntimeError("an illegal memory access")
-
-    failing = [engine.call(fails, later(), urgent=False, extractor=stub) for _ in range(2)]  # type: ignore[arg-type]
-    waiting = send(engine, stub, image(0.5))
-    gate.set()
-    with pytest.raises(RuntimeError, match="illegal"):  # the device works: the call is what is wrong
-        failing[0].result(10)
-    assert waiting.result(10)
-
-    gate.clear()
-    stub.backend.works = False
-    failing = [engine.call(fails, later(), urgent=urgent, extractor=stub) for urgent in (True, False)]  # type: ignore[arg-type]
-    waiting = send(engine, stub, image(0.5))
-    gate.set()
-    for future in (*failing, waiting):
-        with pytest.raises(UnavailableError):
-            future.result(10)
-    assert not engine.healthy
-
-
-def test_what_is_cancelled_holds_no_memory_while_the_device_works(engine: Engine) -> None:
-    gate = threading.Event()
-    running = engine.call(lambda: gate.wait(20), later())
-    wait_until(running.running)
-    item = image(0.5)
-    pixels = weakref.ref(item.gray)
-    futures = [send(engine, Stub(), item), engine.call(partial(len, item.gray), later())]
-    del item
-    assert pixels() is not None
-    for future in futures:
-        assert future.cancel()
-    gc.collect()
-    assert pixels() is None
-    assert engine.depth == 0
-    gate.set()
-    assert running.result(10)
-
-
-def test_what_is_done_holds_no_memory(engine: Engine) -> None:
-    item = image(0.5)
-    pixels = weakref.ref(item.gray)
-    futures = [send(engine, Stub(), item), engine.call(partial(len, item.gray), later())]
-    del item
-    gc.disable()  # reference counting alone
-    try:
-        for future in futures:
-            future.result(10)
-        send(engine, Stub(), image(0.4)).result(10)  # the device's thread has let go of the last one
-        engine.call(lambda: None, later()).result(10)
-        wait_until(lambda: pixels() is None)
-    finally:
-        gc.enable()
-
-
 def test_searches_do_not_make_images_look_slow() -> None:
     now = [0.0]
 
@@ -422,32 +226,6 @@ def test_searches_do_not_make_images_look_slow() -> None:
     with pytest.raises(OverloadedError, match="1 searches are waiting, which takes"):
         engine.reserve(2, searches=True)
     search.release()
-    assert engine.stop(10)
-
-
-def test_stopping_finishes_what_was_accepted(log: Log) -> None:
-    engine, stub = Engine(EngineConfig(max_batch=2, max_delay_s=5.0), log), Stub()
-    engine.start()
-    slots = engine.reserve(4)
-    futures = [engine.submit(stub, image(0.5), later(), slot) for slot in slots[:3]]  # type: ignore[arg-type]
-    assert engine.stop(10)
-    assert [f.result(0).scores[0] for f in futures] == pytest.approx([0.5] * 3)
-    with pytest.raises(UnavailableError, match="shutting down"):
-        engine.reserve()
-    # a place reserved before, its image decoded after
-    with pytest.raises(UnavailableError):
-        engine.submit(stub, image(0.5), later(), slots[3]).result(0)  # type: ignore[arg-type]
-    assert engine.depth == 0
-    assert not engine.healthy
-
-
-def test_an_idle_engine_says_that_it_lives() -> None:
-    engine = Engine(EngineConfig(heartbeat_s=0.01))
-    engine.start()
-    for _ in range(3):
-        beat = engine._beat
-        wait_until(lambda beat=beat: engine._beat > beat)
-    assert engine.silence_s < 10
     assert engine.stop(10)
 
 
