@@ -83,8 +83,8 @@ def estimate_fundamental(
     """Estimate the fundamental matrix between matched points of two images with OpenCV's USAC_MAGSAC.
 
     A model that random matches could have given is refused by the a-contrario test of
-    :mod:`frontend.verification`, with ``p = 2 sqrt(2) t D / A`` for matches whose bounding box has the diagonal D
-    and the area A.
+    :mod:`frontend.verification`, with ``p = 2 sqrt(2) t D / A`` for matches whose bounding box, but for the
+    outermost, has the diagonal D and the area A.
 
     Args:
         points0: (M, 2) matched points of image 0, pixels.

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import cv2
 import numpy as np
@@ -128,6 +128,14 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
         raise ImageError(f"{name}: is {width} x {height} pixels, expected at most {max_pixels} pixels in all")
 
 
+def _sink() -> IO[bytes]:
+    """Takes what is written, to be read again; where nothing can be written anywhere, it is lost."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        return open(os.devnull, "r+b")
+
+
 @contextmanager
 def quiet_decoders() -> Iterator[list[str]]:
     """Keep OpenCV, libpng and libjpeg from writing to stderr while an image is decoded.
@@ -146,7 +154,7 @@ def quiet_decoders() -> Iterator[list[str]]:
         saved = os.dup(2)
     except OSError:  # started with stderr closed: nothing to keep quiet
         saved = -1
-    with tempfile.TemporaryFile() as sink:
+    with _sink() as sink:
         try:
             if saved >= 0:
                 os.dup2(sink.fileno(), 2)

@@ -345,6 +345,19 @@ def test_damage_that_a_decoder_conceals_is_told(capfd: pytest.CaptureFixture[str
     assert capfd.readouterr().err == ""
 
 
+def test_quiet_decoders_where_nothing_can_be_written(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise FileNotFoundError("no usable temporary directory")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with quiet_decoders() as damage:
+        os.write(2, b"Corrupt JPEG data\n")
+    assert not damage
+    assert capfd.readouterr().err == ""
+
+
 def test_quiet_decoders_with_the_calls_of_opencv_4(monkeypatch: pytest.MonkeyPatch) -> None:
     levels = [3]
     monkeypatch.setattr(cv2, "getLogLevel", lambda: levels[-1], raising=False)

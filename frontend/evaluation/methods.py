@@ -209,7 +209,7 @@ def orb(config: MethodConfig) -> Method:
 
     def place(point: Any, size: tuple[int, int]) -> tuple[float, float]:
         # OpenCV multiplies positions in a reduced image by the power of 1.2, as if pixels' corners were their centres
-        # and its sides had not been rounded: up to 1.3 px off and more; corrected, as SIFT's are
+        # and its sides had not been rounded: 1.3 px off at the coarsest level; corrected, as SIFT's are
         nominal = detector.getScaleFactor() ** point.octave
         x, y = (
             (v / nominal + 0.5) * side / round(side / nominal) - 0.5 for v, side in zip(point.pt, size, strict=True)
