@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from frontend.extraction import Batch, ExtractorConfig, HostDescribed, HostKeypoints, Prepared, StageTimes
+from frontend.extraction import Batch, ExtractorConfig, HostDescribed, HostKeypoints, Prepared, StageTimes, candidates
 from frontend.kernels import load_kernels
-from frontend.postprocess import BYTE, Gray, Peaks, centre_of_mass
+from frontend.postprocess import BYTE, Gray, Peaks, centre_of_mass, settle
 from frontend.runtime.base import Maps, Refined, Runtime
 from frontend.runtime.memory import settle_memory
 from frontend.types import Float32Array
@@ -67,11 +67,13 @@ class CpuBackend:
                 border=config.border,
                 size=geometry.resized,
                 threshold=config.detection_threshold,
-                count=config.max_keypoints,
+                count=candidates(config.max_keypoints, self.runner.info.passes),
             )
             for heat, geometry in zip(maps.heat, batch.geometries, strict=True)
         ]
         refined = self._refine(batch.images, found, times)
+        for _ in range(self.runner.info.passes - 1):
+            found, refined = self._refine_again(batch, found, refined, config.max_keypoints, times)
         size, most = (maps.heat.shape[2], maps.heat.shape[1]), config.max_keypoints
         keypoints = np.zeros((len(found), most, 2), np.float32)
         scores = np.zeros(keypoints.shape[:2], np.float32)
@@ -114,6 +116,26 @@ class CpuBackend:
             times.add("refinement", time.perf_counter() - began)
         ends = np.cumsum([0, *counts])
         return [Refined(result.position[a:b], result.local[a:b]) for a, b in pairwise(ends)]
+
+    def _refine_again(
+        self, batch: Batch, found: list[Peaks], refined: list[Refined | None], most: int, times: StageTimes | None
+    ) -> tuple[list[Peaks], list[Refined | None]]:
+        """The keypoints at the pixels that the refiner moved them to, and what it says of them there."""
+        settled = [
+            settle(peaks, one.position, geometry.resized, most)
+            for peaks, one, geometry in zip(found, refined, batch.geometries, strict=True)
+            if one is not None
+        ]
+        # what is still on its pixel has its answer
+        moved = [Peaks(one.peaks.x[one.moved], one.peaks.y[one.moved], one.peaks.scores[one.moved]) for one in settled]
+        answers: list[Refined | None] = []
+        for one, before, after in zip(settled, refined, self._refine(batch.images, moved, times), strict=True):
+            assert before is not None
+            assert after is not None
+            answer = Refined(before.position[one.rows], before.local[one.rows])
+            answer.position[one.moved], answer.local[one.moved] = after.position, after.local
+            answers.append(answer)
+        return [one.peaks for one in settled], answers
 
     def host(self, found: HostDescribed) -> HostDescribed:
         return found

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frontend.extraction import ExtractorConfig
+from frontend.extraction import ExtractorConfig, candidates
 from frontend.keypoints import inside_border, non_maximum_suppression, refine_subpixel
 from frontend.model import SuperPointNet
-from frontend.refinement import add_local
+from frontend.refinement import Refinement, add_local
 from frontend.runtime.graphs import heat_of
 
 _LEAST = -2.0  # below any cosine
@@ -55,6 +55,33 @@ def sample(descriptors: Tensor, keypoints: Tensor, height: int, width: int) -> T
     return functional.normalize(sampled[..., 0].transpose(1, 2), dim=-1)
 
 
+def settle_pixels(
+    keypoints: Tensor, scores: Tensor, refinement: Refinement, height: int, width: int, k: int
+) -> tuple[Tensor, Tensor]:
+    """:func:`frontend.refinement.settle` by comparing all keypoints with all, which every runtime can do.
+
+    Args:
+        keypoints: (B, C, 2) float32 integer pixels.
+        scores: (B, C), the detector's, 0 where there is no keypoint.
+        refinement: of them.
+        height: of the images, pixels.
+        width: the same.
+        k: keypoints that are kept.
+
+    Returns:
+        Integer keypoints (B, K, 2) float32 and the detector's scores (B, K), 0 where there is none.
+    """
+    moved = (keypoints + refinement.offsets).round()
+    x, y = moved[..., 0].clamp(0, width - 1), moved[..., 1].clamp(0, height - 1)
+    ranks = refinement.logits.sigmoid() - (scores <= 0).to(torch.float32)
+    same = (x[:, :, None] == x[:, None]) & (y[:, :, None] == y[:, None])
+    beaten = (same & (ranks[:, None] > ranks[:, :, None])).to(torch.float32).amax(dim=2)
+    ranked, order = (ranks - 2 * beaten).topk(k, dim=1)
+    valid = (ranked > 0).to(torch.float32)
+    settled = torch.stack([x.gather(1, order) * valid, y.gather(1, order) * valid], dim=-1)
+    return settled, scores.gather(1, order) * valid
+
+
 class FeatureGraph(nn.Module):
     """(B, 1, H, W) float32 in [0, 1] to K keypoints of each image, best first.
 
@@ -82,9 +109,15 @@ class FeatureGraph(nn.Module):
         heat = heat_of(maps.logits)
         height, width = heat.shape[1], heat.shape[2]
         kept = inside_border(non_maximum_suppression(heat, config.nms_radius), config.border)
-        keypoints, scores = best_pixels(kept, config.max_keypoints, config.detection_threshold, config.nms_radius)
-        valid = scores > 0
+        passes = self.network.config.refiner_passes if self.network.refiner is not None else 1
+        count = candidates(config.max_keypoints, passes)
+        keypoints, scores = best_pixels(kept, count, config.detection_threshold, config.nms_radius)
         refinement = self.network.refine(image, keypoints, scores)
+        for _ in range(passes - 1):
+            assert refinement is not None
+            keypoints, scores = settle_pixels(keypoints, scores, refinement, height, width, config.max_keypoints)
+            refinement = self.network.refine(image, keypoints, scores)
+        valid = scores > 0
         if refinement is None:
             if config.subpixel:
                 keypoints = refine_subpixel(heat, keypoints)

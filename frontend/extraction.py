@@ -51,6 +51,16 @@ class ExtractorConfig:
             raise ConfigError(f"white is {self.white}; expected a value from 255 to 2^32 - 1")
 
 
+def candidates(count: int, passes: int) -> int:
+    """How many keypoints are looked for: more than are wanted where some meet on one pixel between passes of a refiner.
+
+    Args:
+        count: keypoints that are wanted.
+        passes: of the refiner.
+    """
+    return count if passes == 1 else count + (count + 3) // 4
+
+
 class Geometry(NamedTuple):
     """How an image became network input.
 

@@ -44,6 +44,9 @@ class ModelConfig:
         descriptor_options: keyword arguments of the descriptor head.
         refiner: name in the refiner registry; "" for none, as in the paper.
         refiner_options: keyword arguments of the refiner.
+        refiner_passes: how often keypoints are refined at inference: at the pixel that one pass moves a keypoint to the
+            next one cuts its patch. What a pass answers depends on where in the patch a structure lies, the less the
+            nearer to the centre.
     """
 
     encoder: str = "compact"
@@ -54,6 +57,11 @@ class ModelConfig:
     descriptor_options: dict[str, Any] = field(default_factory=dict)
     refiner: str = ""
     refiner_options: dict[str, Any] = field(default_factory=dict)
+    refiner_passes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.refiner_passes < 1:
+            raise ConfigError(f"refiner_passes is {self.refiner_passes}; expected 1 or more")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
@@ -186,7 +194,7 @@ class SuperPointNet(nn.Module):
         return logits
 
     def refine(self, image: Tensor, keypoints: Tensor, scores: Tensor) -> Refinement | None:
-        """Refine keypoints from the pixels about them; None where the network has no refiner.
+        """One pass of the refiner over keypoints, from the pixels about them; None where the network has none.
 
         Args:
             image: (B, 1, H, W) float in [0, 1].
@@ -266,7 +274,13 @@ def adopt_refiner(source: SuperPointNet, target: SuperPointNet) -> SuperPointNet
     """
     if source.refiner is None:
         raise ConfigError("the weights that a refiner is to be taken from have none; expected a network with one")
-    ours = replace(target.config, refiner=source.config.refiner, refiner_options=source.config.refiner_options)
+    of_source = source.config
+    ours = replace(
+        target.config,
+        refiner=of_source.refiner,
+        refiner_options=of_source.refiner_options,
+        refiner_passes=of_source.refiner_passes,
+    )
     network = SuperPointNet(ours)
     assert network.refiner is not None
     held = {name: value for name, value in target.state_dict().items() if not name.startswith("refiner.")}

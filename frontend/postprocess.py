@@ -158,6 +158,40 @@ def centre_of_mass(heat: Float32Array, peaks: Peaks) -> Float32Array:
     return points
 
 
+class Settled(NamedTuple):
+    """Keypoints at the pixels that a refiner moved them to, see :func:`settle`.
+
+    Attributes:
+        peaks: the keypoints, with the detector's scores.
+        rows: (N,) int64, which of the keypoints before they are.
+        moved: (N,) bool, whether a keypoint is on another pixel than before.
+    """
+
+    peaks: Peaks
+    rows: IntArray
+    moved: NDArray[np.bool_]
+
+
+def settle(peaks: Peaks, position: Float32Array, size: tuple[int, int], count: int) -> Settled:
+    """Keypoints at the pixels that a refiner moves them to, best first; of those that meet on one the best stays.
+
+    Args:
+        peaks: N keypoints.
+        position: (N, 4) float32, see :class:`frontend.runtime.base.Refined`.
+        size: (width, height) of the image without padding, which none leaves.
+        count: keypoints at most.
+    """
+    x, y = (
+        np.clip(np.rint(at.astype(np.float32) + position[:, axis]).astype(np.int64), 0, size[axis] - 1)
+        for axis, at in enumerate((peaks.x, peaks.y))
+    )
+    order = np.argsort(-position[:, 3], kind="stable")
+    _, first = np.unique((y * size[0] + x)[order], return_index=True)
+    rows = order[np.sort(first)[:count]]
+    moved = (x != peaks.x) | (y != peaks.y)
+    return Settled(Peaks(x[rows], y[rows], peaks.scores[rows]), rows, moved[rows])
+
+
 def cut_patches(gray: Gray, peaks: Peaks, side: int) -> Float32Array:
     """Squares of an image about each peak; beyond the edge the last pixel is repeated.
 

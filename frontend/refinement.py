@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from frontend.encoders import ConvBlock, Norm
 from frontend.errors import ConfigError
-from frontend.keypoints import kernels_for
+from frontend.keypoints import BatchedKeypoints, kernels_for
 from frontend.registry import Registry
 
 
@@ -154,6 +154,35 @@ class PatchRefiner(nn.Module):
 
 REFINERS: Registry[type[nn.Module]] = Registry("refiner", "superpoint.refiners")
 REFINERS.register("patch")(PatchRefiner)
+
+
+def settle(
+    found: BatchedKeypoints, refinement: Refinement, sizes: Tensor, size: tuple[int, int], count: int
+) -> BatchedKeypoints:
+    """Keypoints at the pixels that a refiner moves them to; of those that meet on one pixel the best stays.
+
+    Args:
+        found: integer keypoints, C of each image.
+        refinement: of them.
+        sizes: (B, 2), (width, height) of each image without padding, which none leaves.
+        size: (width, height) of the network's input, pixels.
+        count: K, keypoints that are kept, the best by the refiner's scores; at most C.
+
+    Returns:
+        Integer keypoints, K of each image, with the detector's scores.
+    """
+    limit = (sizes[:, None] - 1).to(torch.float32)
+    pixels = (found.keypoints + refinement.offsets).round().clamp(min=0).minimum(limit)
+    place = pixels[..., 1].long() * size[0] + pixels[..., 0].long()
+    least = torch.finfo(torch.float32).min
+    logits = refinement.logits.float().masked_fill(~found.valid, least)
+    best = torch.full((len(sizes), size[0] * size[1]), least, device=logits.device)
+    best = best.scatter_reduce(1, place, logits, "amax")
+    valid = found.valid & (logits == best.gather(1, place))
+    order = (logits.sigmoid() - (~valid).to(torch.float32)).argsort(dim=1, descending=True, stable=True)[:, :count]
+    valid = valid.gather(1, order)
+    pixels = pixels.gather(1, order[..., None].expand(-1, -1, 2)) * valid[..., None]
+    return BatchedKeypoints(pixels, found.scores.gather(1, order) * valid, valid)
 
 
 def add_local(descriptors: Tensor, local: Tensor) -> Tensor:

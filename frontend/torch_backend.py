@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from frontend.device import pick_device
-from frontend.extraction import Batch, ExtractorConfig, HostDescribed, HostKeypoints, Prepared, StageTimes
+from frontend.extraction import Batch, ExtractorConfig, HostDescribed, HostKeypoints, Prepared, StageTimes, candidates
 from frontend.keypoints import (
     BatchedKeypoints,
     inside_border,
@@ -21,7 +21,7 @@ from frontend.keypoints import (
     top_k,
 )
 from frontend.model import DenseMaps, SuperPointNet, heatmap
-from frontend.refinement import Refinement, add_local
+from frontend.refinement import Refinement, add_local, settle
 
 
 class Described(NamedTuple):
@@ -88,10 +88,16 @@ class TorchBackend:
 
     def _describe(self, maps: DenseMaps, images: Tensor, sizes: Tensor, config: ExtractorConfig) -> Described:
         heat = heatmap(maps.logits)
-        candidates = inside_border(non_maximum_suppression(heat, config.nms_radius), config.border, sizes)
-        found = top_k(candidates, config.max_keypoints, config.detection_threshold, config.nms_radius)
+        kept = inside_border(non_maximum_suppression(heat, config.nms_radius), config.border, sizes)
+        passes = self.network.config.refiner_passes if self.refines else 1
+        count = candidates(config.max_keypoints, passes)
+        found = top_k(kept, count, config.detection_threshold, config.nms_radius)
         size = (heat.shape[2], heat.shape[1])
         refinement = self._refine(images, found.keypoints, found.scores)
+        for _ in range(passes - 1):
+            assert refinement is not None
+            found = settle(found, refinement, sizes, size, config.max_keypoints)
+            refinement = self._refine(images, found.keypoints, found.scores)
         if refinement is None:
             if config.subpixel:
                 found = found._replace(keypoints=refine_subpixel(heat, found.keypoints))

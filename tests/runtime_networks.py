@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -11,14 +12,15 @@ from frontend.model import MODEL_PRESETS, SuperPointNet
 
 @cache
 def network(preset: str) -> SuperPointNet:
-    """A network of a preset, folded; its refiner moves keypoints and adds to descriptors."""
+    """A network of a preset, folded; its refiner moves keypoints ("edge-twice": in two passes) and adds to descriptors."""
     return unfolded(preset).fold()
 
 
 def unfolded(preset: str) -> SuperPointNet:
     """The same as it is stored in weight files."""
     torch.manual_seed(0)
-    made = SuperPointNet(MODEL_PRESETS[preset])
+    twice = preset == "edge-twice"
+    made = SuperPointNet(replace(MODEL_PRESETS["edge"], refiner_passes=2) if twice else MODEL_PRESETS[preset])
     for module in made.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.ones_(module.weight)  # also where a trained one starts at zero

@@ -22,15 +22,19 @@ EXPORT_OPTIONS = (
     Option("border", 4, "pixels along the edge without keypoints, with post-processing"),
     Option("precision", "float32", "int8 needs --calibration; see above", ("float32", "int8")),
     Option("calibration", "", "folder of photographs like those to come, for int8"),
+    Option(
+        "refiner_passes", 0, "of the weight file, for weights-float16: how often keypoints are refined; 0 as it was"
+    ),
 )
 _ABOUT = """\
 Without --with-postprocessing the graph gives the heat map and the semi-dense descriptors, and a refiner, where the
 network has one, lies beside it in NAME-refiner. With it, K keypoints of each image with scores (0 where there is none),
 descriptors and sigmas. --format superpoint-v1 writes no graph but a state dict (.pth) of the paper's network, conv1a to
 convDb, for other implementations to load; it has no refiner. --format weights-float16 writes a weight file of this
-project (.safetensors) in half the size. --precision int8 quantises the dense part, measures its
-homography accuracy on half of the photographs against float32, and refuses it where that drops by more than a point;
---runtime onnxruntime or openvino with --precision int8 then uses it, on this machine; --out writes it to a file, too.
+project (.safetensors) in half the size, and sets what --refiner-passes says. --precision int8 quantises the dense
+part, measures its homography accuracy on half of the photographs against float32, and refuses it where that drops by
+more than a point; --runtime onnxruntime or openvino with --precision int8 then uses it, on this machine; --out writes
+it to a file, too.
 """
 
 
@@ -81,8 +85,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.out is None:
         raise ConfigError("--out is missing; expected the file to write")
     if values["format"] == _HALF:
-        _refuse_others(values, ("format",), f"--format {_HALF} has weights alone")
-        return _write_half(args.model, args.out)
+        _refuse_others(values, ("format", "refiner_passes"), f"--format {_HALF} has weights alone")
+        return _write_half(args.model, args.out, values["refiner_passes"])
+    if values["refiner_passes"]:
+        raise ConfigError(f"--refiner-passes without --format {_HALF}; expected both or neither")
     from frontend.export import ExportConfig, export_network
     from frontend.extraction import ExtractorConfig
     from frontend.weights import load_network
@@ -120,13 +126,15 @@ def _refuse_others(values: Mapping[str, Any], wanted: Collection[str], why: str)
             raise ConfigError(f"--{option.name.replace('_', '-')} has no effect: {why}; expected none")
 
 
-def _write_half(model: str, out: Path) -> int:
+def _write_half(model: str, out: Path, refiner_passes: int) -> int:
     from frontend.errors import ConfigError
     from frontend.weights import write_half
 
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out is '{out}'; expected a name that ends in .safetensors")
-    write_half(model, out)
+    if refiner_passes < 0:
+        raise ConfigError(f"--refiner-passes is {refiner_passes}; expected 1 or more, or 0 to leave it")
+    write_half(model, out, refiner_passes)
     print(f"wrote {out}")
     return 0
 

@@ -39,6 +39,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of photographs")
     parser.add_argument("--out", type=Path, required=True, help="folder of the labels; what is there is kept")
     parser.add_argument("--model", required=True, metavar="NAME|PATH", help="detector, such as a trained magicpoint")
+    parser.add_argument(
+        "--refiner", metavar="NAME|PATH", help="points are moved to where the refiner of these weights leaves them"
+    )
     parser.add_argument("--train-config", type=Path, metavar="FILE.toml", help="settings of the training of --rounds")
     add_options(parser, LABEL_OPTIONS)
     parser.set_defaults(run=_run)
@@ -57,10 +60,13 @@ def _run(args: argparse.Namespace) -> int:
     config = AdaptationConfig(**values)
     if rounds < 0 or (rounds > 0) != (args.train_config is not None):
         raise ConfigError(f"--rounds is {rounds}, --train-config {args.train_config}; expected both, or neither")
+    if rounds and args.refiner is not None:
+        raise ConfigError(f"--refiner is {args.refiner} and --rounds {rounds}; expected one of them")
     if rounds:
         run_rounds(args.images, args.out, args.model, rounds, config, device, args.train_config)
         return 0
     name, network = load_network(args.model)
-    report = label_folder(network, name, args.images, args.out, config, device)
+    refiner = None if args.refiner is None else load_network(args.refiner)[1]
+    report = label_folder(network, name, args.images, args.out, config, device, refiner)
     print(report.summary())
     return 0

@@ -39,11 +39,13 @@ class NetworkInfo:
         encoder: specification of its encoder.
         descriptor_dim: D.
         patch: side of the refiner's patches, pixels; 0 where the network has no refiner.
+        passes: how often keypoints are refined, see :class:`frontend.model.ModelConfig`.
     """
 
     encoder: str
     descriptor_dim: int
     patch: int = 0
+    passes: int = 1
 
 
 class Maps(NamedTuple):

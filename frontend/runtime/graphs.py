@@ -64,9 +64,10 @@ def info_of(network: SuperPointNet) -> NetworkInfo:
     refiner: Any = network.refiner
     if refiner is not None and not hasattr(refiner, "refine_patches"):
         raise ConfigError(f"refiner '{network.config.refiner}' has no refine_patches; it runs on the torch backend")
-    return NetworkInfo(
-        network.config.encoder, network.config.descriptor_dim, 0 if refiner is None else int(refiner.size)
-    )
+    config = network.config
+    if refiner is None:
+        return NetworkInfo(config.encoder, config.descriptor_dim)
+    return NetworkInfo(config.encoder, config.descriptor_dim, int(refiner.size), config.refiner_passes)
 
 
 def to_onnx(
