@@ -12,7 +12,7 @@ from frontend.model import MODEL_PRESETS, SuperPointNet
 
 @cache
 def network(preset: str) -> SuperPointNet:
-    """A network of a preset, folded; its refiner moves keypoints ("edge-twice": in two passes) and adds to descriptors."""
+    """A network of a preset, or "edge-twice", folded; its refiner moves keypoints and adds to descriptors."""
     return unfolded(preset).fold()
 
 
