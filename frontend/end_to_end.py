@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frontend.extraction import ExtractorConfig, candidates
+from frontend.extraction import MEETING, ExtractorConfig, candidates
 from frontend.keypoints import inside_border, non_maximum_suppression, refine_subpixel
 from frontend.model import SuperPointNet
 from frontend.refinement import Refinement, add_local
@@ -74,8 +74,8 @@ def settle_pixels(
     moved = (keypoints + refinement.offsets).round()
     x, y = moved[..., 0].clamp(0, width - 1), moved[..., 1].clamp(0, height - 1)
     ranks = refinement.logits.sigmoid() - (scores <= 0).to(torch.float32)
-    same = (x[:, :, None] == x[:, None]) & (y[:, :, None] == y[:, None])
-    beaten = (same & (ranks[:, None] > ranks[:, :, None])).to(torch.float32).amax(dim=2)
+    apart = torch.maximum((x[:, :, None] - x[:, None]).abs(), (y[:, :, None] - y[:, None]).abs())
+    beaten = ((apart <= MEETING) & (ranks[:, None] > ranks[:, :, None])).to(torch.float32).amax(dim=2)
     ranked, order = (ranks - 2 * beaten).topk(k, dim=1)
     valid = (ranked > 0).to(torch.float32)
     settled = torch.stack([x.gather(1, order) * valid, y.gather(1, order) * valid], dim=-1)

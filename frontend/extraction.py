@@ -51,8 +51,12 @@ class ExtractorConfig:
             raise ConfigError(f"white is {self.white}; expected a value from 255 to 2^32 - 1")
 
 
+MEETING = 1
+"""Keypoints that a refiner has moved this close together, in pixels along both axes, are one: the best of them."""
+
+
 def candidates(count: int, passes: int) -> int:
-    """How many keypoints are looked for: more than are wanted where some meet on one pixel between passes of a refiner.
+    """How many keypoints are looked for: more than are wanted where some meet between passes of a refiner.
 
     Args:
         count: keypoints that are wanted.

@@ -15,6 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from frontend.errors import ConfigError
+from frontend.extraction import MEETING
 from frontend.types import Float32Array, IntArray
 
 Gray = Float32Array | NDArray[np.uint8]
@@ -173,21 +174,30 @@ class Settled(NamedTuple):
 
 
 def settle(peaks: Peaks, position: Float32Array, size: tuple[int, int], count: int) -> Settled:
-    """Keypoints at the pixels that a refiner moves them to, best first; of those that meet on one the best stays.
+    """Keypoints at the pixels that a refiner moves them to, without those that a better one is within ``MEETING`` of.
 
     Args:
         peaks: N keypoints.
         position: (N, 4) float32, see :class:`frontend.runtime.base.Refined`.
         size: (width, height) of the image without padding, which none leaves.
         count: keypoints at most.
+
+    Returns:
+        The keypoints, best first.
     """
     x, y = (
         np.clip(np.rint(at.astype(np.float32) + position[:, axis]).astype(np.int64), 0, size[axis] - 1)
         for axis, at in enumerate((peaks.x, peaks.y))
     )
     order = np.argsort(-position[:, 3], kind="stable")
-    _, first = np.unique((y * size[0] + x)[order], return_index=True)
-    rows = order[np.sort(first)[:count]]
+    width = size[0] + 2 * MEETING
+    highest = np.full((size[1] + 2 * MEETING) * width, -1, np.float32)
+    place, scores = (y + MEETING) * width + x + MEETING, position[:, 3]
+    # of several values for one pixel the last is stored
+    highest[place[order[::-1]]] = scores[order[::-1]]
+    steps = range(-MEETING, MEETING + 1)
+    stays = np.all([highest[place + down * width + across] <= scores for down in steps for across in steps], axis=0)
+    rows = order[stays[order]][:count]
     moved = (x != peaks.x) | (y != peaks.y)
     return Settled(Peaks(x[rows], y[rows], peaks.scores[rows]), rows, moved[rows])
 

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from frontend.encoders import ConvBlock, Norm
 from frontend.errors import ConfigError
-from frontend.keypoints import BatchedKeypoints, kernels_for
+from frontend.extraction import MEETING
+from frontend.keypoints import BatchedKeypoints, kernels_for, max_filter
 from frontend.registry import Registry
 
 
@@ -159,7 +160,7 @@ REFINERS.register("patch")(PatchRefiner)
 def settle(
     found: BatchedKeypoints, refinement: Refinement, sizes: Tensor, size: tuple[int, int], count: int
 ) -> BatchedKeypoints:
-    """Keypoints at the pixels that a refiner moves them to; of those that meet on one pixel the best stays.
+    """Keypoints at the pixels that a refiner moves them to, without those that a better one is within ``MEETING`` of.
 
     Args:
         found: integer keypoints, C of each image.
@@ -177,8 +178,8 @@ def settle(
     least = torch.finfo(torch.float32).min
     logits = refinement.logits.float().masked_fill(~found.valid, least)
     best = torch.full((len(sizes), size[0] * size[1]), least, device=logits.device)
-    best = best.scatter_reduce(1, place, logits, "amax")
-    valid = found.valid & (logits == best.gather(1, place))
+    best = best.scatter_reduce(1, place, logits, "amax").reshape(-1, size[1], size[0])
+    valid = found.valid & (logits == max_filter(best, MEETING).flatten(1).gather(1, place))
     order = (logits.sigmoid() - (~valid).to(torch.float32)).argsort(dim=1, descending=True, stable=True)[:, :count]
     valid = valid.gather(1, order)
     pixels = pixels.gather(1, order[..., None].expand(-1, -1, 2)) * valid[..., None]

@@ -27,18 +27,22 @@ def plain(
     points: np.ndarray, offsets: np.ndarray, ranks: np.ndarray, size: tuple[int, int], count: int
 ) -> list[tuple[int, int, int]]:
     """Rows and pixels of what stays, best first, one keypoint after the other."""
-    taken: dict[tuple[int, int], int] = {}
-    for row in sorted(range(len(points)), key=lambda n: (-ranks[n], n)):
-        x, y = (round(float(np.float32(points[row, axis] + offsets[row, axis]))) for axis in (0, 1))
-        pixel = (min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1))
-        taken.setdefault(pixel, row)
-    return [(row, *pixel) for pixel, row in taken.items()][:count]
+    pixels = []
+    for point, offset in zip(points, offsets, strict=True):
+        x, y = (round(float(np.float32(point[axis] + offset[axis]))) for axis in (0, 1))
+        pixels.append((min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1)))
+    stays = []
+    for row, (x, y) in enumerate(pixels):
+        near = [n for n, (u, v) in enumerate(pixels) if abs(u - x) <= 1 and abs(v - y) <= 1]
+        if all(ranks[n] <= ranks[row] for n in near):
+            stays.append((row, x, y))
+    return sorted(stays, key=lambda one: -ranks[one[0]])[:count]
 
 
 @pytest.mark.parametrize("count", [1, 20, 90])
 def test_all_three_ways_to_settle_are_the_plain_one(count: int) -> None:
     rng = np.random.default_rng(count)
-    n, size, padded = 90, (29, 21), (32, 24)
+    n, size, padded = 90, (45, 37), (48, 40)
     place = rng.choice(size[0] * size[1], n, replace=False)
     points = np.stack([place % size[0], place // size[0]], axis=1).astype(np.float32)
     # whole and half pixels among them: rounded to even, like all else
@@ -48,7 +52,7 @@ def test_all_three_ways_to_settle_are_the_plain_one(count: int) -> None:
     valid = np.arange(n) < 80
     expected = plain(points[:80], offsets[:80], logits[:80], size, count)
     assert len(expected) == min(count, len(expected)) > 0
-    assert count != 90 or len(expected) < 75  # some do meet
+    assert count != 90 or 20 < len(expected) < 75  # some do meet
     rows, pixels = np.array([e[0] for e in expected]), np.array([e[1:] for e in expected], np.float32)
 
     ours = settle_peaks(

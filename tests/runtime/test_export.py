@@ -109,14 +109,15 @@ def test_a_pair_with_its_matches(tmp_path: Path) -> None:
         np.testing.assert_allclose(got["match_scores"][b], cosines, atol=1e-5)
 
 
-def test_a_torch_program(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["vgg", "edge-twice"])
+def test_a_torch_program(preset: str, tmp_path: Path) -> None:
     config = ExportConfig("torch-export", postprocessing=True, extractor=SETTINGS)
-    export_network(network("vgg"), tmp_path / "whole.pt2", config)
+    export_network(network(preset), tmp_path / "whole.pt2", config)
     program = torch.export.load(tmp_path / "whole.pt2").module()
     given = images(72, 64, (1, 2, 3))
     with torch.no_grad():
         got = [value.numpy() for value in program(torch.from_numpy(given))]
-    same_features(reference("vgg", given), *got)
+    same_features(reference(preset, given), *got[:3])
 
 
 def test_dense_maps_and_the_refiner_beside_them_of_one_size(tmp_path: Path) -> None:
