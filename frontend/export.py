@@ -128,6 +128,8 @@ def export_network(network: SuperPointNet, path: Path, config: ExportConfig, nam
     for suffix, graph in _graphs(network, config).items():
         target = path.with_name(f"{path.stem}{suffix}{ending}")
         facts = {"model": name, "version": __version__, "opset": str(OPSET)}
+        if network.refiner is not None:
+            facts["refiner_passes"] = str(network.config.refiner_passes)
         if config.postprocessing or config.matching:
             facts |= {key: str(value) for key, value in vars(config.extractor).items() if key != "resize"}
         written += _WRITERS[config.format](graph, target, facts)

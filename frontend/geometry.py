@@ -65,8 +65,9 @@ def _significant(
     chances = []
     for points in (points0, points1):
         extent = np.ptp(np.quantile(points, _MIDDLE, axis=0), axis=0) / (_MIDDLE[1] - _MIDDLE[0])
-        area = max(float(extent.prod()), 1e-9)
-        chances.append(2 * math.sqrt(2) * threshold * float(np.hypot(*extent)) / area)
+        area = float(extent.prod())
+        # points on a line or in one place, which any band about it holds
+        chances.append(2 * math.sqrt(2) * threshold * float(np.hypot(*extent)) / area if area > 1e-9 else 1.0)
     alarms = log10_false_alarms(len(points0), int(inliers.sum()), min(1.0, *chances), *sample)
     return float(alarms) < MAX_LOG10_NFA
 
@@ -109,7 +110,10 @@ def estimate_fundamental(
     if finite.sum() < MIN_MATCHES:
         return Fundamental(None, inliers, Status.TOO_FEW_MATCHES)
     y0, y1 = x0[finite], x1[finite]
-    found, _ = cv2.findFundamentalMat(y0, y1, cv2.USAC_MAGSAC, threshold, confidence, max_iterations)
+    try:
+        found, _ = cv2.findFundamentalMat(y0, y1, cv2.USAC_MAGSAC, threshold, confidence, max_iterations)
+    except cv2.error:  # of OpenCV 5, in a hundredth of all sets of some ten matches: it checks a model that is empty
+        found = None
     if found is None or found.shape != (3, 3) or not np.isfinite(found).all() or not found.any():
         return Fundamental(None, inliers, Status.NO_MODEL)
     fundamental: Float64Array = np.asarray(found / np.linalg.norm(found), dtype=np.float64)
@@ -175,9 +179,13 @@ def estimate_essential(
     if finite.sum() < MIN_MATCHES:
         return Essential(None, None, None, inliers, Status.TOO_FEW_MATCHES)
     focal = math.sqrt(camera0.focal * camera1.focal)
-    found, _ = cv2.findEssentialMat(
-        y0 * focal, y1 * focal, np.diag([focal, focal, 1.0]), cv2.USAC_MAGSAC, confidence, threshold, max_iterations
-    )
+    ideal = np.diag([focal, focal, 1.0])
+    try:
+        found, _ = cv2.findEssentialMat(
+            y0 * focal, y1 * focal, ideal, cv2.USAC_MAGSAC, confidence, threshold, max_iterations
+        )
+    except cv2.error:
+        found = None
     if found is None or found.shape != (3, 3) or not np.isfinite(found).all() or not found.any():
         return Essential(None, None, None, inliers, Status.NO_MODEL)
     focals = (camera0.focal, camera1.focal)

@@ -81,7 +81,8 @@ class ModelConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        # not stated where it is one: earlier versions do not know it, and runs that they began go on
+        return {name: value for name, value in asdict(self).items() if name != "refiner_passes" or value != 1}
 
 
 _SMALL_PATCH: dict[str, Any] = {"size": 15, "channels": [16, 48], "kernels": [5, 3], "strides": [2, 2]}

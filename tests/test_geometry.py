@@ -124,3 +124,24 @@ def test_refuses_bad_input() -> None:
         estimate_fundamental(np.zeros((9, 2)), np.zeros((9, 2)), threshold=-1)
     with pytest.raises(ConfigError, match=r"confidence is 2.*expected"):
         estimate_fundamental(np.zeros((9, 2)), np.zeros((9, 2)), confidence=2)
+
+
+def test_what_opencv_fails_on_is_no_model() -> None:
+    """Twelve matches with which OpenCV 5.0 ends in an assertion of its own; and points that are all in one place."""
+    points0 = [
+        [390.06, 261.19], [372.24, 157.63], [352.88, 336.44], [300.83, 162.49], [434.56, 275.06], [244.14, 274.1],
+        [443.38, 181.87], [408.42, 279.84], [250.58, 177.38], [433.46, 207.97], [305.41, 270.96], [305.46, 140.33],
+    ]  # fmt: skip
+    points1 = [
+        [387.66, 269.38], [362.18, 157.64], [345.12, 336.46], [291.88, 162.74], [423.34, 275.11], [228.0, 274.38],
+        [435.76, 181.84], [392.37, 280.18], [242.96, 176.59], [423.86, 207.57], [295.72, 271.17], [293.49, 139.74],
+    ]  # fmt: skip
+    found = estimate_fundamental(points0, points1, threshold=3.0)
+    assert found.status in (Status.OK, Status.NO_MODEL)
+    rng = np.random.default_rng(0)
+    for count in (12, 30, 59):
+        here = np.tile([[320.0, 240.0]], (count, 1))
+        for _ in range(20):
+            moved = here + rng.normal(0, 0.5, here.shape)
+            assert estimate_fundamental(here, moved, threshold=3.0).status is Status.NO_MODEL
+            assert estimate_fundamental(moved, here, threshold=3.0).status is Status.NO_MODEL

@@ -122,10 +122,7 @@ def test_averaged_weights_are_the_result_and_change_nothing_else(tmp_path: Path)
 def test_averaged_weights_are_exact_after_a_stop(tmp_path: Path) -> None:
     trainer(tmp_path / "whole", ema=0.95).run()
     trainer(tmp_path / "parts", ema=0.95, stop=3).run()
-    # a stop is part of what a run is described by; the rest of the state is what matters here
-    state = read_checkpoint(tmp_path / "parts")
-    state["described"]["stop"] = 0
-    torch.save(state, tmp_path / "parts" / "checkpoint.pt")
+    # further than it was to go at first
     trainer(tmp_path / "parts", ema=0.95).run()
     whole, parts = (load_file(tmp_path / name / "magicpoint.safetensors") for name in ("whole", "parts"))
     assert differing(whole, parts) == []

@@ -130,6 +130,8 @@ def _model_config(own: Any, values: dict[str, Any]) -> Any:
     if values.get("descriptor_dim", 0) < 0:
         raise ConfigError(f"descriptor_dim is {values['descriptor_dim']}; expected 0 or more")
     asked = {name: values[name] for name in ("encoder", "descriptor_dim") if values.get(name)}
+    if (preset.refiner, preset.refiner_options) == (own.refiner, own.refiner_options):
+        asked["refiner_passes"] = own.refiner_passes  # which presets do not know
     return dataclasses.replace(preset, **asked)
 
 
@@ -177,7 +179,12 @@ def _continued(config: Any, values: dict[str, Any], held: dict[str, Any]) -> Any
 
     asked = _model_config(config, values)
     if "refiner_sha256" in held:  # it came with its settings, whatever the preset says
-        asked = dataclasses.replace(asked, refiner=config.refiner, refiner_options=config.refiner_options)
+        asked = dataclasses.replace(
+            asked,
+            refiner=config.refiner,
+            refiner_options=config.refiner_options,
+            refiner_passes=config.refiner_passes,
+        )
     return asked
 
 

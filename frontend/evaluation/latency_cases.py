@@ -157,17 +157,18 @@ def usual_case(model: ModelUnderTest, images: Sequence[UInt8Image], keypoints: i
     return Case(label, call, "torch-eager", size=(width, height), keypoints=keypoints, ours=False)
 
 
-def pair_case(extractor: SuperPoint, label: str, pair: tuple[str, str], images: Sequence[UInt8Image]) -> Case:
+def pair_case(
+    extractor: SuperPoint, label: str, pair: tuple[str, str], images: Sequence[UInt8Image], *, keypoints: int = 1024
+) -> Case:
     """Two images to their homography, in a process that is warm. Arguments as for :func:`extraction_case`."""
     from frontend.pipeline import MatchPipeline
 
-    pipeline = MatchPipeline(extractor)
+    pipeline = MatchPipeline(extractor.configured(replace(extractor.config, max_keypoints=keypoints)))
 
     def call() -> None:
         pipeline.match(images[0], images[1])
 
     height, width = images[0].shape[:2]
-    keypoints = extractor.config.max_keypoints
     return Case(f"{label}, pair", call, *pair, stage="pair", size=(width, height), batch=2, keypoints=keypoints)
 
 

@@ -1,7 +1,7 @@
 """Whole processes: cold start, resident memory over many images; and the machine and the commit of a run.
 
-``python -m frontend.evaluation.latency_process MODEL RUNTIME PRECISION DEVICE WIDTH HEIGHT IMAGES`` is the process
-whose memory is measured: nothing else has been loaded into it.
+``python -m frontend.evaluation.latency_process MODEL RUNTIME PRECISION DEVICE WIDTH HEIGHT IMAGES KEYPOINTS`` is the
+process whose memory is measured: nothing else has been loaded into it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -110,21 +110,22 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *([path] if path else [])])}
 
 
-def cold_start_cases(images: Sequence[np.ndarray], folder: Path, model: str, options: Sequence[str] = ()) -> list[Case]:
+def cold_start_cases(images: Sequence[np.ndarray], folder: Path, model: str, keypoints: int = 1024) -> list[Case]:
     """Cases that run ``superpoint-match`` on a pair of image files as a process of its own.
 
     Args:
         images: two, (H, W, 3) uint8 BGR.
         folder: where their files are written.
         model: released name or weight file.
-        options: further arguments of the command.
+        keypoints: of an image.
     """
     import cv2
 
     files = [str(folder / f"cold{i}.jpg") for i in range(2)]
     for file, image in zip(files, images, strict=False):
         cv2.imwrite(file, image, [cv2.IMWRITE_JPEG_QUALITY, 95])
-    command = [sys.executable, "-m", "frontend.cli.match", *files, "--model", model, "--json", "-", *options]
+    command = [sys.executable, "-m", "frontend.cli.match", *files, "--model", model, "--json", "-"]
+    command += ["--max-keypoints", str(keypoints)]
 
     def call() -> None:
         done = subprocess.run(command, env=_environment(), capture_output=True, text=True)
@@ -132,7 +133,8 @@ def cold_start_cases(images: Sequence[np.ndarray], folder: Path, model: str, opt
             raise ConfigError(f"superpoint-match ended with {done.returncode}: {done.stderr.strip()[-200:]}")
 
     height, width = images[0].shape[:2]
-    return [Case("superpoint-match", call, "process", "auto", stage="process", size=(width, height), batch=2)]
+    size = (width, height)
+    return [Case("superpoint-match", call, "process", "auto", stage="process", size=size, batch=2, keypoints=keypoints)]
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ def measure_memory(
     size: tuple[int, int],
     images: int,
     timeout: float | None,
+    keypoints: int = 1024,
 ) -> Memory:
     """Resident memory over many images, in a process of its own.
 
@@ -232,13 +235,14 @@ def measure_memory(
         size: (width, height) of the images.
         images: number of them, 8 or more.
         timeout: seconds after which the process is ended; None never.
+        keypoints: of an image.
 
     Raises:
         ConfigError: the process failed, or took too long.
     """
     label, source = model
     command = [sys.executable, "-m", "frontend.evaluation.latency_process", source, *pair, device]
-    command += [str(size[0]), str(size[1]), str(images)]
+    command += [str(number) for number in (*size, images, keypoints)]
     try:
         done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -253,9 +257,10 @@ def main(arguments: Sequence[str]) -> int:
     """Extract, and print resident memory as a line of JSON."""
     from frontend.evaluation.latency_models import ImageSource, ModelUnderTest, open_extractor
 
-    source, runtime, precision, device, width, height, count = arguments
+    source, runtime, precision, device, width, height, count, keypoints = arguments
     images = ImageSource().of_size((int(width), int(height)))
     extractor = open_extractor(ModelUnderTest(source, source), runtime, precision, device)
+    extractor = extractor.configured(replace(extractor.config, max_keypoints=int(keypoints)))
     loaded = resident_mib()
     samples = []
     for number in range(int(count)):

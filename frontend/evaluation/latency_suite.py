@@ -202,7 +202,12 @@ class Suite:
         if not rows:
             opened = [(pair, self.extractor(model, pair)) for pair in pairs]
             images = self.images.of_size(VGA)
-            cases = [extraction_case(found, model.label, pair, images) for pair, found in opened if found is not None]
+            keypoints = self.config.keypoints
+            cases = [
+                extraction_case(found, model.label, pair, images, keypoints=keypoints)
+                for pair, found in opened
+                if found is not None
+            ]
             rows = [row for row in interleave(cases, Effort(3, 1.0, 1), self._section) if row.stage == END_TO_END]
         rows = [row for row in rows if row.precision != "int8"]
         if not rows:
@@ -252,8 +257,9 @@ class Suite:
         model, images = self._models[0], self.images.of_size(VGA)[:2]
         pair = self.best_pair(model)
         extractor = self.extractor(model, pair)
-        cases = [] if extractor is None else [pair_case(extractor, model.label, pair, images)]
-        self._time([*cases, *cold_start_cases(images, self.folder, model.source)])
+        keypoints = self.config.keypoints
+        cases = [] if extractor is None else [pair_case(extractor, model.label, pair, images, keypoints=keypoints)]
+        self._time([*cases, *cold_start_cases(images, self.folder, model.source, keypoints)])
 
     def _vary(self, cases: Sequence[Case], against: str, values: Sequence[float], stages: Sequence[str]) -> None:
         rows = self._time(cases)
@@ -321,7 +327,9 @@ class Suite:
         limit = None if self.config.seconds is None else max(5.0, self._budget.left)
         names = (model.label, model.source)
         try:
-            memory = measure_memory(names, pair, self.config.device, VGA, self.config.memory_images, limit)
+            memory = measure_memory(
+                names, pair, self.config.device, VGA, self.config.memory_images, limit, self.config.keypoints
+            )
         except ConfigError as error:
             self.skipped.append(("memory", str(error)))
         else:

@@ -160,7 +160,7 @@ def quantise_model(
 
     Args:
         name_or_path: see :func:`frontend.weights.load_network`.
-        folder: of photographs; every second one calibrates, the others measure.
+        folder: of photographs; every second one that can be read calibrates, the others measure.
         runtime: that measures.
         out: a file to write it to as well; ends in .onnx.
 
@@ -176,7 +176,8 @@ def quantise_model(
         raise ConfigError(f"{out}: expected a file that ends in .onnx, in a folder that is there")
     if not folder.is_dir():
         raise ConfigError(f"{folder}: is no folder; expected one of photographs")
-    photographs = sorted(file for file in folder.iterdir() if file.is_file() and is_image_name(file))
+    files = sorted(file for file in folder.iterdir() if file.is_file() and is_image_name(file))
+    photographs = [file for file in files if _readable(file)]
     if len(photographs) < LEAST_PHOTOGRAPHS:
         raise ConfigError(f"{folder}: has {len(photographs)} photographs; expected {LEAST_PHOTOGRAPHS} or more")
     digest = sha256_of(path)
@@ -196,12 +197,17 @@ def quantise_model(
     return result
 
 
+def _readable(path: Path) -> bool:
+    try:
+        load_bgr(path)
+    except ImageError:
+        return False
+    return True
+
+
 def _inputs(photographs: Iterable[Path]) -> Iterator[Float32Array]:
     for path in photographs:
-        try:
-            image, _ = reduce_image(load_bgr(path), 640)
-        except ImageError:
-            continue
+        image, _ = reduce_image(load_bgr(path), 640)
         yield np.ascontiguousarray(pad_to_multiple(to_gray(image))[None, None])
 
 

@@ -17,17 +17,18 @@ from torch import Tensor
 from frontend.atomic import remove_leftovers
 from frontend.device import autocast, check_precision
 from frontend.errors import ConfigError, FrontendError
+from frontend.extraction import MEETING
 from frontend.folders import check_settings, find_images, output_path, read_ahead
 from frontend.homography import HomographyConfig, erode_mask, sample_homography, valid_mask, warp_image, warp_images
-from frontend.image import pad_to_multiple, read_image, rescale_points, resize_to, to_gray
+from frontend.image import pad_to_multiple, read_image, rescale_points, to_gray
 from frontend.keypoints import inside_border, non_maximum_suppression, refine_subpixel, top_k
 from frontend.model import SuperPointNet, heatmap
 from frontend.progress import Progress
-from frontend.training.labels import write_labels
+from frontend.training.labels import KEPT_TO, reduced_to, write_labels
 from frontend.types import Float32Array, Float64Array
 
 # settings that folders of earlier versions do not state, and what they were
-_UNSTATED = {"heatmaps": False, "refiner_crc32": None}
+_UNSTATED = {"heatmaps": False, "refiner_crc32": None, "kept_to": 1.0}
 # after four moves two in a hundred points still move by more than half a pixel
 _MOVES = 4
 
@@ -38,7 +39,7 @@ class AdaptationConfig:
 
     Attributes:
         homographies: N_h, the number of views; the first is the image itself.
-        side: longest side that an image is brought to, pixels.
+        side: longest side that an image is brought to, pixels; up to a tenth longer ones stay as they are.
         threshold: least mean probability of a point.
         max_points: points kept of an image, the best ones.
         nms_radius: pixels.
@@ -162,14 +163,15 @@ def label_image(
         image: as :func:`frontend.image.read_image` returns it.
         config: settings.
         rng: source of the homographies.
-        refiner: a network with a refiner, which settles the points, see :func:`settle`.
+        refiner: a network with a refiner, which settles the points, see :func:`settle`; of those that meet the best
+            stays.
 
     Returns:
         Points (N, 2) float32 in pixels of ``image`` with sub-pixel precision, and scores (N,) float32,
         best first; and the aggregated heat map at the resolution of the labelling, (H', W') float32 on the
         network's device.
     """
-    gray, scale = resize_to(to_gray(image), config.side)
+    gray, scale = reduced_to(to_gray(image), config.side)
     height, width = gray.shape
     mean = adapt(network, pad_to_multiple(gray), config, rng)[None]
     size = torch.tensor([[width, height]], device=mean.device)
@@ -178,6 +180,9 @@ def label_image(
     refined, scores = refine_subpixel(mean, found.keypoints)[found.valid], found.scores[found.valid]
     if refiner is not None:
         refined = settle(refiner, torch.from_numpy(gray).to(mean.device), refined, scores)
+        apart = (refined[:, None] - refined[None]).abs().amax(dim=2)
+        alone = ~(apart <= MEETING).tril(-1).any(dim=1)  # of those that have met the first, which is the best
+        refined, scores = refined[alone], scores[alone]
     points = rescale_points(refined.cpu().numpy().astype(np.float64), (1 / scale[0], 1 / scale[1]))
     return points.astype(np.float32), scores.cpu().numpy(), mean[0, :height, :width]
 
@@ -213,7 +218,13 @@ def label_settings(
     """What decides the labels: the detector, the refiner that settles them, and the settings, by name."""
     settings = {key: value for key, value in asdict(config).items() if key != "batch_size"}
     settled = None if refiner is None else _weights_digest(refiner)
-    return {"model": name, "weights_crc32": _weights_digest(network), "refiner_crc32": settled, **settings}
+    return {
+        "model": name,
+        "weights_crc32": _weights_digest(network),
+        "refiner_crc32": settled,
+        "kept_to": KEPT_TO,
+        **settings,
+    }
 
 
 def check_label_settings(out: Path, settings: dict[str, object]) -> None:

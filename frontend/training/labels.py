@@ -15,6 +15,9 @@ from frontend.folders import find_images, output_path, reading_npz
 from frontend.image import read_image, rescale_points, resize_to, to_gray
 from frontend.types import Float32Array, Float64Array
 
+KEPT_TO = 1.1
+"""Images are not reduced that are at most this many times as long as they are to be."""
+
 
 @dataclass(frozen=True)
 class LabelledPhoto:
@@ -130,6 +133,22 @@ def content_digest(images: Path, labels: Path, heatmaps: bool = False) -> str:
     return digest.hexdigest()
 
 
+def reduced_to(gray: Float32Array, side: int) -> tuple[Float32Array, tuple[float, float]]:
+    """An image at the size that it is labelled and learnt at.
+
+    A reduction by a few per cent would blur in a beat, here by two pixels and there by none.
+
+    Args:
+        gray: (H, W) float32.
+        side: that the longest side is brought to, pixels; up to a tenth longer ones stay as they are.
+
+    Returns:
+        The image, and its size divided by the one before, along x and y.
+    """
+    longest = max(gray.shape)
+    return resize_to(gray, longest if side <= longest <= KEPT_TO * side else side)
+
+
 def _iterate(
     images: Path, labels: Path, longest_side: int, threshold: float, heatmaps: bool
 ) -> Iterator[LabelledPhoto]:
@@ -144,9 +163,7 @@ def _iterate(
             raise DataError(
                 f"label file {path} was made for {size[0]} x {size[1]}; {name} is {gray.shape[1]} x {gray.shape[0]}"
             )
-        # a reduction by a few per cent blurs in a beat, here by two pixels and there by none
-        longest = max(gray.shape)
-        resized, scale = resize_to(gray, longest if longest_side <= longest <= 1.1 * longest_side else longest_side)
+        resized, scale = reduced_to(gray, longest_side)
         kept = scores >= threshold
         rescaled = rescale_points(points[kept].astype(np.float64), scale)
         heatmap = read_heatmap(path) if heatmaps else None

@@ -126,7 +126,7 @@ class SuperPointTask:
         token_labelling: soft labels and MixToken; its module is trained along.
 
     Raises:
-        ConfigError: the loss is unknown.
+        ConfigError: the loss is unknown, or the refiner is to learn from no keypoints.
     """
 
     name = "superpoint"
@@ -147,6 +147,8 @@ class SuperPointTask:
             raise ConfigError(
                 f"unknown descriptor loss '{descriptor_loss}'; expected one of: {', '.join(DESCRIPTOR_LOSSES)}"
             )
+        if refined_points < 1:
+            raise ConfigError(f"refined_points is {refined_points}; expected 1 or more")
         self.data = data
         self.descriptor_loss = descriptor_loss
         self.weight = weight

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from frontend.atomic import atomic_path
+from frontend.atomic import atomic_path, remove_leftovers
 from frontend.device import autocast, check_precision
 from frontend.errors import ConfigError, FrontendError
 from frontend.model import SuperPointNet
@@ -32,9 +32,8 @@ from frontend.training.state import CHECKPOINT, read_checkpoint
 from frontend.training.tasks import Task
 from frontend.weights import save_network
 
-# settings that may differ between a run and its resumption: they change where and how fast it runs, not what it does
-FREE_TO_CHANGE = frozenset({"workers", "device", "checkpoint_seconds", "log_every", "compile"})
-_COMPILED = ("encoder", "detector", "descriptor")
+# settings that may differ between a run and its resumption: they change where, how fast and how far it runs
+FREE_TO_CHANGE = frozenset({"workers", "device", "checkpoint_seconds", "log_every", "compile", "stop"})
 
 
 class TrainingError(FrontendError):
@@ -86,7 +85,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        for name in ("workers", "seed", "learning_rate", "weight_decay"):
+        for name in ("workers", "seed", "learning_rate", "weight_decay", "warmup_steps", "stop"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if not 0 <= self.ema < 1:
@@ -317,7 +316,7 @@ class Trainer:
             torch.backends.cudnn.benchmark = True
         if self.config.compile and self.step < self.config.last_step:
             batch = next(iter(self._batches()))
-            compile_parts(self.network, _COMPILED, lambda: self._loss(batch)[0])
+            compile_parts(self.network, ("encoder", "detector", "descriptor"), lambda: self._loss(batch)[0])
             self.optimiser.zero_grad(set_to_none=True)
 
     def probe(self, steps: int = 6) -> float:
@@ -353,6 +352,7 @@ class Trainer:
         leads = distributed.rank() == 0
         if leads:
             self.out.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.out)
         self._restore()
         if distributed.share(self.step >= self.config.last_step and self.weights_path.is_file()):
             return self.weights_path
@@ -396,7 +396,7 @@ class Trainer:
         return self.weights_path
 
     def _check_finite(self, sums: dict[str, Tensor]) -> None:
-        if not math.isfinite(float(sums["loss/total"])):
+        if not all(math.isfinite(float(sums[name])) for name in ("loss/total", "gradient_norm")):
             raise TrainingError(f"the loss is not finite at step {self.step}; try a lower learning rate")
 
 

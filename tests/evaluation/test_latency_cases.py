@@ -264,7 +264,7 @@ def test_whole_processes(tiny: Path, tmp_path: Path) -> None:
     images = ImageSource().of_size((160, 120))
     (case,) = cold_start_cases(images, tmp_path, str(tiny))
     assert case.call() is None
-    (broken,) = cold_start_cases(images, tmp_path, str(tiny), ["--no-such-flag"])
+    (broken,) = cold_start_cases(images, tmp_path, str(tiny), 0)
     with pytest.raises(ConfigError, match=r"superpoint-match ended with 2: .*no-such-flag"):
         broken.call()
     memory = measure_memory(("tiny", str(tiny)), ("torch", "float32"), "cpu", (160, 120), 8, None)
