@@ -2,7 +2,8 @@
 
 A track is one point of the scene followed through frames by its descriptor. Each new frame's keypoints are matched with
 the tracks near where these are expected, the matches are verified by the motion between the frames, and what is left
-over starts tracks of its own.
+over starts tracks of its own. What has been gone for some frames is verified by the motion since then, if there is
+enough of it, and otherwise found near where it was last.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from frontend.stereo import StereoRig, match_stereo
 from frontend.types import Features, Float32Array, Float64Array, IntArray, TrackedFrame
 
 _LEAST_VERIFIED = 12  # fewer matches than this say nothing of the motion
+_MANY = 30  # so many without a common motion are another scene; of fewer, some wrong ones may be all that is wrong
+_NEARBY = 0.25  # of the search radius: how far what no motion verifies may be from where it is expected
+_TRUSTED = 2.0  # times the interval that a velocity was measured over: as far ahead as it says something
 _UNKNOWN = Motion("none", None, np.zeros(0, dtype=bool), 0.0)
 # besides its descriptor: id, age, gap, stamp, point and velocity; and of a keyframe's keypoint: id and point
 _TRACK_BYTES, _KEYFRAME_BYTES = 4 * 8 + 2 * 16, 8 + 16
@@ -114,6 +118,8 @@ class Tracker:
         self._next_id = 0
         self._index = 0
         self._stamp_ns: int | None = None
+        self._interval_ns = 0  # between the last two frames
+        self._image_size: tuple[int, int] | None = None
         self._model = ""
         self._keyframe_ids: IntArray = np.zeros(0, np.int64)
         self._keyframe_points: Float64Array = np.zeros((0, 2))
@@ -141,10 +147,13 @@ class Tracker:
             right: features of the right image of a stereo pair, whose left one the frame is.
 
         Raises:
-            SequenceError: the stamp is not later, or the features are of another model.
+            SequenceError: the stamp is not later, or the features are of another model or of an image of another size.
         """
         if self._stamp_ns is not None and stamp_ns <= self._stamp_ns:
             raise SequenceError(f"frame has the stamp {stamp_ns} ns; expected one after {self._stamp_ns} ns")
+        if self._image_size not in (None, features.image_size):
+            (width, height), (before_w, before_h) = features.image_size, self._image_size or (0, 0)
+            raise SequenceError(f"frame is {width} x {height}; expected {before_w} x {before_h}, as the frames before")
         points = features.keypoints.astype(np.float64)
         pair = None
         if right is not None:
@@ -200,7 +209,8 @@ class Tracker:
         if frame.keyframe:
             self._keyframe_ids, self._keyframe_points = current.ids, current.points
         self._index += 1
-        self._stamp_ns, self._model = stamp_ns, features.model
+        self._interval_ns = 0 if self._stamp_ns is None else stamp_ns - self._stamp_ns
+        self._stamp_ns, self._model, self._image_size = stamp_ns, features.model, features.image_size
         return frame
 
     def _started(self, features: Features, points: Float64Array, rows: IntArray, stamp_ns: int) -> _Tracks:
@@ -225,23 +235,35 @@ class Tracker:
         none = np.zeros(0, np.int64)
         if not len(tracks.ids) or not len(points):
             return none, none, _UNKNOWN, 0.0
-        # a velocity is trusted for the time to the next frame; what has been gone longer is sought where it was last
-        ahead = np.where(tracks.gaps == 0, (stamp_ns - tracks.stamps) * 1e-9, 0.0)
+        # a velocity is trusted for the time to the next frame, if that comes about when it should; what has been gone
+        # longer is sought where it was last
+        ahead = np.minimum(stamp_ns - tracks.stamps, _TRUSTED * self._interval_ns) * (tracks.gaps == 0) * 1e-9
         expected = tracks.points + tracks.velocities * ahead[:, None]
         reach = config.search_radius * max(features.image_size)
         rows, columns = _nearest(tracks.descriptors, expected, features, points, reach, config.min_similarity)
-        recent = tracks.gaps[rows] == 0
-        if recent.sum() < _LEAST_VERIFIED:
-            return rows, columns, _UNKNOWN, 0.0
-        motion = estimate_motion(
-            tracks.points[rows[recent]], points[columns[recent]], threshold=config.threshold, camera=self.camera
-        )
-        if motion.matrix is None:
-            # many matches and no common motion: another scene
-            return none, none, _UNKNOWN, 0.0
-        kept = ~recent
-        kept[recent] = motion.inliers
-        return rows[kept], columns[kept], motion, float(motion.inliers.mean())
+        gaps = tracks.gaps[rows]
+        recent = gaps == 0
+        near = np.linalg.norm(expected[rows] - points[columns], axis=1) <= _NEARBY * reach
+        motion, share = _UNKNOWN, 0.0
+        if recent.sum() >= _LEAST_VERIFIED:
+            motion = self._motion(tracks.points[rows[recent]], points[columns[recent]])
+            if motion.matrix is None and recent.sum() >= _MANY:
+                # many matches and no common motion: another scene
+                return none, none, _UNKNOWN, 0.0
+        kept = near.copy()
+        if motion.matrix is not None:
+            kept[recent], share = motion.inliers, float(motion.inliers.mean())
+        elif recent.sum() < _LEAST_VERIFIED:
+            kept[recent] = True
+        for gap in range(1, config.max_gap + 1):
+            # all of these were seen last in the same frame
+            gone = gaps == gap
+            if gone.sum() >= _LEAST_VERIFIED:
+                kept[gone] = self._motion(tracks.points[rows[gone]], points[columns[gone]]).inliers
+        return rows[kept], columns[kept], motion, share
+
+    def _motion(self, before: Float64Array, now: Float64Array) -> Motion:
+        return estimate_motion(before, now, threshold=self.config.threshold, camera=self.camera)
 
     def _is_keyframe(self, current: _Tracks, longest: int) -> bool:
         if not len(current.ids):
