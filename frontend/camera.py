@@ -37,8 +37,10 @@ class Camera:
     def __post_init__(self) -> None:
         K = np.asarray(self.K, np.float64)
         object.__setattr__(self, "K", K)
+        object.__setattr__(self, "distortion", tuple(float(value) for value in np.ravel(self.distortion)))
         if K.shape != (3, 3) or not np.isfinite(K).all() or not (K[0, 0] > 0 and K[1, 1] > 0):
-            raise ConfigError(f"K has shape {K.shape} or no positive focal lengths; expected (3, 3) intrinsics")
+            state = "is all zero, which means that it is not calibrated" if not K.any() else f"has shape {K.shape}"
+            raise ConfigError(f"K {state} or has no positive focal lengths; expected (3, 3) intrinsics")
         if not (_FOCAL[0] <= min(K[0, 0], K[1, 1]) and max(K[0, 0], K[1, 1]) <= _FOCAL[1]):
             raise ConfigError(
                 f"K has focal lengths of {K[0, 0]:g} and {K[1, 1]:g} pixels; expected {_FOCAL[0]:g} to {_FOCAL[1]:g}"
@@ -106,6 +108,13 @@ class Camera:
             error = np.linalg.norm(self._distort(flat) - given[:, 0], axis=1)
             flat[~(error <= _LARGEST_ERROR_PX)] = np.nan
         return flat
+
+    def undistort(self, points: np.ndarray) -> Float64Array:
+        """Pixels of the same camera without distortion, (N, 2) float64; NaN as for :meth:`normalise`."""
+        if not self.distortion:
+            return np.asarray(points, np.float64)
+        flat = self.normalise(points)
+        return np.asarray(flat * (self.K[0, 0], self.K[1, 1]) + self.K[:2, 2], np.float64)
 
     def _distort(self, flat: Float64Array) -> Float64Array:
         """Pixels (N, 2) of normalised points."""

@@ -33,7 +33,7 @@ class Motion:
         model: "homography" (a plane, or a camera that only turned), "essential" (depth and baseline, and a camera that
             is known), "fundamental" (without one, or where the motion contradicts it) or "none".
         matrix: (3, 3) float64 of that model, image 0 to image 1; None without one. An essential matrix is of
-            normalised coordinates, the others are of pixels.
+            normalised coordinates, the others are of pixels, undistorted where a camera with distortion is known.
         inliers: (M,) bool, matches that the model explains.
         homography_share: S_H / (S_H + S_F) in [0, 1], with S_E for S_F where an essential matrix is chosen; 0 without
             a model.
@@ -168,17 +168,20 @@ def estimate_motion(
     """
     x0, x1 = as_matches(points0, points1)
     noise = (threshold / 2) ** 2
+    calibrated: _Calibrated | None = None
+    if camera is not None:
+        calibrated = _Calibrated(x0, x1, camera, noise)
+        # all models of the same points: what a lens bends no homography explains, and a freer model seems to
+        x0, x1 = camera.undistort(x0), camera.undistort(x1)
     # a single problem: OpenCV is done with it before the batched estimator has begun
     plane: Homography = estimate_homography(x0, x1, method="opencv", threshold=threshold, seed=seed)
     depth: Fundamental = estimate_fundamental(x0, x1, threshold=threshold, seed=seed)
     planar = 0.0 if plane.H is None else _transfer_score(plane.H, x0, x1, noise)
     epipolar = 0.0 if depth.F is None else _epipolar_score(depth.F, x0, x1, noise)
     essential: Essential | None = None
-    calibrated: _Calibrated | None = None
     chosen = False
-    if camera is not None:
-        calibrated = _Calibrated(x0, x1, camera, noise)
-        essential = estimate_essential(x0, x1, camera, camera, threshold=threshold, seed=seed)
+    if camera is not None and calibrated is not None:
+        essential = estimate_essential(points0, points1, camera, camera, threshold=threshold, seed=seed)
         score = 0.0 if essential.E is None else calibrated.essential_score(essential.E)
         if score > 0 and score >= _ESSENTIAL_SHARE * epipolar:
             epipolar, chosen = score, True

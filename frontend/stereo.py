@@ -9,8 +9,9 @@ import numpy as np
 from frontend.camera import Camera
 from frontend.errors import ConfigError, SequenceError
 from frontend.geometry import estimate_fundamental
+from frontend.mutual import NEVER, mutual_best
 from frontend.relative_pose import essential_matrix, homogeneous, ray_depths
-from frontend.types import BoolArray, Features, Float64Array, IntArray, Pose, StereoPoints
+from frontend.types import Features, Float32Array, Float64Array, IntArray, Pose, StereoPoints
 
 _ORTHOGONAL = 1e-3  # a rotation in a file has three digits or more
 
@@ -89,18 +90,25 @@ def match_stereo(
         raise ConfigError(f"threshold is {threshold}; expected more than 0 pixels")
     if not len(left) or not len(right):
         return _matched(right, np.zeros(0, np.int64), np.zeros(0, np.int64), None if rig is None else np.zeros((0, 3)))
-    similarity = left.descriptors @ right.descriptors.T
-    allowed: BoolArray = similarity >= min_similarity
+
+    def alike(block: slice) -> Float32Array:
+        cosines: Float32Array = left.descriptors[block] @ right.descriptors.T
+        return np.where(cosines >= min_similarity, cosines, NEVER)
+
     if rig is None:
-        rows, columns = _mutual(similarity, allowed)
+        rows, columns = mutual_best(len(left), len(right), alike)
         pixels0, pixels1 = (f.keypoints.astype(np.float64) for f in (left, right))
         found = estimate_fundamental(pixels0[rows], pixels1[columns], threshold=threshold)
         return _matched(right, rows[found.inliers], columns[found.inliers], None)
     y0 = rig.left.normalise(left.keypoints.astype(np.float64))
     y1 = rig.right.normalise(right.keypoints.astype(np.float64))
-    distance = _sampson_distances(rig.fundamental, y0 * rig.left.focal, y1 * rig.right.focal)
-    # where a distortion has no inverse a point is NaN, and so are its distances, which is not near
-    rows, columns = _mutual(similarity, allowed & (distance <= threshold))
+    z0, z1, F = y0 * rig.left.focal, y1 * rig.right.focal, rig.fundamental
+
+    def near(block: slice) -> Float32Array:
+        # where a distortion has no inverse a point is NaN, and so are its distances, which is not near
+        return np.where(_sampson_distances(F, z0[block], z1) <= threshold, alike(block), NEVER)
+
+    rows, columns = mutual_best(len(left), len(right), near)
     points = triangulate(rig, y0[rows], y1[columns])
     ahead = np.isfinite(points).all(1) & (points[:, 2] > 0) & ((points @ rig.R.T + rig.t)[:, 2] > 0)
     return _matched(right, rows[ahead], columns[ahead], points[ahead])
@@ -138,15 +146,6 @@ def _sampson_distances(F: Float64Array, x0: Float64Array, x1: Float64Array) -> F
     product = lines1 @ homogeneous(x1).T
     norm = (lines1[:, :2] ** 2).sum(1)[:, None] + (lines0[:, :2] ** 2).sum(1)[None]
     return np.asarray(np.abs(product) / np.sqrt(np.maximum(norm, 1e-300)), np.float64)
-
-
-def _mutual(similarity: np.ndarray, allowed: BoolArray) -> tuple[IntArray, IntArray]:
-    """Rows and columns that are each other's best among the pairs that are allowed."""
-    masked = np.where(allowed, similarity, -2.0)
-    best = masked.argmax(axis=1)
-    own = np.arange(len(best))
-    mutual = (masked.argmax(axis=0)[best] == own) & (masked[own, best] > -2)
-    return own[mutual], best[mutual]
 
 
 def _matched(right: Features, rows: IntArray, columns: IntArray, points: Float64Array | None) -> StereoPoints:

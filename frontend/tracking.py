@@ -15,6 +15,7 @@ import numpy as np
 from frontend.camera import Camera
 from frontend.errors import ConfigError, SequenceError
 from frontend.motion import Motion, estimate_motion
+from frontend.mutual import NEVER, mutual_best
 from frontend.stereo import StereoRig, match_stereo
 from frontend.types import Features, Float32Array, Float64Array, IntArray, TrackedFrame
 
@@ -25,7 +26,6 @@ _TRUSTED = 2.0  # times the interval that a velocity was measured over: as far a
 _UNKNOWN = Motion("none", None, np.zeros(0, dtype=bool), 0.0)
 # besides its descriptor: id, age, gap, stamp, point and velocity; and of a keyframe's keypoint: id and point
 _TRACK_BYTES, _KEYFRAME_BYTES = 4 * 8 + 2 * 16, 8 + 16
-_BLOCK = 1 << 20  # pairs of a track and a keypoint that are looked at in one go
 
 
 @dataclass(frozen=True)
@@ -285,26 +285,12 @@ def _nearest(
     reach: float,
     min_similarity: float,
 ) -> tuple[IntArray, IntArray]:
-    """Rows of tracks and of keypoints that are each other's most similar within reach.
+    """Rows of tracks and of keypoints that are each other's most similar within reach."""
 
-    In blocks of tracks, so that memory for the time being does not grow with their number.
-    """
-    count = len(expected)
-    best, rival = np.zeros(count, np.int64), np.zeros(len(points), np.int64)
-    highest, rival_highest = np.zeros(count, np.float32), np.full(len(points), -2.0, np.float32)
-    step = max(_BLOCK // len(points), 1)
-    for start in range(0, count, step):
-        block = slice(start, start + step)
-        similarity = descriptors[block] @ features.descriptors.T
+    def similarity(block: slice) -> Float32Array:
+        cosines: Float32Array = descriptors[block] @ features.descriptors.T
         x, y = (expected[block, axis, None] - points[None, :, axis] for axis in (0, 1))
-        near = (np.square(x) + np.square(y) <= reach**2) & (similarity >= min_similarity)
-        similarity = np.where(near, similarity, np.float32(-2.0))
-        best[block] = similarity.argmax(axis=1)
-        highest[block] = similarity.max(axis=1)
-        challenger = similarity.argmax(axis=0)
-        level = similarity.max(axis=0)
-        wins = level > rival_highest
-        rival[wins], rival_highest[wins] = challenger[wins] + start, level[wins]
-    own = np.arange(count)
-    mutual = (rival[best] == own) & (highest > -2)
-    return own[mutual], best[mutual]
+        near = (np.square(x) + np.square(y) <= reach**2) & (cosines >= min_similarity)
+        return np.where(near, cosines, NEVER)
+
+    return mutual_best(len(expected), len(points), similarity)

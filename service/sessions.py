@@ -100,7 +100,7 @@ class Session:
     Attributes:
         id: random, not to be guessed.
         frames: that have been tracked.
-        last_stamp_ns: of the last frame whose turn came; None before the first.
+        last_stamp_ns: of the last frame that has been tracked; None before the first.
         gone: set once it has expired or was deleted.
     """
 
@@ -124,6 +124,7 @@ class Session:
         self._clock = clock
         self._used = clock()
         self._turns: list[Turn] = []
+        self._running_ns: int | None = None
 
     @property
     def mean_track_length(self) -> float:
@@ -144,10 +145,11 @@ class Session:
         """A turn for a frame; turns come in the order of the stamps.
 
         Raises:
-            OutOfOrderError: a frame with this stamp or a later one has had its turn, or one with this stamp waits.
+            OutOfOrderError: a frame with this stamp or a later one is or has been tracked, or one with this waits.
         """
-        if self.last_stamp_ns is not None and stamp_ns <= self.last_stamp_ns:
-            raise OutOfOrderError(f"frame has the stamp {stamp_ns} ns; expected one after {self.last_stamp_ns} ns")
+        latest = self.last_stamp_ns if self._running_ns is None else self._running_ns
+        if latest is not None and stamp_ns <= latest:
+            raise OutOfOrderError(f"frame has the stamp {stamp_ns} ns; expected one after {latest} ns")
         place = bisect.bisect_left(self._turns, stamp_ns, key=lambda turn: turn.stamp_ns)
         if place < len(self._turns) and self._turns[place].stamp_ns == stamp_ns:
             raise OutOfOrderError(f"another frame with the stamp {stamp_ns} ns waits; expected rising stamps")
@@ -165,11 +167,13 @@ class Session:
         """See :meth:`Turn.come`."""
         if self.gone.is_set():
             raise not_open(self.id)
-        self.last_stamp_ns = turn.stamp_ns
+        self._running_ns = turn.stamp_ns
 
     def release(self, turn: Turn) -> None:
         """See :meth:`Turn.release`."""
         if turn in self._turns:
+            if self.is_first(turn):
+                self._running_ns = None
             self._turns.remove(turn)
             self._used = self._clock()
             self._call_first()
@@ -177,6 +181,7 @@ class Session:
     def tracked(self, frame: TrackedFrame) -> None:
         """Count a frame."""
         self.frames += 1
+        self.last_stamp_ns = frame.stamp_ns
         self.tracks = self.tracker.num_tracks
         self._observations += len(frame.track_ids)
         self.nbytes = self.tracker.nbytes

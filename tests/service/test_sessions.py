@@ -109,6 +109,38 @@ def test_bounds_hold() -> None:
     assert rig.heard.counts == {"refused": 2, "deleted": 1}
 
 
+def frame(stamp_ns: int) -> Any:
+    """What the table reads of a frame that has been tracked."""
+    return SimpleNamespace(stamp_ns=stamp_ns, track_ids=[])
+
+
+def test_a_frame_that_fails_leaves_the_sequence_as_it_was() -> None:
+    async def use() -> None:
+        session = Rig().open()
+        for stamp in (100, 100, 90):  # again, and an earlier one
+            turn = session.queue(stamp)
+            await turn.come()
+            for late in (stamp, stamp - 1):
+                with pytest.raises(OutOfOrderError, match=f"after {stamp} ns|another frame with the stamp"):
+                    session.queue(late)
+            turn.release()
+            assert (session.last_stamp_ns, session.frames) == (None, 0)
+        turn = session.queue(95)
+        await turn.come()
+        turn.release()
+        session.tracked(frame(95))
+        with pytest.raises(OutOfOrderError, match="expected one after 95 ns"):
+            session.queue(95)
+        # one that gives up before its turn takes nothing from the one whose turn it is
+        running, waiting = session.queue(100), session.queue(110)
+        await running.come()
+        waiting.release()
+        with pytest.raises(OutOfOrderError, match="expected one after 100 ns"):
+            session.queue(99)
+
+    asyncio.run(use())
+
+
 def test_turns_come_in_the_order_of_stamps() -> None:
     async def use() -> list[int]:
         session = Rig().open()
@@ -116,10 +148,11 @@ def test_turns_come_in_the_order_of_stamps() -> None:
 
         async def take(turn: Any) -> None:
             await turn.come()
-            assert session.last_stamp_ns == turn.stamp_ns
             await asyncio.sleep(0)
             done.append(turn.stamp_ns)
             turn.release()
+            session.tracked(frame(turn.stamp_ns))
+            assert session.last_stamp_ns == turn.stamp_ns
 
         turns = [session.queue(stamp) for stamp in (5, 9, 2, 7)]
         tasks = [asyncio.create_task(take(turn)) for turn in turns if turn.stamp_ns != 7]
