@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from frontend.atomic import atomic_path, remove_leftovers
-from frontend.errors import ConfigError, FrontendError
+from frontend.errors import ConfigError, FrontendError, ImageError, is_lack_of_memory
 from frontend.extraction import Prepared
 from frontend.extractor import SuperPoint
 from frontend.folders import check_settings, find_images, output_path, read_ahead, reading_npz
@@ -30,7 +30,8 @@ def extract_files(
             than 1 gains on a GPU and next to nothing on a CPU.
 
     Yields:
-        Each path with its features, or with the error of an image that cannot be read, in order.
+        Each path with its features, or with the error of an image that cannot be read or is too large for the memory,
+        in order.
 
     Raises:
         ConfigError: batch is less than 1.
@@ -39,12 +40,25 @@ def extract_files(
         raise ConfigError(f"batch is {batch}; expected 1 or more")
     group: list[tuple[Path, Prepared]] = []
 
-    def finish() -> Iterator[tuple[Path, Features]]:
-        if group:
+    def finish() -> Iterator[tuple[Path, Features | FrontendError]]:
+        if not group:
+            return
+        paths = [path for path, _ in group]
+        try:
             stacked = extractor.stack([prepared for _, prepared in group])
             features = extractor.collect(extractor.postprocess(extractor.forward(stacked), stacked), stacked)
-            yield from zip([path for path, _ in group], features, strict=True)
-            group.clear()
+        except Exception as error:
+            if not is_lack_of_memory(error):
+                raise
+            # the others may be smaller
+            width, height = group[0][1].geometry.resized
+            size = f"{len(group)} of {width} x {height}"
+            yield from [
+                (path, ImageError(f"{path}: out of memory at {size}; a smaller --resize needs less")) for path in paths
+            ]
+        else:
+            yield from zip(paths, features, strict=True)
+        group.clear()
 
     def prepare(path: Path) -> Prepared:
         return extractor.prepare(read_image(path, white=extractor.config.white))

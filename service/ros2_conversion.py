@@ -129,6 +129,15 @@ def camera_of(message: Any) -> Camera:
     return Camera(matrix, distortion, "fisheye" if model in _FISHEYE else "opencv")
 
 
+def image_size_of(message: Any) -> tuple[int, int] | None:
+    """(width, height) of the images that a sensor_msgs/CameraInfo is of, pixels; None where it does not say."""
+    region = message.roi
+    width, height = (region.width, region.height) if region.width and region.height else (message.width, message.height)
+    if not width or not height:
+        return None
+    return int(width) // int(message.binning_x or 1), int(height) // int(message.binning_y or 1)
+
+
 class NormalisedVelocities:
     """Velocities of tracks in normalised coordinates, which VINS expects, from where they were last seen."""
 

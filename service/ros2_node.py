@@ -58,6 +58,7 @@ from service.ros2_conversion import (
     NormalisedVelocities,
     camera_of,
     cloud_of,
+    image_size_of,
     pixels_of,
     stamp_of,
 )
@@ -148,7 +149,8 @@ class TrackNode:
         self._types = types
         self._images = Latest()
         self._camera: Camera | None = None
-        self._refused: str | None = None
+        self._image_size: tuple[int, int] | None = None  # that the camera is of
+        self._refused: dict[str, str] = {}  # by what was refused: why
         self._rate = RatePolicy(self._settings["max_rate_hz"])
         self._last_ns: int | None = None
         self._epoch = 0  # counts what needs another sequence
@@ -174,17 +176,25 @@ class TrackNode:
         try:
             camera = camera_of(message)
         except FrontendError as error:
-            self._refuse(str(error))
+            self._refuse("CameraInfo", str(error))
             return
-        known = self._camera
-        if known is None or not known.same_as(camera):
-            self._camera = camera
+        known, size = self._camera, image_size_of(message)
+        if known is None or not known.same_as(camera) or self._image_size != size:
+            self._camera, self._image_size = camera, size
             self._epoch += 1
 
     def on_image(self, message: Any) -> None:
         """Take an image."""
-        if self._camera is None:
-            self._refuse(f"no CameraInfo has come on '{self._settings['camera_info_topic']}': images wait for one")
+        given, expected = (int(message.width), int(message.height)), self._image_size
+        if self._camera is None and "CameraInfo" not in self._refused:
+            self._refuse(
+                "image", f"no CameraInfo has come on '{self._settings['camera_info_topic']}': images wait for one"
+            )
+        elif expected not in (None, given):
+            # K would be of other pixels
+            sizes = [f"{width} x {height}" for width, height in (given, expected or given)]
+            self._refuse("image", f"image is {sizes[0]}; expected {sizes[1]}, as its CameraInfo says")
+            return
         stamp_ns = stamp_of(message)
         if self._last_ns is not None and stamp_ns <= self._last_ns:
             if stamp_ns > self._last_ns - _JUMP_NS:
@@ -196,11 +206,11 @@ class TrackNode:
         if self._rate.admits(stamp_ns):
             self._images.put((self._epoch, message))
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, what: str, reason: str) -> None:
         # a camera repeats itself; the log need not
-        if reason != self._refused:
+        if reason != self._refused.get(what):
             self._log.error(reason)
-            self._refused = reason
+            self._refused[what] = reason
 
     def _work(self) -> None:
         settings = self._settings
@@ -263,7 +273,7 @@ class TrackNode:
         try:
             stream.send(pixels_of(message), stamp_of(message), frame_id=message.header.frame_id)
         except FrontendError as error:
-            self._refuse(str(error))
+            self._refuse("image", str(error))
 
     def _receive(self, stream: Stream, done: threading.Event, ended: list[ServiceFault]) -> None:
         """Publish what comes, in a thread; a fault is left in ``ended``."""
@@ -281,7 +291,7 @@ class TrackNode:
                 ended.append(answer.fault)
                 return
             elif isinstance(answer, Refused):
-                self._refuse(str(answer.fault))
+                self._refuse("frame", str(answer.fault))
             elif isinstance(answer, Dropped):
                 self._log.debug(f"frame of {answer.stamp_ns} ns was dropped: the service is busy")
 

@@ -18,6 +18,7 @@ from runtime_networks import network, unfolded
 
 from frontend.cli.main import main
 from frontend.errors import ConfigError, DataError, FrontendError, ImageError
+from frontend.extraction import Batch
 from frontend.extractor import ExtractorConfig, SuperPoint
 from frontend.feature_files import extract_files, extract_folder, read_features, write_features
 from frontend.folders import read_ahead
@@ -175,3 +176,22 @@ def test_the_command_goes_on_after_kill_9(folder: Path, tmp_path: Path, capsys: 
     assert capsys.readouterr().err.splitlines()[-1] == f"superpoint extract: {weights}: File exists"
     assert main([*arguments, "--half"]) == 2
     assert "holds features made with half = False; got True" in capsys.readouterr().err
+
+
+def test_an_image_without_memory_for_it_does_not_end_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = SuperPoint(network("edge"), device="cpu")
+    for name, size in (("a", 64), ("b", 128), ("c", 64)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((size, size), 90, np.uint8))
+    forward = SuperPoint.forward
+
+    def small_alone(self: SuperPoint, batch: Batch) -> object:
+        if batch.images.shape[-1] > 100:
+            raise MemoryError
+        return forward(self, batch)
+
+    monkeypatch.setattr(SuperPoint, "forward", small_alone)
+    found = list(extract_files(extractor, [tmp_path / f"{name}.png" for name in "abc"]))
+    assert [type(result).__name__ for _, result in found] == ["Features", "ImageError", "Features"]
+    assert str(found[1][1]).endswith("b.png: out of memory at 1 of 128 x 128; a smaller --resize needs less")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import msgpack
+import numpy as np
 
 from frontend.errors import ConfigError
 from service.client import results
@@ -22,6 +23,13 @@ class Dataclass(Protocol):
     """An instance of any dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no value of JSON; expected numbers, strings, lists and mappings")
 
 
 def open_sequence(
@@ -74,7 +82,7 @@ def open_sequence(
         "ttl_s": ttl_s,
     }
     given = {name: value for name, value in document.items() if value is not None}
-    body = json.dumps(given, allow_nan=False).encode()
+    body = json.dumps(given, allow_nan=False, default=_plain).encode()
     return Call("POST", "/v1/sequences", _opened, body=body, content_type=JSON)
 
 

@@ -61,6 +61,15 @@ def test_a_sequence_is_open_as_long_as_it_is_used(stub: StubSequences, url: str)
             sequence.close()  # and leaving does not mind
 
 
+def test_numbers_of_numpy_are_numbers(stub: StubSequences, url: str) -> None:
+    policy = {"max_gap": np.int64(3), "min_similarity": np.float32(0.5)}
+    with Client(url) as client, client.sequence(policy=policy, max_keypoints=np.int32(200)):
+        opened = stub.opened[-1]
+    assert (opened["policy"], opened["max_keypoints"]) == ({"max_gap": 3, "min_similarity": 0.5}, 200)
+    with Client(url) as client, pytest.raises(TypeError, match="set is no value of JSON"):
+        client.sequence(policy={"max_gap": {1}}).__enter__()
+
+
 def test_the_same_without_threads(stub: StubSequences, url: str) -> None:
     async def use() -> None:
         async with AsyncClient(url) as client:

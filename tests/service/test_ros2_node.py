@@ -20,7 +20,15 @@ from stub_sequences import StubSequences
 
 from frontend.errors import ConfigError, ImageError
 from service.client import results
-from service.ros2_conversion import MessageTypes, NormalisedVelocities, camera_of, cloud_of, pixels_of, stamp_of
+from service.ros2_conversion import (
+    MessageTypes,
+    NormalisedVelocities,
+    camera_of,
+    cloud_of,
+    image_size_of,
+    pixels_of,
+    stamp_of,
+)
 from service.ros2_node import Latest, RatePolicy, TrackNode, main
 
 Image, CameraInfo, PointCloud, ChannelFloat32 = (
@@ -58,6 +66,18 @@ def test_a_region_of_the_sensor_and_binning_move_the_camera() -> None:
     np.testing.assert_allclose(found, [[150, 0, 6], [0, 310 / 3, 2], [0, 0, 1]])
     message.binning_x = message.binning_y = 0  # not stated
     np.testing.assert_allclose(camera_of(message).K, [[300, 0, 12], [0, 310, 6], [0, 0, 1]])
+
+
+def test_the_size_of_images_follows_from_region_and_binning() -> None:
+    message = info()
+    message.width, message.height = 640, 480
+    assert image_size_of(message) == (640, 480)
+    message.binning_x, message.binning_y = 2, 4
+    assert image_size_of(message) == (320, 120)
+    message.roi.width, message.roi.height = 100, 80
+    assert image_size_of(message) == (50, 20)
+    message.width = message.roi.width = 0
+    assert image_size_of(message) is None
 
 
 @pytest.mark.parametrize(
@@ -365,6 +385,32 @@ def test_what_cannot_be_used_is_said_once(started: Running) -> None:
     started.stamp_ns += 3 * SECOND
     started.tracked()
     assert [level for level, text in node.log if "bayer" in text] == ["error"]
+
+
+def test_a_camera_that_is_not_calibrated_is_said_once_and_images_say_nothing_of_it(started: Running) -> None:
+    node = started.node
+    for _ in range(5):
+        node.subscriptions["camera_info"](info(k=[0.0] * 9))
+        started.show()
+    errors = [text for level, text in node.log if level == "error"]
+    assert len(errors) == 1
+    assert "is all zero, which means that it is not calibrated" in errors[0]
+
+
+def test_images_of_another_size_than_their_camera_are_refused(started: Running) -> None:
+    node, camera = started.node, info()
+    camera.width, camera.height = 9, 9
+    node.subscriptions["camera_info"](camera)
+    for _ in range(3):
+        started.show()
+    time.sleep(0.2)
+    assert not started.stub.frames
+    errors = [text for level, text in node.log if level == "error"]
+    assert len(errors) == 1
+    assert errors[0].endswith("expected 9 x 9, as its CameraInfo says")
+    # a camera of the images' size takes its place
+    node.subscriptions["camera_info"](info())
+    started.tracked()
 
 
 def test_an_address_that_is_none_is_refused_before_anything_runs() -> None:
