@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from frontend.cli.main import main
+from frontend.cli.train import _continued, _model_config
 from frontend.end_to_end import settle_pixels
 from frontend.errors import ConfigError
 from frontend.extraction import ExtractorConfig, candidates
@@ -145,6 +146,21 @@ def test_a_number_of_passes_is_checked_stored_and_adopted(tmp_path: Path) -> Non
     assert load_network(tmp_path / "a.safetensors")[1].config.refiner_passes == 3
     plain_network = SuperPointNet(ModelConfig(descriptor_dim=16)).eval()
     assert adopt_refiner(network, plain_network).config.refiner_passes == 3
+
+
+def test_one_pass_is_not_stated_and_more_survive_a_preset() -> None:
+    """Runs and readers of earlier versions know of no passes; presets do not know the weights' own number."""
+    slim = MODEL_PRESETS["slim"]
+    assert "refiner_passes" not in slim.to_dict()
+    twice = replace(slim, refiner_passes=2)
+    assert ModelConfig.from_dict(twice.to_dict()) == twice
+    assert _model_config(twice, {"model": "slim"}) == twice
+    assert _model_config(twice, {"model": ""}) == twice
+    # another refiner has its own
+    assert _model_config(twice, {"model": "edge"}) == MODEL_PRESETS["edge"]
+    # a run that goes on has the refiner that it adopted, and its passes
+    edge = replace(MODEL_PRESETS["edge"], refiner_options=slim.refiner_options, refiner_passes=2)
+    assert _continued(edge, {"model": "edge"}, {"refiner_sha256": "abc"}) == edge
 
 
 def test_the_command_sets_them_in_a_weight_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

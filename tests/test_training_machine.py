@@ -23,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import Dataset
 
 from frontend.cli.main import main
+from frontend.errors import ConfigError
 from frontend.folders import output_path
 from frontend.model import MODEL_PRESETS, ModelConfig, SuperPointNet
 from frontend.training import compilation
@@ -31,7 +32,7 @@ from frontend.training.ema import WeightAverage
 from frontend.training.labels import write_labels
 from frontend.training.state import export_state, import_state, read_checkpoint
 from frontend.training.synthetic import synthetic_image
-from frontend.training.tasks import MagicPointTask
+from frontend.training.tasks import MagicPointTask, SuperPointTask
 from frontend.training.trainer import TrainConfig, Trainer, TrainingError
 from frontend.weights import save_network
 
@@ -381,3 +382,40 @@ def test_ranks_hold_the_same_and_compute_what_one_process_computes(tmp_path: Pat
     losses = [[event.value for event in log.Scalars("loss/total")] for log in logs]
     assert len(losses[0]) == len(losses[1]) == 3
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-3)
+
+
+@pytest.mark.parametrize("wrong", [{"stop": -1}, {"warmup_steps": -5}])
+def test_negative_steps_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is -"):
+        TrainConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_refiner_that_is_to_learn_from_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="refined_points is 0; expected 1 or more"):
+        SuperPointTask(Shapes(), refined_points=0)
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is that before the update: where only its gradient fails, it says nothing of the weights."""
+    trainer(tmp_path, stop=3).run()
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def spoiled(parameters: list[torch.nn.Parameter], largest: float) -> torch.Tensor:
+        parameters[0].grad.fill_(float("nan"))  # type: ignore[union-attr]
+        return clip(parameters, largest)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoiled)
+    with pytest.raises(TrainingError, match="not finite at step 4"):
+        trainer(tmp_path, stop=4).run()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+
+
+def test_what_killed_checkpoints_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".checkpoint.pt.1234-abcd.tmp"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    trainer(tmp_path, stop=2).run()
+    assert not left.exists()

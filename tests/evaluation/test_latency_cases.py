@@ -27,6 +27,7 @@ from frontend.evaluation.latency_cases import (
 from frontend.evaluation.latency_models import ImageSource, default_models, find_model, open_extractor, runtimes_for
 from frontend.evaluation.latency_process import cold_start_cases, commit, machine, measure_memory
 from frontend.model import DenseMaps, ModelConfig, SuperPointNet
+from frontend.pipeline import MatchPipeline
 from frontend.weights import save_network
 
 TINY = ModelConfig(encoder="vgg(channels=[8, 8, 16, 16])", detector="paper", descriptor="paper", descriptor_dim=32)
@@ -111,7 +112,7 @@ def test_the_usual_superpoint_equals_loops() -> None:
         np.testing.assert_allclose(row, value / np.linalg.norm(value), atol=1e-5)
 
 
-def test_cases_of_a_model(tiny: Path, tmp_path: Path) -> None:
+def test_cases_of_a_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = find_model(str(tiny), tmp_path)
     assert model.label == "tiny"
     images = ImageSource().of_size((160, 120))
@@ -122,9 +123,13 @@ def test_cases_of_a_model(tiny: Path, tmp_path: Path) -> None:
     assert outcome.keypoints == 50
     assert {"preprocess", "network", "keypoints"} <= set(outcome.stages)
     assert (case.size, case.batch, case.keypoints, case.ours) == ((160, 120), 3, 50, True)
-    both = pair_case(extractor, model.label, ("torch", "float32"), images)
-    assert both.call() is None
-    assert (both.stage, both.batch, both.keypoints) == ("pair", 2, 1024)
+    both = pair_case(extractor, model.label, ("torch", "float32"), images, keypoints=60)
+    found: list[int] = []
+    match = MatchPipeline.match
+    with monkeypatch.context() as patch:
+        patch.setattr(MatchPipeline, "match", lambda *given: found.append(len(match(*given).features0)))
+        assert both.call() is None
+    assert (both.stage, both.batch, both.keypoints, found) == ("pair", 2, 60, [60])
     usual = usual_case(model, images, 50, "cpu")
     outcome = usual.call()
     assert outcome is not None
@@ -265,7 +270,7 @@ def test_whole_processes(tiny: Path, tmp_path: Path) -> None:
     (case,) = cold_start_cases(images, tmp_path, str(tiny))
     assert case.call() is None
     (broken,) = cold_start_cases(images, tmp_path, str(tiny), 0)
-    with pytest.raises(ConfigError, match=r"superpoint-match ended with 2: .*no-such-flag"):
+    with pytest.raises(ConfigError, match=r"superpoint-match ended with 2: .*--max-keypoints: '0' given"):
         broken.call()
     memory = measure_memory(("tiny", str(tiny)), ("torch", "float32"), "cpu", (160, 120), 8, None)
     assert memory.images == 8

@@ -100,6 +100,14 @@ def test_a_model_is_quantised_measured_and_used(
 
 def test_too_few_photographs_are_refused(photographs: Path, tmp_path: Path) -> None:
     save_network(tmp_path / "net.safetensors", unfolded("edge"))
+    # one that cannot be read does not count, wherever it comes in the order
+    almost = tmp_path / "almost"
+    almost.mkdir()
+    for file in sorted(photographs.iterdir())[:7]:
+        (almost / file.name).write_bytes(file.read_bytes())
+    (almost / "00.png").write_bytes(b"no image")
+    with pytest.raises(ConfigError, match="has 7 photographs; expected 8"):
+        quantisation.quantise_model(tmp_path / "net.safetensors", almost)
     for missing, message in ((tmp_path, "has 0 photographs; expected 8"), (tmp_path / "no", "is no folder")):
         with pytest.raises(ConfigError, match=message):
             quantisation.quantise_model(tmp_path / "net.safetensors", missing)
