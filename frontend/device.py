@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -121,6 +122,20 @@ def exactly(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def _cpu_has_bf16() -> bool:
+    """Whether training is faster in bf16: by instructions, not by a trial, so that a run goes on as it began.
+
+    Intel's CPUs with AVX-512's instructions for bf16 and without AMX multiply at the rate of float32 and convert besides:
+    superpoint-edge's training step took 1.65 s instead of 1.23 on one whose AMX was hidden.
+    """
     import torch
 
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return bool(torch.cpu._is_amx_tile_supported()) or not _is_intel()
+
+
+def _is_intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return "GenuineIntel" in platform.processor()

@@ -33,3 +33,21 @@ def test_unknown_devices_are_refused() -> None:
     for name in ("tpu", "cpu:0", "cuda:x"):
         with pytest.raises(ConfigError, match=f"device is '{name}'"):
             device.pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "tiles", "intel", "expected"),
+    [
+        (False, False, False, False),
+        (True, False, False, True),  # AMD from Zen 4 on
+        (True, False, True, False),  # Intel without AMX: as many products as in float32, and conversions
+        (True, True, True, True),
+    ],
+)
+def test_which_cpus_are_fast_in_bf16(
+    monkeypatch: pytest.MonkeyPatch, instructions: bool, tiles: bool, intel: bool, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: instructions)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(device, "_is_intel", lambda: intel)
+    assert device._cpu_has_bf16() is expected
