@@ -124,8 +124,8 @@ def exactly(x: Tensor) -> AbstractContextManager[Any]:
 def _cpu_has_bf16() -> bool:
     """Whether training is faster in bf16: by instructions, not by a trial, so that a run goes on as it began.
 
-    Intel's CPUs with AVX-512's instructions for bf16 and without AMX multiply at the rate of float32 and convert besides:
-    superpoint-edge's training step took 1.65 s instead of 1.23 on one whose AMX was hidden.
+    Intel's CPUs with AVX-512's instructions for bf16 but no AMX multiply at the rate of float32 and convert besides: on
+    one whose AMX was hidden superpoint-edge's training step took 1.65 s instead of 1.23.
     """
     import torch
 

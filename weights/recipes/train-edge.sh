@@ -1,6 +1,6 @@
 #!/bin/sh
 # Train superpoint-edge as it was released: sh weights/recipes/train-edge.sh PHOTOGRAPHS [RUNS]
-# For the last run of what was released the photographs had been reduced to a side of 480 pixels and compressed as JPEG of quality 78;
+# For the sixth run of what was released the photographs had been reduced to a side of 480 pixels and compressed as JPEG of quality 78;
 # this script does not do that.
 # Every command goes on where it stopped, so the script can be started again after any interruption.
 set -eu
@@ -29,4 +29,9 @@ superpoint label "$photographs" --model "$runs/superpoint/superpoint.safetensors
     --config "$recipes/edge-label4.toml" --out "$runs/labels4"
 superpoint train superpoint --images "$photographs" --labels "$runs/labels4" --workers 4 \
     --init "$runs/superpoint/superpoint.safetensors" --config "$recipes/edge-superpoint6.toml" --out "$runs/edge"
-superpoint export --format weights-float16 --model "$runs/edge/superpoint.safetensors" --out "$runs/superpoint-edge.safetensors"
+superpoint export --format weights-float16 --model "$runs/edge/superpoint.safetensors" --out "$runs/superpoint-edge-6.safetensors"
+superpoint label "$photographs" --model "$runs/superpoint-edge-6.safetensors" --refiner "$runs/superpoint-edge-6.safetensors" \
+    --config "$recipes/edge-label5.toml" --out "$runs/labels5"
+superpoint train superpoint --images "$photographs" --labels "$runs/labels5" \
+    --init "$runs/superpoint-edge-6.safetensors" --config "$recipes/edge-superpoint7.toml" --out "$runs/edge7"
+superpoint export --format weights-float16 --refiner-passes 2 --model "$runs/edge7/superpoint.safetensors" --out "$runs/superpoint-edge.safetensors"

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Train the learned matcher for superpoint-edge as it was released: sh weights/recipes/train-matcher.sh PHOTOGRAPHS [RUNS]
-# RUNS holds what train-edge.sh made: the first two runs are on features of the network before its last one.
+# RUNS holds what train-edge.sh made: the first two runs are on features of the network of its fifth run, the third of its sixth.
 # Every command goes on where it stopped, so the script can be started again after any interruption.
 set -eu
 photographs=${1:?usage: train-matcher.sh PHOTOGRAPHS [RUNS]}

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Train superpoint-slim as it was released: sh weights/recipes/train-slim.sh PHOTOGRAPHS [RUNS]
-# RUNS holds what train-edge.sh made: the first labels are by the network before its last run, the second by the last.
+# RUNS holds what train-edge.sh made: the first labels are by the network of its fifth run, the others by that of its sixth.
 # Every command goes on where it stopped, so the script can be started again after any interruption.
 set -eu
 photographs=${1:?usage: train-slim.sh PHOTOGRAPHS [RUNS]}
@@ -14,9 +14,13 @@ superpoint train superpoint --images "$photographs" --labels "$runs/slim-labels"
     --config "$recipes/slim-superpoint2.toml" --out "$runs/slim2"
 superpoint train superpoint --images "$photographs" --labels "$runs/slim-labels" --init "$runs/slim2/superpoint.safetensors" \
     --config "$recipes/slim-superpoint3.toml" --out "$runs/slim3"
-superpoint label "$photographs" --model "$runs/superpoint-edge.safetensors" --config "$recipes/slim-label2.toml" --out "$runs/slim-labels2"
+superpoint label "$photographs" --model "$runs/superpoint-edge-6.safetensors" --config "$recipes/slim-label2.toml" --out "$runs/slim-labels2"
 superpoint train superpoint --images "$photographs" --labels "$runs/slim-labels2" --init "$runs/slim3/superpoint.safetensors" \
     --config "$recipes/slim-superpoint4.toml" --out "$runs/slim4"
 superpoint train superpoint --images "$photographs" --labels "$runs/slim-labels2" --init "$runs/slim4/superpoint.safetensors" \
-    --config "$recipes/slim-superpoint5.toml" --out "$runs/slim"
+    --config "$recipes/slim-superpoint5.toml" --out "$runs/slim5"
+superpoint label "$photographs" --model "$runs/superpoint-edge-6.safetensors" --refiner "$runs/slim5/superpoint.safetensors" \
+    --config "$recipes/slim-label3.toml" --out "$runs/slim-labels3"
+superpoint train superpoint --images "$photographs" --labels "$runs/slim-labels3" --init "$runs/slim5/superpoint.safetensors" \
+    --config "$recipes/slim-superpoint6.toml" --out "$runs/slim"
 superpoint export --format weights-float16 --model "$runs/slim/superpoint.safetensors" --out "$runs/superpoint-slim.safetensors"

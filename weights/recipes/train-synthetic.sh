@@ -23,7 +23,7 @@ for seed in 40 41 42 43; do
 done
 superpoint train superpoint --images "$runs/scenes3" --labels "$runs/synthetic-labels3" --workers 4 \
     --init "$runs/synthetic/superpoint.safetensors" --config "$recipes/synthetic-superpoint3.toml" --out "$runs/synthetic3"
-superpoint export --format weights-float16 --model "$runs/synthetic3/superpoint.safetensors" --out "$runs/superpoint-synthetic.safetensors"
+superpoint export --format weights-float16 --refiner-passes 2 --model "$runs/synthetic3/superpoint.safetensors" --out "$runs/superpoint-synthetic.safetensors"
 # the matcher; it is for the model that the name of the weights says
 mkdir -p "$runs/now"
 cp "$runs/synthetic3/superpoint.safetensors" "$runs/now/superpoint-synthetic.safetensors"
