@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from frontend.blas import settle_waiting
+
 if TYPE_CHECKING:
     from frontend.errors import FrontendError
     from frontend.extractor import ExtractorConfig, SuperPoint
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from frontend.types import Features, Fundamental, Homography, Matches, MatchResult, Status
 
 __version__ = "0.1.0"
+
+settle_waiting()
 
 # loaded on first use, so that `--help` does not wait for torch
 _HOMES = {
