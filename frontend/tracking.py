@@ -259,7 +259,9 @@ class Tracker:
             # all of these were seen last in the same frame
             gone = gaps == gap
             if gone.sum() >= _LEAST_VERIFIED:
-                kept[gone] = self._motion(tracks.points[rows[gone]], points[columns[gone]]).inliers
+                since = self._motion(tracks.points[rows[gone]], points[columns[gone]])
+                if since.matrix is not None:
+                    kept[gone] = since.inliers
         return rows[kept], columns[kept], motion, share
 
     def _motion(self, before: Float64Array, now: Float64Array) -> Motion:
