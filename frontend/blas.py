@@ -13,7 +13,7 @@ def settle_waiting() -> None:
     """Let them sleep at once, unless the user says otherwise or NumPy is there already: it is read when that loads.
 
     With the default of 2^26 cycles, tens of milliseconds, they take the CPU from the next image's network: a pair of
-    images took 182 ms instead of 114 on two cores.
+    images took 181 ms instead of 114 on two cores.
     """
     if "numpy" not in sys.modules:
         os.environ.setdefault(VARIABLE, "4")

@@ -151,9 +151,9 @@ class Tracker:
         """
         if self._stamp_ns is not None and stamp_ns <= self._stamp_ns:
             raise SequenceError(f"frame has the stamp {stamp_ns} ns; expected one after {self._stamp_ns} ns")
-        if self._image_size not in (None, features.image_size):
-            (width, height), (before_w, before_h) = features.image_size, self._image_size or (0, 0)
-            raise SequenceError(f"frame is {width} x {height}; expected {before_w} x {before_h}, as the frames before")
+        if self._image_size is not None and self._image_size != features.image_size:
+            got, expected = (f"{width} x {height}" for width, height in (features.image_size, self._image_size))
+            raise SequenceError(f"frame is {got}; expected {expected}, as the frames before")
         points = features.keypoints.astype(np.float64)
         pair = None
         if right is not None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from frontend.errors import ConfigError
 from frontend.model import MODEL_PRESETS, SuperPointNet
 from frontend.refinement import PatchRefiner
 from frontend.training.datasets import WarpedPairs
@@ -219,3 +220,8 @@ def test_a_training_step_reaches_the_refiner() -> None:
     for layer in (network.refiner.local, network.refiner.position_out):
         assert layer.weight.grad is not None
         assert layer.weight.grad.any()
+
+
+def test_a_refiner_that_is_to_learn_from_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="refined_points is 0; expected 1 or more"):
+        SuperPointTask(WarpedPairs.__new__(WarpedPairs), refined_points=0)

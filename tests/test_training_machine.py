@@ -32,7 +32,7 @@ from frontend.training.ema import WeightAverage
 from frontend.training.labels import write_labels
 from frontend.training.state import export_state, import_state, read_checkpoint
 from frontend.training.synthetic import synthetic_image
-from frontend.training.tasks import MagicPointTask, SuperPointTask
+from frontend.training.tasks import MagicPointTask
 from frontend.training.trainer import TrainConfig, Trainer, TrainingError
 from frontend.weights import save_network
 
@@ -388,11 +388,6 @@ def test_ranks_hold_the_same_and_compute_what_one_process_computes(tmp_path: Pat
 def test_negative_steps_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is -"):
         TrainConfig(**wrong)  # type: ignore[arg-type]
-
-
-def test_a_refiner_that_is_to_learn_from_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="refined_points is 0; expected 1 or more"):
-        SuperPointTask(Shapes(), refined_points=0)
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_last_checkpoint(
