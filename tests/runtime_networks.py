@@ -30,6 +30,7 @@ def unfolded(preset: str) -> SuperPointNet:
                 torch.nn.init.zeros_(module.bias)
     if made.refiner is not None:
         with torch.no_grad():
-            made.refiner.position_out.weight *= 0.1  # type: ignore[union-attr, operator]
+            # twice: far enough for some to be at another pixel in the second pass
+            made.refiner.position_out.weight *= 1.0 if twice else 0.1  # type: ignore[union-attr, operator]
             made.refiner.local.weight *= 0.05  # type: ignore[union-attr, operator]
     return made.eval()

@@ -105,4 +105,7 @@ class Runtime(Protocol):
         Args:
             patches: (N, 1, patch, patch) float32 in [0, 1], contiguous; N >= 1.
             scores: (N,) float32, of the heat map.
+
+        Returns:
+            The caller's own: no later call changes it.
         """

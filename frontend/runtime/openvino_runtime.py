@@ -192,7 +192,8 @@ def _refiner(model: bytes, threads: int) -> Callable[[Float32Array, Float32Array
             patches = np.concatenate([patches, np.zeros((missing, *patches.shape[1:]), np.float32)])
             scores = np.concatenate([scores, np.zeros(missing, np.float32)])
         found = compiled({"patches": patches, "scores": scores})
-        return Refined(found["position"][:count], found["local"][:count])
+        # copies: the next call overwrites what this one gives, and of two passes both answers are needed
+        return Refined(found["position"][:count].copy(), found["local"][:count].copy())
 
     return refine
 

@@ -10,7 +10,7 @@ import pytest
 from runtime_networks import network
 
 from frontend.cpu_backend import CpuBackend
-from frontend.extractor import SuperPoint
+from frontend.extractor import ExtractorConfig, SuperPoint
 from frontend.image import to_gray
 from frontend.model import ModelConfig, SuperPointNet
 from frontend.runtime import openvino_runtime, runtime_for
@@ -182,3 +182,18 @@ def test_the_refiner_is_the_same_with_and_without_onnx_runtime(monkeypatch: pyte
     np.testing.assert_allclose(with_it.position, without.position, atol=1e-4)
     np.testing.assert_allclose(with_it.local, without.local, atol=1e-4)
     assert np.abs(with_it.local).max() > 0.01
+
+
+def test_two_passes_are_the_same_with_and_without_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first pass says of keypoints that stay is kept while the second one runs."""
+    config = ExtractorConfig(max_keypoints=150, detection_threshold=0.0)
+    given = [np.rint(255 * scene(96, 128, seed)).astype(np.uint8) for seed in (3, 4)]
+    with_it = SuperPoint(network("edge-twice"), config=config, device="cpu", runtime="openvino")
+    monkeypatch.setattr(openvino_runtime, "find_spec", lambda name: None)
+    without = SuperPoint(network("edge-twice"), config=config, device="cpu", runtime="openvino")
+    for _ in range(5):  # models are compiled anew for sizes that keep coming
+        for image in given:
+            expected, found = with_it.extract(image), without.extract(image)
+            np.testing.assert_allclose(found.keypoints, expected.keypoints, atol=1e-3)
+            np.testing.assert_allclose(found.sigmas, expected.sigmas, rtol=1e-3)
+            np.testing.assert_allclose(found.descriptors, expected.descriptors, atol=1e-3)
