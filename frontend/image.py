@@ -33,6 +33,7 @@ MIN_SIDE = 8
 
 _MAX_BYTES_PER_PIXEL = 32  # four channels of float64; a larger file cannot be one image within the pixel limit
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
+_STRIP = 1 << 16  # values brought to 8 bits at a time
 _SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".avif", ".gif", ".jp2"),
     *(".pbm", ".pgm", ".ppm", ".pnm", ".pam", ".pfm", ".hdr", ".pic", ".exr", ".ras", ".sr"),
@@ -209,8 +210,12 @@ def to_uint8(image: Image, white: int | None = None) -> NDArray[np.uint8]:
         offset, full = 0.0, 1.0 if high <= 1 else 255.0
     else:
         offset, full = 0.0, _full_scale(high) if white is None else float(white)
-    scaled = (image.astype(np.float64) - offset) * (255.0 / full)
-    return np.asarray(np.rint(np.minimum(scaled, 255.0)), np.uint8)
+    found = np.empty(image.shape, np.uint8)
+    rows = max(1, _STRIP // (image.size // len(image)))
+    for top in range(0, len(image), rows):  # doubles take eight times the memory of what comes out
+        scaled = (image[top : top + rows].astype(np.float64) - offset) * (255.0 / full)
+        found[top : top + rows] = np.rint(np.minimum(scaled, 255.0, out=scaled), out=scaled)
+    return found
 
 
 def _check_pixels(image: Image) -> None:
@@ -267,7 +272,9 @@ def to_gray(image: Image, white: int | None = None) -> Float32Array:
     elif kind == np.uint8:
         full = 255.0
     else:
-        full = _full_scale(float(image.max())) if white is None else float(white)
+        # what 16 bits are filled to is told by the colours: alpha may fill them whatever the camera's depth
+        colours = image[:, :, :3] if image.ndim == 3 else image
+        full = _full_scale(float(colours.max())) if white is None else float(white)
     pixels = _luminance(np.ascontiguousarray(image, dtype=kind))
     if kind.kind != "f":
         gray = np.multiply(pixels, np.float32(1.0 / full), dtype=np.float32)

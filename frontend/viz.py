@@ -39,10 +39,10 @@ def to_bgr(image: NDArray[Any]) -> Bgr:
     """
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)) or 0 in image.shape:
         raise ShapeError(f"image has shape {image.shape}, expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
-    pixels = np.ascontiguousarray(to_uint8(image))
+    pixels = np.ascontiguousarray(to_uint8(image if image.ndim == 2 else image[:, :, :3]))
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), np.uint8)
-    return pixels[:, :, :3].copy()
+    return pixels.copy() if np.may_share_memory(pixels, image) else pixels
 
 
 def draw_keypoints(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from frontend.image import (
     to_uint8,
 )
 from frontend.image_header import header_size
+from frontend.viz import to_bgr
 
 
 def encode(extension: str, image: np.ndarray, *options: int) -> bytes:
@@ -97,6 +99,14 @@ def test_white_may_be_said_for_all_frames_of_a_camera(rng: np.random.Generator) 
     np.testing.assert_array_equal(found, to_uint8(light, 4095))
 
 
+def test_alpha_does_not_say_how_deep_the_colours_are(rng: np.random.Generator) -> None:
+    colours = rng.integers(0, 4096, (40, 60, 3), dtype=np.uint16)
+    opaque = np.dstack([colours, np.full((40, 60, 1), 65535, np.uint16)])
+    np.testing.assert_array_equal(to_gray(opaque), to_gray(colours))
+    np.testing.assert_array_equal(to_bgr(opaque), to_bgr(colours))
+    assert to_bgr(opaque).max() == 255
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("white", [1.0, 255.0])
 def test_float_tiff_of_either_range(make_scene, dtype: type, white: float) -> None:
@@ -110,6 +120,16 @@ def test_values_outside_every_convention_are_stretched() -> None:
     np.testing.assert_array_equal(to_uint8(values), np.arange(256, dtype=np.uint8).reshape(16, 16))
     np.testing.assert_array_equal(to_uint8(np.full((8, 8), -3.0, np.float32)), np.zeros((8, 8), np.uint8))
     np.testing.assert_array_equal(to_uint8(np.array([[0, 70000]], np.int32)), [[0, 255]])
+
+
+def test_deep_images_take_little_more_memory_than_their_bytes(rng: np.random.Generator) -> None:
+    deep = rng.integers(0, 4096, (600, 800, 3), dtype=np.uint16)
+    tracemalloc.start()
+    found = to_uint8(deep)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, np.rint(deep * (255 / 4095)))
+    assert peak < 2.5 * deep.size
 
 
 def oriented(image: np.ndarray, orientation: int) -> np.ndarray:
