@@ -386,6 +386,8 @@ def test_a_graph_that_computes_something_else_is_passed_over(
     wrong = export_graph(tmp_path / "other.safetensors", "0" * 64)
     with pytest.raises(ConfigError, match="runtime 'openvino' does not compute this matcher: probabilities are off by"):
         open_graph(replace(right, model=wrong.model), "openvino")
+    with pytest.raises(ConfigError, match="runtime 'openvino' is installed, but cannot be used: "):
+        open_graph(replace(right, model=b"no graph"), "openvino")
     # its answers under the right weights' checksum
     damaged = folder_of(sha256_of(weights)) / "lightglue-1.npz"
     with np.load(damaged) as held:

@@ -14,7 +14,7 @@ import numpy as np
 
 from frontend.atomic import atomic_write
 from frontend.cpu_backend import CpuBackend
-from frontend.errors import ConfigError, ImageError
+from frontend.errors import ConfigError, ImageError, WeightsError
 from frontend.evaluation.homography import BenchmarkConfig, PairResult, Summary, evaluate_pair, summarize
 from frontend.evaluation.pairs import load_bgr, photo_pairs, reduce_image
 from frontend.extraction import ExtractorConfig
@@ -182,6 +182,8 @@ def quantise_model(
         raise ConfigError(f"{folder}: has {len(photographs)} photographs; expected {LEAST_PHOTOGRAPHS} or more")
     digest = sha256_of(path)
     graphs = store.load(digest) or select.export(load_network(name_or_path)[1])
+    if sha256_of(path) != digest:
+        raise WeightsError(f"weights {path} were replaced meanwhile; expected a file that stays")
     dense = quantise_dense(graphs.files["dense"], _inputs(photographs[::2][:MOST_CALIBRATION]))
     graphs = replace(graphs, files={**graphs.files, "dense-int8": dense})
     result = measure(name, graphs, photographs[1::2], runtime)
@@ -190,7 +192,7 @@ def quantise_model(
             f"int8 is refused: homography accuracy drops by {100 * result.drop:.1f} points; expected at most "
             f"{100 * _LARGEST_DROP:.0f}\n{result.summary()}"
         )
-    if not store.save(digest, graphs):
+    if not store.save(digest, graphs, new=("dense-int8",)):
         raise ConfigError(f"{store.cache_dir()}: cannot be written; expected a cache for the int8 graph")
     if out is not None:
         atomic_write(out, dense)

@@ -21,6 +21,7 @@ import numpy as np
 from frontend.atomic import atomic_write
 from frontend.errors import ConfigError
 from frontend.runtime.store import SHIPPED, folder_of
+from frontend.runtime.base import loading
 from frontend.runtime.threads import settle_threads
 from frontend.weights import sha256_of
 
@@ -131,10 +132,11 @@ def open_graph(graph: MatcherGraph, runtime: str) -> Run:
         runtime: "openvino" or "onnxruntime", installed.
 
     Raises:
-        ConfigError: it does not compute what PyTorch does.
+        ConfigError: it does not compute what PyTorch does, or cannot be loaded.
     """
-    run = (_in_openvino if runtime == "openvino" else _in_onnxruntime)(graph.model)
-    partner, probability = run(*probe(graph.input_dim))
+    with loading(runtime):
+        run = (_in_openvino if runtime == "openvino" else _in_onnxruntime)(graph.model)
+        partner, probability = run(*probe(graph.input_dim))
     # of an untrained matcher they are tiny; and among the least ones ties fall this way or that
     largest = max(float(graph.probability.max()), 1e-30)
     off = float(np.abs(probability - graph.probability).max()) / largest

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from frontend.errors import ConfigError
+from frontend.errors import ConfigError, FrontendError, is_lack_of_memory
 from frontend.postprocess import Gray
 from frontend.types import Float32Array
 
@@ -29,6 +31,24 @@ def check_names(runtime: str, precision: str) -> None:
         raise ConfigError(f"runtime is '{runtime}'; expected one of: {', '.join(RUNTIMES)}")
     if precision not in PRECISIONS:
         raise ConfigError(f"precision is '{precision}'; expected one of: {', '.join(PRECISIONS)}")
+
+
+@contextmanager
+def loading(runtime: str) -> Iterator[None]:
+    """Say in one line why a runtime that is installed cannot be used here.
+
+    Raises:
+        ConfigError: instead of whatever it raises, but for a lack of memory.
+    """
+    try:
+        yield
+    except FrontendError:
+        raise
+    except Exception as error:  # the runtimes have no errors in common
+        if is_lack_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"runtime '{runtime}' is installed, but cannot be used: {reason}") from error
 
 
 @dataclass(frozen=True)

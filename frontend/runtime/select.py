@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -18,7 +19,7 @@ import numpy as np
 
 from frontend.errors import ConfigError
 from frontend.runtime import parity, store
-from frontend.runtime.base import Maps, Runtime, check_names
+from frontend.runtime.base import Maps, Runtime, check_names, loading
 from frontend.runtime.threads import thread_count
 from frontend.weights import load_network, released_int8, resolve, sha256_of
 
@@ -49,9 +50,10 @@ def precisions_of(runtime: str) -> tuple[str, ...]:
     An emulated precision is hundreds of times slower, so it is not offered.
     """
     if runtime == "openvino":
-        from frontend.runtime.openvino_runtime import native_precisions
+        with loading(runtime):
+            from frontend.runtime.openvino_runtime import native_precisions
 
-        return (*native_precisions(), "int8")
+            return (*native_precisions(), "int8")
     if runtime == "onnxruntime":
         return ("float32", "int8")
     if runtime == "ncnn":
@@ -90,19 +92,21 @@ def build(graphs: store.Graphs, runtime: str, precision: str) -> Runtime:
             "'superpoint export --precision int8 --calibration DIR'"
         )
     made: Runtime
-    if runtime == "openvino":
-        from frontend.runtime.openvino_runtime import OpenVinoRuntime
+    with loading(runtime):
+        if runtime == "openvino":
+            from frontend.runtime.openvino_runtime import OpenVinoRuntime
 
-        made = OpenVinoRuntime(graphs.info, graphs.files, precision)
-    elif runtime == "ncnn":
-        from frontend.runtime.ncnn_runtime import NcnnRuntime
+            made = OpenVinoRuntime(graphs.info, graphs.files, precision)
+        elif runtime == "ncnn":
+            from frontend.runtime.ncnn_runtime import NcnnRuntime
 
-        made = NcnnRuntime(graphs.info, graphs.files, precision)
-    else:
-        from frontend.runtime.onnx_runtime import OnnxRuntime
+            made = NcnnRuntime(graphs.info, graphs.files, precision)
+        else:
+            from frontend.runtime.onnx_runtime import OnnxRuntime
 
-        made = OnnxRuntime(graphs.info, graphs.files, precision)
-    wrong = parity.difference(parity.unpack(graphs.files["probe"]), parity.ask(made), precision)
+            made = OnnxRuntime(graphs.info, graphs.files, precision)
+        found = parity.ask(made)
+    wrong = parity.difference(parity.unpack(graphs.files["probe"]), found, precision)
     if wrong is not None:
         raise ConfigError(f"runtime '{runtime}' in {precision} does not compute this network: {wrong}")
     return made
@@ -120,11 +124,6 @@ def export(network: SuperPointNet) -> store.Graphs:
     reference = TorchRuntime(network)
     probe = parity.pack(parity.ask(reference))
     return store.Graphs(reference.info, {**export_parts(network), "probe": probe})
-
-
-def _keep(digest: str, graphs: store.Graphs) -> None:
-    if not store.save(digest, graphs):
-        _tell_unkept(store.folder_of(digest))
 
 
 @cache
@@ -152,9 +151,15 @@ class _Network:
     def graphs(self) -> store.Graphs:
         if self._graphs is None:
             self._graphs = export(self.network)
-            if self.digest:
-                _keep(self.digest, self._graphs)
+            self._keep()
         return self._graphs
+
+    def _keep(self, new: Collection[str] | None = None) -> None:
+        # of a file that was replaced while it was loaded, the graphs are not those of the checksum
+        if not self.digest or sha256_of(resolve(self._source or "")[1]) != self.digest:
+            return
+        if not store.save(self.digest, self.graphs, new=new):
+            _tell_unkept(store.folder_of(self.digest))
 
     def prepare(self, runtime: str) -> None:
         """Make what a runtime loads, where it is not at hand."""
@@ -165,9 +170,9 @@ class _Network:
             return
         from frontend.runtime.ncnn_graph import export_ncnn
 
-        self._graphs = replace(graphs, files={**graphs.files, **export_ncnn(self.network)})
-        if self.digest:
-            _keep(self.digest, self._graphs)
+        made = export_ncnn(self.network)
+        self._graphs = replace(graphs, files={**graphs.files, **made})
+        self._keep(made)
 
     def build(self, runtime: str, precision: str) -> Runtime:
         if runtime != "torch":
@@ -285,10 +290,16 @@ def _timed(source: _Network, runtimes: tuple[str, ...], precision: str) -> list[
         with suppress(ConfigError):  # each candidate says so itself
             source.prepare(name)  # before the clock runs
     failure: ConfigError | None = None
+    offered: dict[str, tuple[str, ...]] = {}
+    for name in runtimes:
+        try:
+            offered[name] = precisions_of(name)
+        except ConfigError as error:
+            failure = failure or error
     # those that have the precision can say what is missing
-    having = [name for name in runtimes if precision == "auto" or precision in precisions_of(name)]
-    for name in having or runtimes:
-        kinds = [kind for kind in precisions_of(name) if kind != "int8"] if precision == "auto" else [precision]
+    having = [name for name, kinds in offered.items() if precision == "auto" or precision in kinds]
+    for name in having or offered:
+        kinds = [kind for kind in offered[name] if kind != "int8"] if precision == "auto" else [precision]
         for kind in kinds:
             began = time.perf_counter()
             try:

@@ -2,7 +2,8 @@
 
 A network's folder holds its files under names with their checksums, and ``index.json`` that lists them. Files come
 first and the index last, each under a temporary name that is renamed: whatever process is killed or runs beside
-another, an index names whole files. What does not fit its checksum counts as not there.
+another, an index names whole files, and one that adds a graph leaves those that others have added. What does not fit
+its checksum counts as not there.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ from frontend import __version__
 from frontend.atomic import atomic_write, remove_leftovers
 from frontend.runtime.base import NetworkInfo
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 FORMAT = 1
 """Of the graphs and of the index; another one is not read."""
 
@@ -28,6 +34,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "_graphs"
 """Where graphs may have been installed with the package, laid out as in the cache; the container image has them."""
 
 _INDEX = "index.json"
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -75,23 +82,51 @@ def _read(folder: Path) -> Graphs | None:
         return None
 
 
-def save(weights_sha256: str, graphs: Graphs, root: Path | None = None) -> bool:
-    """Store graphs, in the cache or below ``root``; False where it cannot be written, which is no reason to stop."""
+def save(weights_sha256: str, graphs: Graphs, root: Path | None = None, *, new: Collection[str] | None = None) -> bool:
+    """Store graphs, in the cache or below ``root``.
+
+    Args:
+        weights_sha256: of the weight file that they are of.
+        graphs: all that are at hand.
+        root: instead of the cache.
+        new: names of those that were made just now; all where None. Of any other name what has been stored stays, as
+            another process may have made it since these were loaded.
+
+    Returns:
+        False where the folder cannot be written, which is no reason to stop.
+    """
     folder = folder_of(weights_sha256, root)
-    entries = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-        for name, data in graphs.files.items():
-            digest = _digest(data)
-            entries[name] = {"file": f"{name}-{digest[:16]}", "sha256": digest}
-            path = folder / entries[name]["file"]
-            if not (path.is_file() and _digest(path.read_bytes()) == digest):
-                atomic_write(path, data)
-        atomic_write(folder / _INDEX, json.dumps({"info": asdict(graphs.info), "files": entries}, indent=1))
+        with _alone(folder):
+            remove_leftovers(folder)
+            stored = _read(folder)
+            kept = dict(stored.files) if stored is not None else {}
+            entries = {}
+            for name, data in {**graphs.files, **kept, **_only(graphs.files, new)}.items():
+                digest = _digest(data)
+                entries[name] = {"file": f"{name}-{digest[:16]}", "sha256": digest}
+                path = folder / entries[name]["file"]
+                if not (path.is_file() and _digest(path.read_bytes()) == digest):
+                    atomic_write(path, data)
+            atomic_write(folder / _INDEX, json.dumps({"info": asdict(graphs.info), "files": entries}, indent=1))
     except OSError:
         return False
     return True
+
+
+def _only(files: Mapping[str, bytes], names: Collection[str] | None) -> Mapping[str, bytes]:
+    return files if names is None else {name: files[name] for name in names}
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from changing a folder's index; the system lets go of it where this one is killed."""
+    with open(folder / _LOCK, "ab") as file:
+        if fcntl is not None:
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def load_note(weights_sha256: str, name: str) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from runtime_networks import unfolded
 
+from frontend.model import SuperPointNet
 from frontend.runtime import load_runtime, parity, select, store
 from frontend.weights import load_network, save_network, sha256_of
 
@@ -80,6 +81,65 @@ def test_graphs_that_came_with_the_package(weights: Path, tmp_path: Path, monkey
     found = store.load(digest)
     assert found is not None
     assert "dense-int8" in found.files
+
+
+def test_what_another_process_has_added_stays(weights: Path) -> None:
+    digest = sha256_of(weights)
+    made = select.export(load_network(weights)[1])
+    mine = dataclasses.replace(made, files={**made.files, "dense-int8": b"calibrated long ago"})
+    assert store.save(digest, mine)
+    # while this one converts, another one calibrates, and this one knows of it as little as of what came before
+    assert store.save(digest, dataclasses.replace(made, files={**made.files, "dense-int8": b"calibrated now"}))
+    for loaded in (mine, made):
+        converted = dataclasses.replace(loaded, files={**loaded.files, "ncnn-bin": b"converted"})
+        assert store.save(digest, converted, new=("ncnn-bin",))
+        found = store.load(digest)
+        assert found is not None
+        assert found.files == {**made.files, "dense-int8": b"calibrated now", "ncnn-bin": b"converted"}
+
+
+def test_processes_that_save_at_the_same_time_lose_nothing(weights: Path) -> None:
+    digest = sha256_of(weights)
+    made = select.export(load_network(weights)[1])
+    assert store.save(digest, made)
+    code = (
+        "import dataclasses, sys\nfrom frontend.runtime import store\n"
+        f"made = store.load({digest!r})\nprint('loaded', flush=True)\nsys.stdin.readline()\n"
+        "for n in range(20):\n    name = f'graph-{sys.argv[1]}-{n}'\n"
+        f"    assert store.save({digest!r}, dataclasses.replace(made, files={{**made.files, name: b'a'}}), new=(name,))"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(k)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for k in range(3)
+    ]
+    for process in running:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"loaded\n"
+        process.stdout.close()
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.close()  # all at once
+    assert [process.wait(200) for process in running] == [0, 0, 0]
+    found = store.load(digest)
+    assert found is not None
+    assert {name for name in found.files if name.startswith("graph")} == {
+        f"graph-{k}-{n}" for k in range(3) for n in range(20)
+    }
+
+
+def test_graphs_of_a_file_that_is_replaced_meanwhile_are_not_kept(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a training does that writes its weights while they are loaded."""
+    digest = sha256_of(weights)
+
+    def load_what_came_instead(source: Path) -> tuple[str, SuperPointNet]:
+        save_network(weights, unfolded("edge-dense"))
+        return load_network(source)
+
+    monkeypatch.setattr(select, "load_network", load_what_came_instead)
+    assert load_runtime(weights, "onnxruntime").info.patch == 0
+    assert store.load(digest) is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "swapped", "missing", "index", "empty index", "other index"])

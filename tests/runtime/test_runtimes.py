@@ -195,3 +195,28 @@ def test_a_graph_that_computes_something_else_is_refused(tmp_path, monkeypatch: 
     with pytest.raises(ConfigError, match="runtime 'onnxruntime' in float32 does not compute this network: heat"):
         load_runtime(tmp_path / "net.safetensors", "onnxruntime")
     assert load_runtime(tmp_path / "net.safetensors").name in ("torch", "openvino", "ncnn")
+
+
+@pytest.mark.parametrize("broken", ["import", "model"])
+def test_an_installed_runtime_that_does_not_load_is_passed_over(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """A library that is missing, a plugin, an operator: "auto" takes another, and by name it is one line."""
+    if broken == "import":
+        monkeypatch.setitem(sys.modules, "frontend.runtime.openvino_runtime", None)
+    else:
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("Exception from core.cpp:112:\nno plugin")
+
+        monkeypatch.setattr("frontend.runtime.openvino_runtime.OpenVinoRuntime.__init__", fail)
+    assert "openvino" in available_runtimes()
+    assert runtime_for(network("slim")).name in ("torch", "onnxruntime", "ncnn")
+    with pytest.raises(ConfigError, match="runtime 'openvino' is installed, but cannot be used: ") as caught:
+        runtime_for(network("slim"), "openvino", "float32")
+    assert "\n" not in str(caught.value)
+
+    def exhaust(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("frontend.runtime.onnx_runtime.OnnxRuntime.__init__", exhaust)
+    with pytest.raises(MemoryError):
+        runtime_for(network("slim"), "onnxruntime", "float32")
