@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -38,6 +39,15 @@ def test_failure_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
     atomic_write(target, "neu\u00e4")
     assert target.read_text("utf-8") == "neu\u00e4"
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    for target in (tmp_path / "folder", Path("/proc/a.json")):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        with pytest.raises(OSError, match=re.escape(str(target))) as caught:
+            atomic_write(target, "text")
+        assert caught.value.filename == str(target)
+        assert ".tmp" not in str(caught.value)
 
 
 def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ EXPORT_OPTIONS = (
         "refiner_passes", 0, "of the weight file, for weights-float16: how often keypoints are refined; 0 as it was"
     ),
 )
+_POST_PROCESSING = ("max_keypoints", "detection_threshold", "nms_radius", "border")
 _ABOUT = """\
 Without --with-postprocessing the graph gives the heat map and the semi-dense descriptors, and a refiner, where the
 network has one, lies beside it in NAME-refiner. With it, K keypoints of each image with scores (0 where there is none),
@@ -89,6 +90,9 @@ def _run(args: argparse.Namespace) -> int:
         return _write_half(args.model, args.out, values["refiner_passes"])
     if values["refiner_passes"]:
         raise ConfigError(f"--refiner-passes without --format {_HALF}; expected both or neither")
+    if not (values["with_postprocessing"] or values["with_matching"]):
+        others = [option.name for option in EXPORT_OPTIONS if option.name not in _POST_PROCESSING]
+        _refuse_others(values, others, "without --with-postprocessing the graph ends with the dense maps")
     from frontend.export import ExportConfig, export_network
     from frontend.extraction import ExtractorConfig
     from frontend.weights import load_network

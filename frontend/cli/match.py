@@ -391,7 +391,7 @@ def _save(name: str, data: bytes | str) -> None:
 
     try:
         atomic_write(name, data)
-    except OSError as error:  # named here, as the system names the temporary file
+    except OSError as error:
         raise ConfigError(f"{name}: cannot be written ({error.strerror or error})") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,6 +62,13 @@ class Case:
     keypoints: int = 1024
     ours: bool = True
     warm: bool = False
+
+    @property
+    def label(self) -> str:
+        """Method, runtime and what it is called with, in words."""
+        size = "" if self.size is None else f", {self.size[0]}x{self.size[1]}"
+        batch = "" if self.batch == 1 else f", batch {self.batch}"
+        return f"{self.method} ({self.runtime} {self.precision}{size}{batch})"
 
 
 @dataclass(frozen=True)
@@ -141,11 +149,16 @@ class Effort:
             raise ConfigError(f"effort is {self}; expected at least one round and more than 0 seconds")
 
 
+class _Failed(Exception):
+    """A case's call raised, which has been told."""
+
+
 def interleave(
     cases: Sequence[Case],
     effort: Effort,
     budget: Budget | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    failed: list[tuple[str, str]] | None = None,
 ) -> list[Row]:
     """Time cases in turns: A B C A B C ...
 
@@ -159,6 +172,8 @@ def interleave(
         effort: how long.
         budget: of the whole run.
         clock: seconds.
+        failed: is told of cases whose call raises, and why: they sit out the rest, and the others are measured.
+            Without it the exception is the caller's.
 
     Returns:
         Rows of each case: the whole call, then its parts in their order.
@@ -167,35 +182,53 @@ def interleave(
     samples: list[list[float]] = [[] for _ in cases]
     outcomes: list[list[Outcome]] = [[] for _ in cases]
     typical = [math.inf for _ in cases]
-    for i, case in enumerate(cases):
-        if case.warm:
-            continue
+    lost: set[int] = set()
+
+    def call(i: int) -> Outcome:
+        try:
+            return cases[i].call() or Outcome()
+        except Exception as error:  # other projects' own among them
+            if failed is None:
+                raise
+            lost.add(i)
+            failed.append((cases[i].label, (str(error).strip() or type(error).__name__).splitlines()[0]))
+            raise _Failed from error
+
+    def warm_up(i: int) -> None:
         spent = 0.0
         for _ in range(_CALLS):
             began = clock()
-            case.call()
+            call(i)
             typical[i] = clock() - began
             spent += typical[i]
             if spent >= min(_WARM, budget.left):
-                break
+                return
+
+    def measure(i: int) -> None:
+        if typical[i] < _FAST:
+            for _ in range(min(max(math.ceil(_SETTLE / typical[i]), 1), _REPEATS)):
+                call(i)
+        began = clock()
+        outcome = call(i)
+        samples[i].append(clock() - began)
+        outcomes[i].append(outcome)
+        typical[i] = min(samples[i])
+
+    for i, case in enumerate(cases):
+        if not case.warm:
+            with suppress(_Failed):
+                warm_up(i)
     for turn in range(effort.rounds):
         if turn and not budget.left:
             break
-        for i, (times, found, case) in enumerate(zip(samples, outcomes, cases, strict=True)):
-            if turn >= effort.least and sum(times) > effort.seconds:
+        for i, times in enumerate(samples):
+            over = turn >= effort.least and sum(times) > effort.seconds
+            if i in lost or over or (times and min(times) > budget.left):
                 continue
-            if times and min(times) > budget.left:
-                continue
-            if typical[i] < _FAST:
-                for _ in range(min(max(math.ceil(_SETTLE / typical[i]), 1), _REPEATS)):
-                    case.call()
-            began = clock()
-            outcome = case.call()
-            times.append(clock() - began)
-            typical[i] = min(times)
-            found.append(outcome or Outcome())
+            with suppress(_Failed):
+                measure(i)
     measured = zip(cases, samples, outcomes, strict=True)
-    return [row for case, times, found in measured for row in _rows(case, times, found)]
+    return [row for case, times, found in measured if times for row in _rows(case, times, found)]
 
 
 def _rows(case: Case, seconds: list[float], outcomes: list[Outcome]) -> list[Row]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from frontend.errors import ConfigError, ImageError
 from frontend.extractor import ExtractorConfig, SuperPoint
 from frontend.image import is_image_name, read_image
-from frontend.runtime import available_runtimes, precisions_of
+from frontend.runtime import PRECISIONS, RUNTIMES, available_runtimes, precisions_of
 from frontend.weights import DEFAULT_MODEL, list_models, resolve, save_network
 
 UInt8Image = NDArray[np.uint8]
@@ -108,6 +109,16 @@ def find_model(name: str, folder: Path) -> ModelUnderTest:
     return ModelUnderTest(f"{name}, random weights", str(path), trained=False)
 
 
+def find_models(names: Sequence[str], folder: Path) -> list[ModelUnderTest]:
+    """Each as :func:`find_model` finds it; what would have one label has its name for one, as it was given."""
+    found = [find_model(name, folder) for name in names]
+    labels = Counter(model.label for model in found)
+    return [
+        replace(model, label=name) if labels[model.label] > 1 else model
+        for model, name in zip(found, names, strict=True)
+    ]
+
+
 def default_models() -> list[str]:
     """The released models, the default one first; and vgg with random weights where none is the paper's network."""
     released = list(dict.fromkeys([DEFAULT_MODEL, *list_models()]))
@@ -118,8 +129,12 @@ def runtimes_for(device: str, runtimes: Sequence[str] = (), precisions: Sequence
     """Pairs of runtime and precision that this machine computes at speed, of those wanted (all where empty).
 
     Raises:
-        ConfigError: none is left.
+        ConfigError: a name is unknown, or none is left.
     """
+    for what, names, known in (("runtime", runtimes, RUNTIMES), ("precision", precisions, PRECISIONS)):
+        for name in names:
+            if name not in known[1:]:  # the first is "auto"
+                raise ConfigError(f"{what} is '{name}'; expected of: {', '.join(known[1:])}")
     if device != "cpu":
         pairs = [("torch", "float32"), ("torch", "bf16"), ("torch", "fp16")]
     else:

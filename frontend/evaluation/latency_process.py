@@ -110,13 +110,25 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *([path] if path else [])])}
 
 
-def cold_start_cases(images: Sequence[np.ndarray], folder: Path, model: str, keypoints: int = 1024) -> list[Case]:
+def cold_start_cases(
+    images: Sequence[np.ndarray],
+    folder: Path,
+    model: str,
+    pair: tuple[str, str] = ("auto", "auto"),
+    device: str = "cpu",
+    *,
+    limit_s: float | None = None,
+    keypoints: int = 1024,
+) -> list[Case]:
     """Cases that run ``superpoint-match`` on a pair of image files as a process of its own.
 
     Args:
         images: two, (H, W, 3) uint8 BGR.
         folder: where their files are written.
         model: released name or weight file.
+        pair: runtime and precision.
+        device: "cpu", "cuda" or "cuda:N".
+        limit_s: seconds after which the process is ended, and the case fails.
         keypoints: of an image.
     """
     import cv2
@@ -125,16 +137,21 @@ def cold_start_cases(images: Sequence[np.ndarray], folder: Path, model: str, key
     for file, image in zip(files, images, strict=False):
         cv2.imwrite(file, image, [cv2.IMWRITE_JPEG_QUALITY, 95])
     command = [sys.executable, "-m", "frontend.cli.match", *files, "--model", model, "--json", "-"]
-    command += ["--max-keypoints", str(keypoints)]
+    command += ["--max-keypoints", str(keypoints), "--device", device, "--runtime", pair[0], "--precision", pair[1]]
 
     def call() -> None:
-        done = subprocess.run(command, env=_environment(), capture_output=True, text=True)
+        try:
+            done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            raise ConfigError(f"superpoint-match had not ended after {limit_s:.0f} s") from None
         if done.returncode not in (0, 3):  # 3: no homography, which is a result
             raise ConfigError(f"superpoint-match ended with {done.returncode}: {done.stderr.strip()[-200:]}")
 
     height, width = images[0].shape[:2]
     size = (width, height)
-    return [Case("superpoint-match", call, "process", "auto", stage="process", size=size, batch=2, keypoints=keypoints)]
+    return [
+        Case("superpoint-match", call, "process", pair[1], stage="process", size=size, batch=2, keypoints=keypoints)
+    ]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from frontend.errors import ConfigError, FrontendError
 from frontend.evaluation import latency_peers
 from frontend.evaluation.latency import END_TO_END, Budget, Case, Effort, Row, interleave, scaling_exponent
 from frontend.evaluation.latency_cases import extraction_case, learned_cases, matching_cases, pair_case, usual_case
-from frontend.evaluation.latency_models import ImageSource, ModelUnderTest, find_model, open_extractor
+from frontend.evaluation.latency_models import ImageSource, ModelUnderTest, find_models, open_extractor
 from frontend.evaluation.latency_process import Memory, cold_start_cases, measure_memory
 from frontend.extractor import SuperPoint
 from frontend.types import Features
@@ -161,7 +161,7 @@ class Suite:
         """
         limit = self.config.seconds
         self._budget = Budget(limit)
-        self._models = [find_model(name, self.folder) for name in self.config.models]
+        self._models = find_models(self.config.models, self.folder)
         sections: dict[str, Callable[[], None]] = {
             "extraction": self._extraction,
             "matching": self._matching,
@@ -208,7 +208,8 @@ class Suite:
                 for pair, found in opened
                 if found is not None
             ]
-            rows = [row for row in interleave(cases, Effort(3, 1.0, 1), self._section) if row.stage == END_TO_END]
+            rows = interleave(cases, Effort(3, 1.0, 1), self._section, failed=self.skipped)
+            rows = [row for row in rows if row.stage == END_TO_END]
         rows = [row for row in rows if row.precision != "int8"]
         if not rows:
             return pairs[0]
@@ -216,7 +217,7 @@ class Suite:
         return best.runtime, best.precision
 
     def _time(self, cases: Sequence[Case]) -> list[Row]:
-        rows = interleave(cases, self.config.effort, self._section)
+        rows = interleave(cases, self.config.effort, self._section, failed=self.skipped)
         self.rows += rows
         return rows
 
@@ -259,7 +260,12 @@ class Suite:
         extractor = self.extractor(model, pair)
         keypoints = self.config.keypoints
         cases = [] if extractor is None else [pair_case(extractor, model.label, pair, images, keypoints=keypoints)]
-        self._time([*cases, *cold_start_cases(images, self.folder, model.source, keypoints)])
+        # what superpoint-match takes by itself, but where one was asked for
+        asked = self.config.pairs[0] if len(self.config.pairs) == 1 else ("auto", "auto")
+        limit = None if self.config.seconds is None else max(5.0, self._budget.left)
+        device = self.config.device
+        cold = cold_start_cases(images, self.folder, model.source, asked, device, limit_s=limit, keypoints=keypoints)
+        self._time([*cases, *cold])
 
     def _vary(self, cases: Sequence[Case], against: str, values: Sequence[float], stages: Sequence[str]) -> None:
         rows = self._time(cases)

@@ -286,16 +286,12 @@ def _timed(source: _Network, runtimes: tuple[str, ...], precision: str) -> list[
     image = parity.scene(*parity.TRIAL)[None, None]
     reference: Maps | None = None
     timed: list[_Timed] = []
-    for name in runtimes:
-        with suppress(ConfigError):  # each candidate says so itself
-            source.prepare(name)  # before the clock runs
-    failure: ConfigError | None = None
     offered: dict[str, tuple[str, ...]] = {}
     for name in runtimes:
-        try:
+        with suppress(ConfigError):  # one that does not load is left out; what cannot be exported says so below
             offered[name] = precisions_of(name)
-        except ConfigError as error:
-            failure = failure or error
+            source.prepare(name)  # before the clock runs
+    failure: ConfigError | None = None
     # those that have the precision can say what is missing
     having = [name for name, kinds in offered.items() if precision == "auto" or precision in kinds]
     for name in having or offered:

@@ -99,6 +99,27 @@ def test_slow_cases_sit_out_and_budgets_end() -> None:
     assert machine.now == 27.0
 
 
+def test_what_fails_sits_out_and_the_others_are_measured() -> None:
+    machine = Machine()
+    counter = itertools.count(1)
+
+    def fail() -> None:
+        machine.now += 1.0
+        if next(counter) > 2:
+            raise RuntimeError("out of memory\nat 0x0")
+
+    cases = [Case("late", fail), machine.case("a", 1.0), Case("early", lambda: print(1 / 0), "torch", batch=4)]
+    failed: list[tuple[str, str]] = []
+    rows = interleave(cases, Effort(3, 100.0, 3), clock=machine.clock, failed=failed)
+    assert [(row.method, row.samples) for row in rows] == [("late", 1), ("a", 3)]
+    assert failed == [
+        ("early (torch float32, 640x480, batch 4)", "division by zero"),
+        ("late (torch float32, 640x480)", "out of memory"),
+    ]
+    with pytest.raises(ZeroDivisionError):
+        interleave(cases[2:], Effort(3, 100.0, 3), clock=machine.clock)
+
+
 def test_every_case_is_measured_even_without_time() -> None:
     machine = Machine()
     rows = interleave(

@@ -24,7 +24,14 @@ from frontend.evaluation.latency_cases import (
     planar_matches,
     usual_case,
 )
-from frontend.evaluation.latency_models import ImageSource, default_models, find_model, open_extractor, runtimes_for
+from frontend.evaluation.latency_models import (
+    ImageSource,
+    default_models,
+    find_model,
+    find_models,
+    open_extractor,
+    runtimes_for,
+)
 from frontend.evaluation.latency_process import cold_start_cases, commit, machine, measure_memory
 from frontend.model import DenseMaps, ModelConfig, SuperPointNet
 from frontend.pipeline import MatchPipeline
@@ -166,8 +173,21 @@ def test_what_is_measured_by_default() -> None:
     assert len(set(pairs)) == len(pairs)
     assert runtimes_for("cpu", ["torch"], ["float32"]) == [("torch", "float32")]
     assert ("torch", "bf16") in runtimes_for("cuda")
-    with pytest.raises(ConfigError, match=r"no runtime of \['torch'\] in \['fp64'\]"):
-        runtimes_for("cpu", ["torch"], ["fp64"])
+    with pytest.raises(ConfigError, match=r"no runtime of \['torch'\] in \['fp16'\]"):
+        runtimes_for("cpu", ["torch"], ["fp16"])
+    with pytest.raises(ConfigError, match="precision is 'fp61'; expected of: float32, bf16, fp16, int8"):
+        runtimes_for("cuda", (), ["fp16", "fp61"])
+    with pytest.raises(ConfigError, match="runtime is 'onnx'; expected of: torch, onnxruntime, openvino, ncnn"):
+        runtimes_for("cpu", ["torch", "onnx"])
+
+
+def test_models_of_one_name_are_told_apart(tiny: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / tiny.name
+    other.parent.mkdir()
+    other.write_bytes(tiny.read_bytes())
+    names = [str(tiny), str(other), "superpoint-slim"]
+    assert [model.label for model in find_models(names, tmp_path)] == names
+    assert [model.label for model in find_models(names[:1], tmp_path)] == [tiny.stem]
 
 
 def test_planar_matches_are_of_one_homography() -> None:
@@ -269,7 +289,13 @@ def test_whole_processes(tiny: Path, tmp_path: Path) -> None:
     images = ImageSource().of_size((160, 120))
     (case,) = cold_start_cases(images, tmp_path, str(tiny))
     assert case.call() is None
-    (broken,) = cold_start_cases(images, tmp_path, str(tiny), 0)
+    (other,) = cold_start_cases(images, tmp_path, str(tiny), ("onnxruntime", "bf16"))
+    with pytest.raises(ConfigError, match="onnxruntime on this CPU has no instructions for it"):
+        other.call()
+    (slow,) = cold_start_cases(images, tmp_path, str(tiny), limit_s=0.01)
+    with pytest.raises(ConfigError, match="superpoint-match had not ended after 0 s"):
+        slow.call()
+    (broken,) = cold_start_cases(images, tmp_path, str(tiny), keypoints=0)
     with pytest.raises(ConfigError, match=r"superpoint-match ended with 2: .*--max-keypoints: '0' given"):
         broken.call()
     memory = measure_memory(("tiny", str(tiny)), ("torch", "float32"), "cpu", (160, 120), 8, None)

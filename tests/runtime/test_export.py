@@ -18,7 +18,7 @@ from frontend.cli.main import main
 from frontend.converters import original_state_dict
 from frontend.errors import ConfigError
 from frontend.export import ExportConfig, export_network
-from frontend.extraction import Batch, ExtractorConfig, Geometry
+from frontend.extraction import Batch, ExtractorConfig, Geometry, candidates
 from frontend.model import SuperPointNet, heatmap
 from frontend.runtime.parity import scene
 from frontend.torch_backend import TorchBackend
@@ -146,6 +146,8 @@ def test_dense_maps_and_the_refiner_beside_them_of_one_size(tmp_path: Path) -> N
         (("--precision", "int8"), "--calibration is missing"),
         (("--precision", "int8", "--with-postprocessing"), "--with-postprocessing has no effect: --precision int8"),
         (("--calibration", "photos"), "--calibration without --precision int8"),
+        (("--nms-radius", "8"), "--nms-radius has no effect: without --with-postprocessing"),
+        (("--format", "superpoint-v1", "--max-keypoints", "9"), "--max-keypoints has no effect: without --with-post"),
     ],
 )
 def test_the_command_refuses(arguments: tuple[str, ...], message: str, tmp_path: Path, capsys) -> None:
@@ -163,6 +165,13 @@ def test_the_command_writes(tmp_path: Path, capsys) -> None:
     assert main([*command, "--max-keypoints", "9"]) == 0
     assert capsys.readouterr().out == f"wrote {out}\n"
     assert run_onnx(out, images(64, 64, (0,)))["keypoints"].shape == (1, 9, 2)
+
+
+def test_the_recipe_for_tensorrt_says_how_many_keypoints_it_can_have() -> None:
+    most = 3840
+    for passes, said in ((1, most), (2, 3072)):
+        assert candidates(said, passes) <= most < candidates(said + 1, passes)
+        assert re.search(rf"\b{said}\b", (ROOT / "docs" / "tensorrt.md").read_text())
 
 
 def test_the_recipe_for_tensorrt_names_what_the_graph_has(tmp_path: Path) -> None:
