@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from frontend.blas import settle_waiting
+from frontend.blas import settle_blas
 
 if TYPE_CHECKING:
     from frontend.errors import FrontendError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-settle_waiting()
+settle_blas()
 
 # loaded on first use, so that `--help` does not wait for torch
 _HOMES = {

@@ -131,10 +131,10 @@ def runtimes_for(device: str, runtimes: Sequence[str] = (), precisions: Sequence
     Raises:
         ConfigError: a name is unknown, or none is left.
     """
-    for what, names, known in (("runtime", runtimes, RUNTIMES), ("precision", precisions, PRECISIONS)):
-        for name in names:
-            if name not in known[1:]:  # the first is "auto"
-                raise ConfigError(f"{what} is '{name}'; expected of: {', '.join(known[1:])}")
+    for what, wanted, (_auto, *real) in (("runtime", runtimes, RUNTIMES), ("precision", precisions, PRECISIONS)):
+        unknown = [name for name in wanted if name not in real]
+        if unknown:
+            raise ConfigError(f"{what} is '{unknown[0]}'; expected of: {', '.join(real)}")
     if device != "cpu":
         pairs = [("torch", "float32"), ("torch", "bf16"), ("torch", "fp16")]
     else:

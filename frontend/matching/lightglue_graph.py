@@ -22,7 +22,7 @@ from frontend.atomic import atomic_write
 from frontend.errors import ConfigError
 from frontend.runtime.base import loading
 from frontend.runtime.store import SHIPPED, folder_of
-from frontend.runtime.threads import settle_threads
+from frontend.threads import settle_threads
 from frontend.weights import sha256_of
 
 Answer = tuple[np.ndarray, np.ndarray]

@@ -15,7 +15,7 @@ from frontend.errors import ConfigError
 from frontend.postprocess import Gray
 from frontend.runtime.base import Maps, NetworkInfo, Refined
 from frontend.runtime.onnx_runtime import open_refiner
-from frontend.runtime.threads import settle_threads
+from frontend.threads import settle_threads
 from frontend.types import Float32Array
 
 

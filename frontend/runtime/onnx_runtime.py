@@ -8,7 +8,7 @@ from typing import Any
 from frontend.postprocess import Gray
 from frontend.runtime.base import Maps, NetworkInfo, Refined
 from frontend.runtime.privacy import without_telemetry
-from frontend.runtime.threads import settle_threads
+from frontend.threads import settle_threads
 from frontend.types import Float32Array
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from frontend.postprocess import Gray
 from frontend.runtime.base import FINE_BRANCH, Maps, NetworkInfo, Refined
 from frontend.runtime.privacy import without_telemetry
-from frontend.runtime.threads import settle_threads
+from frontend.threads import settle_threads
 from frontend.types import Float32Array
 
 _KEPT = 128  # kernels kept for shapes seen before; the default of thousands grows by megabytes with each new shape

@@ -20,7 +20,7 @@ import numpy as np
 from frontend.errors import ConfigError
 from frontend.runtime import parity, store
 from frontend.runtime.base import Maps, Runtime, check_names, loading
-from frontend.runtime.threads import thread_count
+from frontend.threads import thread_count
 from frontend.weights import load_network, released_int8, resolve, sha256_of
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from frontend.model import SuperPointNet
 from frontend.postprocess import Gray
 from frontend.runtime.base import Maps, Refined
 from frontend.runtime.graphs import DenseGraph, RefineGraph, info_of
-from frontend.runtime.threads import settle_threads
+from frontend.threads import settle_threads
 from frontend.types import Float32Array
 
 

@@ -16,7 +16,7 @@ from frontend.extractor import ExtractorConfig, StageTimes, SuperPoint
 from frontend.model import ModelConfig, SuperPointNet, heatmap
 from frontend.runtime import available_runtimes, load_runtime, precisions_of, runtime_for
 from frontend.runtime.parity import scene
-from frontend.runtime.threads import VARIABLE, settle_threads, thread_count
+from frontend.threads import VARIABLE, settle_threads, thread_count
 from frontend.torch_backend import TorchBackend
 from frontend.weights import save_network
 
@@ -158,7 +158,7 @@ def test_auto_says_what_is_missing_for_int8() -> None:
 
 def test_torch_is_told_its_threads_when_it_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
-    monkeypatch.setattr("frontend.runtime.threads.thread_count", lambda: 2)
+    monkeypatch.setattr("frontend.threads.thread_count", lambda: 2)
     monkeypatch.setattr(cv2, "setNumThreads", lambda count: None)
     monkeypatch.setenv(VARIABLE, "2")
     with monkeypatch.context() as patch:

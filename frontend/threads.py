@@ -1,4 +1,4 @@
-"""How many threads the CPU's libraries use: settled once for all of them."""
+"""How many threads the CPU's libraries use: settled once for all of them. Loads none of them by itself."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ def _quota() -> int:
         return _NO_LIMIT
 
 
-@cache
-def thread_count() -> int:
+def available_cpus() -> int:
+    """CPUs that this process may be scheduled on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def wanted_threads() -> int:
     """Threads of a library: $SUPERPOINT_THREADS, or the CPUs that this process may use.
 
     Raises:
@@ -35,8 +39,11 @@ def thread_count() -> int:
         if not asked.isdecimal() or int(asked) < 1:
             raise ConfigError(f"{VARIABLE} is '{asked}'; expected a whole number, 1 or more")
         return int(asked)
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(mine, _quota()))
+    return max(1, min(available_cpus(), _quota()))
+
+
+thread_count = cache(wanted_threads)
+"""The same, as it was at first."""
 
 
 def settle_threads() -> int:
