@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -43,7 +44,8 @@ class ModelInfo:
         trained_on: the images it was trained on, and the rights in them.
         recipe: how it was trained.
         figures: what it measures, by name.
-        int8: ONNX model of its dense part in int8, calibrated on what it was trained on; None where none was released.
+        int8: ONNX model of its dense part in int8, compressed by gzip and calibrated on what it was trained on; None
+            where none was released.
         int8_sha256: of that file, hexadecimal.
     """
 
@@ -226,7 +228,7 @@ def released_int8(weights_sha256: str) -> bytes | None:
         except OSError:
             raise WeightsError(f"the int8 graph of '{name}' is missing: expected {info.int8}") from None
         _check_released("int8 graph", info.int8, hashlib.sha256(data).hexdigest(), info.int8_sha256)
-        return data
+        return gzip.decompress(data)
     return None
 
 

@@ -23,7 +23,7 @@ from frontend.types import Float32Array
 _KEPT = 128  # kernels kept for shapes seen before; the default of thousands grows by megabytes with each new shape
 _OFTEN = 4  # calls with a size before the model is compiled for it, which takes a tenth of a second
 _SIZES = 5  # sizes that a model is compiled for, at most
-_HALF_SIZES = 8  # the same in half precision, where the size used longest ago makes room
+_EACH_SIZES = 8  # the same in half precision and int8, where the size used longest ago makes room
 _REMEMBERED = 1000  # sizes that are counted
 _MANY = 64  # patches are filled up to a multiple of this, so that their number takes few values
 
@@ -106,9 +106,17 @@ class _Model:
     Compiled for one size, a network is one to four milliseconds faster: otherwise shapes are worked out and memory is
     planned for each of its layers in every call. In half precision the two differ by what an image's keypoints show, so
     there every size is compiled for at once, and again where it had to make room: the same image always gives the same.
+    And so in int8, which OpenVINO 2026.4 computes wrongly for open sizes: the cosine of descriptors with the right ones
+    is .74, and 1 for a given size.
+
+    Args:
+        model: in ONNX.
+        hint: precision of what is not quantised.
+        threads: that compute.
+        quantised: whether it has layers in int8.
     """
 
-    def __init__(self, model: bytes, hint: str, threads: int) -> None:
+    def __init__(self, model: bytes, hint: str, threads: int, *, quantised: bool = False) -> None:
         self._source = _core().read_model(model)
         self.levels = False
         if hint != "f32":
@@ -120,8 +128,8 @@ class _Model:
             "INFERENCE_NUM_THREADS": threads,
             "CPU_RUNTIME_CACHE_CAPACITY": _KEPT,
         }
-        self._half = hint != "f32"
-        self._any_size = None if self._half else self._compile({})
+        self._each_size = quantised or hint != "f32"
+        self._any_size = None if self._each_size else self._compile({})
         self._seen: dict[_Shapes, int] = {}
         self._sized: OrderedDict[_Shapes, Any] = OrderedDict()
         self._lock = threading.Lock()
@@ -151,9 +159,9 @@ class _Model:
         """What is compiled for a size, now if it has come often enough; None where there is no such."""
         with self._lock:
             found = self._sized.get(key)
-            if self._half:
+            if self._each_size:
                 if found is None:
-                    if len(self._sized) >= _HALF_SIZES:
+                    if len(self._sized) >= _EACH_SIZES:
                         self._sized.popitem(last=False)
                     found = self._sized[key] = self._compile(dict(key))
                 self._sized.move_to_end(key)
@@ -213,7 +221,9 @@ class OpenVinoRuntime:
         self.info = info
         self.precision = precision
         threads = settle_threads()
-        self._dense = _Model(parts["dense-int8" if precision == "int8" else "dense"], _HINTS[precision], threads)
+        quantised = precision == "int8"
+        part = parts["dense-int8" if quantised else "dense"]
+        self._dense = _Model(part, _HINTS[precision], threads, quantised=quantised)
         self._refine = _refiner(parts["refine"], threads) if info.patch else None
         self.takes_bytes = self._dense.levels
 
