@@ -5,9 +5,15 @@ import sys
 from http.client import HTTPConnection, HTTPException
 
 
+def port() -> int:
+    """That the service listens at: as in service/settings.py, an address is none, which a service's name brings."""
+    given = os.environ.get("SUPERPOINT_PORT", "")
+    return 8000 if not given or given.startswith(("tcp://", "udp://", "sctp://")) else int(given)
+
+
 def ready() -> bool:
     # not urllib: it would ask the proxy of the environment
-    connection = HTTPConnection("127.0.0.1", int(os.environ.get("SUPERPOINT_PORT") or 8000), timeout=5)
+    connection = HTTPConnection("127.0.0.1", port(), timeout=5)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,14 @@ from frontend.types import Features
 from service.admission import Slot
 from service.bodies import Budget
 from service.engine import Engine, EngineConfig, configuration
-from service.errors import BadImageError, BadRequestError, DeadlineError, NotFoundError, UnavailableError
+from service.errors import (
+    BadImageError,
+    BadRequestError,
+    DeadlineError,
+    NotFoundError,
+    TooLargeError,
+    UnavailableError,
+)
 from service.matchers import Matchers
 from service.metrics import Metrics
 from service.room import Room
@@ -180,23 +188,43 @@ class Core:
         """When a request that is admitted now has to be done, by the engine's clock."""
         return time.monotonic() + self.settings.deadline_s
 
-    def _decoded_bytes(self, extractor: SuperPoint, data: bytes) -> int:
-        """What an image takes until the device has worked on it."""
-        side = (self.settings.max_pixels_mp * 1e6) ** 0.5
-        width, height = header_size(data) or (side, side)  # the most that it may be
-        return int(4 * min(_network_pixels(extractor, width, height), self.settings.max_pixels_mp * 1e6))
+    def _check_pixels(self, extractor: SuperPoint, name: str, size: tuple[int, int]) -> None:
+        """Refuse an image that is over the limit as it is, or as resized.
+
+        Raises:
+            TooLargeError: it is.
+        """
+        most, (width, height) = self.settings.max_pixels_mp, size
+        if width * height > most * 1e6:
+            raise TooLargeError(f"{name} is {width} x {height} pixels; expected at most {most:g} megapixels")
+        pixels = _network_pixels(extractor, width, height)
+        if pixels > most * 1e6:
+            made = f"resize makes {pixels / 1e6:.1f} megapixels of {name}, {width} x {height}"
+            raise TooLargeError(f"{made}; expected at most {most:g}")
+
+    def _decoded_bytes(self, extractor: SuperPoint, data: bytes, name: str) -> int:
+        """The most that an image holds at once until the device has worked on it, by its header.
+
+        That is, of colours of 16 bits, the decoder's pixels and their copy, and later bytes of colours, the network's
+        input and its copy with padding. Floats, JPEG 2000 and AVIF, which are rare, take up to twice as much.
+
+        Raises:
+            TooLargeError: it is over the limit of pixels.
+        """
+        size = header_size(data)
+        if size is not None:
+            self._check_pixels(extractor, name, size)
+        most = self.settings.max_pixels_mp * 1e6
+        width, height = size or (most**0.5, most**0.5)  # the most that it may be
+        given, seen = width * height, min(_network_pixels(extractor, width, height), most)
+        return int(max(12 * given, 3 * given + 8 * seen))
 
     def _prepare(self, extractor: SuperPoint, data: bytes, name: str) -> Prepared:
         began = time.perf_counter()
-        most = self.settings.max_pixels_mp
         try:
-            image = decode_image(data, name, max_pixels=int(most * 1e6), white=extractor.config.white)
-            pixels = _network_pixels(extractor, image.shape[1], image.shape[0])
-            if pixels > most * 1e6:
-                size = f"{image.shape[1]} x {image.shape[0]}"
-                raise BadRequestError(
-                    f"resize makes {pixels / 1e6:.1f} megapixels of {name}, {size}; expected at most {most:g}"
-                )
+            # without its own limit: too many pixels are another refusal than what cannot be read
+            image = decode_image(data, name, max_pixels=sys.maxsize, white=extractor.config.white)
+            self._check_pixels(extractor, name, (image.shape[1], image.shape[0]))
             prepared = extractor.prepare(image)
         except (ImageError, ShapeError) as error:
             raise BadImageError(str(error)) from None
@@ -210,6 +238,7 @@ class Core:
 
         Raises:
             BadImageError: an image cannot be used.
+            TooLargeError: one has more pixels than the limit, as it is or as resized.
             DeadlineError: they were not ready in time.
             UnavailableError: the device failed, or the service is stopping.
         """
@@ -218,7 +247,7 @@ class Core:
         async def one(name: str, data: bytes, slot: Slot) -> Features:
             submitted = False
             try:
-                async with self.decoded.hold(self._decoded_bytes(extractor, data)):
+                async with self.decoded.hold(self._decoded_bytes(extractor, data, name)):
                     prepared = await loop.run_in_executor(self._pool, self._prepare, extractor, data, name)
                     submitted = True
                     return await asyncio.wrap_future(self.engine.submit(extractor, prepared, deadline, slot))
@@ -320,6 +349,16 @@ class Core:
         if self.stopping:
             raise UnavailableError("the service is shutting down")
 
+    def require_places(self, count: int, *, searches: bool = False) -> None:
+        """Refuse, before a body is read, whom :meth:`reserve` would refuse; nothing is held while the body comes.
+
+        Raises:
+            UnavailableError: the service is not ready.
+            OverloadedError: the queue is full.
+        """
+        for slot in self.reserve(count, searches=searches):
+            slot.release()
+
     def reserve(self, count: int, *, searches: bool = False, accepted: bool = False) -> list[Slot]:
         """Places in the queue, see :meth:`Engine.reserve`.
 
@@ -341,5 +380,6 @@ class Core:
 
 def _network_pixels(extractor: SuperPoint, width: float, height: float) -> float:
     """Pixels that the network sees of an image, but for padding."""
-    scale = 1.0 if extractor.config.resize is None else extractor.config.resize / max(width, height)
+    # a header may say 0 x 0
+    scale = 1.0 if extractor.config.resize is None else extractor.config.resize / max(width, height, 1)
     return width * height * scale**2

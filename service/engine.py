@@ -115,6 +115,10 @@ class Engine:
         config: settings.
         observer: is told of batches and drops.
         clock: seconds that never go back.
+
+    Attributes:
+        when_device_fails: called in the device's thread with the reason, once, when what waited has been refused: from
+            then on everything is, since a device that has failed works again in another process at best.
     """
 
     def __init__(
@@ -133,6 +137,7 @@ class Engine:
         self._accepting = True
         self._stopping = False
         self._failure: str | None = None
+        self.when_device_fails: Callable[[str], None] = lambda reason: None
         self._beat = clock()
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
 
@@ -358,7 +363,7 @@ class Engine:
 
     def _refuse_all(self, failure: str) -> None:
         with self._condition:
-            self._failure = failure
+            known, self._failure = self._failure is not None, failure
             waiting: list[_Item | _Call] = [item for bucket in self._buckets.values() for item in bucket.items]
             waiting += [*self._calls, *self._pieces]
             self._buckets, self._queued = {}, 0
@@ -367,6 +372,8 @@ class Engine:
         for one in waiting:
             if one.future.set_running_or_notify_cancel():
                 one.future.set_exception(UnavailableError("the device has failed"))
+        if not known:
+            self.when_device_fails(failure)
 
 
 def extract_prepared(extractor: SuperPoint, prepared: list[Prepared]) -> list[Features]:

@@ -46,7 +46,7 @@ class BadImageError(ServiceError):
 
 
 class TooLargeError(ServiceError):
-    """A body or an image is over its limit."""
+    """A body, an image as it is or as resized, or what is to be kept of it, is over its limit."""
 
     status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large"
 

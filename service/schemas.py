@@ -310,6 +310,8 @@ def document_components(app: FastAPI) -> None:
     made: Callable[[], dict[str, Any]] = app.openapi
 
     def openapi() -> dict[str, Any]:
+        if app.openapi_schema is not None:  # requests ask for it: it is made once
+            return app.openapi_schema
         document = made()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         for model in (Problem, PointsDocument):

@@ -240,7 +240,7 @@ class TrackedFrameDocument(BaseModel):
     )
     matrix: Matrix3 | None = Field(
         description="(3, 3) of that model, frame before to this one; an essential matrix is of normalised coordinates, "
-        "the others are of pixels."
+        "the others are of pixels, undistorted ones where the camera has distortion."
     )
     inlier_share: float = Field(ge=0, le=1, description="Of the matches with the frame before, those that it explains.")
     pose: PoseDocument | None = Field(

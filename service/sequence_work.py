@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from frontend.camera import Camera
-from frontend.errors import FrontendError
+from frontend.errors import FrontendError, SequenceError
 from frontend.stereo import StereoRig
 from frontend.tracking import Tracker, TrackerConfig
 from frontend.types import Features, TrackedFrame
 from service.admission import Slot
 from service.core import Core
-from service.errors import BadRequestError
+from service.errors import BadImageError, BadRequestError
 from service.routes.common import Encoding, encoded_descriptors
 from service.sequence_documents import CameraDocument, OpenSequence
 from service.sessions import Session, Turn
@@ -101,9 +101,7 @@ def status_document(session: Session) -> dict[str, Any]:
     }
 
 
-async def track_frame(
-    core: Core, session: Session, given: Given, descriptors: Encoding, slots: list[Slot] | None = None
-) -> dict[str, Any]:
+async def track_frame(core: Core, session: Session, given: Given, descriptors: Encoding) -> dict[str, Any]:
     """Extract the features of a frame, and track it when its turn has come.
 
     Features of several frames of a sequence may be extracted at the same time; tracks are made in the order of the
@@ -114,22 +112,21 @@ async def track_frame(
         session: that the frame continues.
         given: the frame.
         descriptors: their type in the answer.
-        slots: places in the queue that have been reserved already, one at least; they are released here.
 
     Returns:
         See :class:`service.sequence_documents.TrackedFrameDocument`.
 
     Raises:
         OutOfOrderError: a frame with this stamp or a later one has been tracked.
+        BadImageError: the image has another size than those of the frames before.
         ServiceError: see :meth:`service.core.Core.features` and :meth:`service.core.Core.reserve`.
     """
     began, deadline = time.perf_counter(), core.deadline()
-    slots = slots or []
+    slots: list[Slot] = []
     turn: Turn | None = None
     try:
         turn = session.queue(given.stamp_ns)
-        if missing := len(given.images) - len(slots):  # who has a place is not asked again whether there is one
-            slots += core.reserve(missing, accepted=True)
+        slots = core.reserve(len(given.images), accepted=True)
         features = await core.features(session.extractor, given.images, deadline, slots)
         extracted = time.perf_counter()
         await core.in_time(turn.come(), deadline)
@@ -145,6 +142,8 @@ async def track_frame(
 
         update = partial(session.tracker.update, features[0], given.stamp_ns, right)
         frame = await core.in_thread(update, deadline, done, tracking=True)
+    except SequenceError as error:  # of another size
+        raise BadImageError(str(error)) from None
     finally:
         if turn is not None:
             turn.release()

@@ -77,7 +77,9 @@ class _Impatient:
 
 
 class ImpatientProtocol(_Impatient, H11Protocol):
-    """Closes a connection whose request headers, or whose reading of an answer, take too long."""
+    """Closes a connection whose request headers, whose rest of a body that was not waited for, or whose reading of an
+    answer, take too long.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -87,9 +89,16 @@ class ImpatientProtocol(_Impatient, H11Protocol):
         before = self.cycle
         super().data_received(data)
         if self.cycle is not before:  # the headers are complete
-            self._timers.stop("headers")
+            self._timers.stop("headers", "body")
         elif self.conn.their_state is h11.IDLE and (before is None or before.response_complete):
+            self._timers.stop("body")
             self._timers.start("headers", self.transport)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        # uvicorn waits for the next request, and no more once a byte has come; yet the client may still read and send
+        if self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY:
+            self._timers.start("body", self.transport)
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         self._timers.stop("headers")
@@ -101,7 +110,11 @@ class ImpatientWebSocket(_Impatient, AutoWebSocketsProtocol):  # type: ignore[mi
 
 
 class GracefulServer(uvicorn.Server):
-    """Finishes streams before it closes connections, which uvicorn does to WebSockets at once.
+    """Finishes streams before it closes connections, which uvicorn does to WebSockets at once; and ends where nothing
+    works, or no longer.
+
+    A device that has failed works again in another process at best. What was accepted is refused, as under any other
+    server, and then whoever supervises this one can start another: many look at its end alone, and not at its health.
 
     Args:
         config: uvicorn's.
@@ -112,11 +125,16 @@ class GracefulServer(uvicorn.Server):
         super().__init__(config)
         self._core = core
         core.when_start_fails = self._give_up
+        core.engine.when_device_fails = self._device_failed
         self.gave_up = False
+
+    def _device_failed(self, reason: str) -> None:
+        _LOG.error("the device has failed: %s; ending, as a restarted process may find it working", reason)
+        self._give_up()
 
     def _give_up(self) -> None:
         """End instead of answering that nothing works: whoever supervises the process sees it, and may try again."""
-        self.gave_up = not self.should_exit  # else it was told to end, and that is why
+        self.gave_up |= not self.should_exit  # else it was told to end, and that is why
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -146,7 +164,7 @@ def run(settings: Settings) -> int:
     """Serve until a signal ends it, and finish what was accepted by then.
 
     Returns:
-        The exit code: 0, or 2 where the server could not start, or the models could not be loaded.
+        The exit code: 0, or 2 where the server could not start, the models could not be loaded, or the device failed.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it quotes bodies

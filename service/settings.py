@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
@@ -13,6 +14,10 @@ _ELSEWHERE = {
     f"SUPERPOINT_{name}"
     for name in ("THREADS", "WEIGHTS_DIR", "API_KEY", "PUBLISH", "PUBLISH_PORT", "OPTIONS", "FUZZ_EXAMPLES")
 }
+# what Kubernetes sets for a Service called superpoint, and Docker for a link
+_OF_A_SERVICE = re.compile(
+    r"SUPERPOINT_(NAME|ENV_\w+|SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
 
 
 class Settings(BaseSettings):
@@ -45,7 +50,7 @@ class Settings(BaseSettings):
     max_body_mb: float = Field(default=32.0, gt=0, description="largest request body")
     max_pixels_mp: float = Field(default=40.0, gt=0, description="largest image, megapixels, as it is and as resized")
     max_decoded_mb: float = Field(
-        default=2048.0, gt=0, description="decoded images that wait for the device; others wait to be decoded"
+        default=2048.0, gt=0, description="images that are decoded or wait for the device; others wait before that"
     )
     max_keypoints: int = Field(default=4096, ge=1, description="most keypoints that a request may ask for")
     warmup: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -80,12 +85,24 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("port", mode="before")
+    @classmethod
+    def take_no_address(cls, value: object) -> object:
+        """Leave ``tcp://ADDRESS:PORT`` aside: Kubernetes and Docker set that for a service called superpoint."""
+        if isinstance(value, str) and value.startswith(("tcp://", "udp://", "sctp://")):
+            return cls.model_fields["port"].default
+        return value
+
 
 def unknown_variables() -> list[str]:
-    """Variables of the environment that start as settings do, and are none: misspelt, as a rule."""
+    """Variables of the environment that start as settings do, and are none: misspelt, as a rule.
+
+    Those that a container gets of a service called superpoint are not among them.
+    """
     prefix = Settings.model_config["env_prefix"]
     known = {prefix + name.upper() for name in Settings.model_fields} | _ELSEWHERE
-    return sorted(name for name in os.environ if name.startswith(prefix) and name not in known)
+    ours = (name for name in os.environ if name.startswith(prefix) and not _OF_A_SERVICE.fullmatch(name))
+    return sorted(name for name in ours if name not in known)
 
 
 def described() -> str:

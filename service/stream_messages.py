@@ -14,6 +14,8 @@ from service.sequence_work import Given
 
 MAX_STAMP = 2**63 - 1
 _MAX_ID = 256
+_MAX_HEADER = 4096  # characters; a frame_id has up to 12 for each of its own, where they are escaped
+_MAX_MEMBERS = 16  # more than there are, so that one too many is named
 _NAMES = frozenset({"stamp_ns", "frame_id", "image", "right"})
 
 
@@ -61,6 +63,8 @@ class Header:
         Raises:
             BadRequestError: it is no header.
         """
+        if len(text) > _MAX_HEADER:  # it is parsed on the event loop
+            raise BadRequestError(f"text message has {len(text)} characters; expected at most {_MAX_HEADER}")
         try:
             document = orjson.loads(text)
         except orjson.JSONDecodeError:
@@ -93,6 +97,23 @@ def frame_of_header(header: Header, images: list[bytes | str]) -> Given:
     return Given(header.stamp_ns, header.frame_id, found)
 
 
+def _flat_map(data: bytes) -> Any:
+    """What a message holds, without lists, and maps in maps: of next to nothing, they take 64 times its bytes.
+
+    Raises:
+        ValueError: it has some.
+    """
+    maps: list[dict[Any, Any]] = []
+
+    def only(found: dict[Any, Any]) -> dict[Any, Any]:
+        maps.append(found)
+        if len(maps) > 1:  # the innermost are made first
+            raise ValueError("maps in a map")
+        return found
+
+    return msgpack.unpackb(data, raw=False, max_array_len=0, max_map_len=_MAX_MEMBERS, object_hook=only)
+
+
 def frame_of_message(data: bytes) -> Given:
     """The frame of a binary message.
 
@@ -100,11 +121,11 @@ def frame_of_message(data: bytes) -> Given:
         BadRequestError: it is none.
     """
     try:
-        document = msgpack.unpackb(data, raw=False)
+        document = _flat_map(data)
     except Exception:  # whatever the parser raises, the message is at fault
         document = None
     if not isinstance(document, dict):
-        raise BadRequestError("message is no map of MessagePack; expected stamp_ns, frame_id, image and right")
+        raise BadRequestError("message is no flat map of MessagePack; expected stamp_ns, frame_id, image and right")
     _refuse_unknown(document, _NAMES)
     images = [(name, document.get(name)) for name in ("image", "right")]
     found = [(name, data) for name, data in images if isinstance(data, bytes)]

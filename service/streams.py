@@ -86,7 +86,11 @@ def _check_origin(websocket: WebSocket, allowed: tuple[str, ...]) -> None:
     origin = websocket.headers.get("origin")
     if origin is None or origin in allowed or "*" in allowed:
         return
-    if urlsplit(origin).netloc != websocket.headers.get("host"):
+    try:
+        host = urlsplit(origin).netloc
+    except ValueError:  # it is no address, and so not ours
+        host = None
+    if host is None or host != websocket.headers.get("host"):
         raise ForbiddenError(f"origin {origin[:128]!r} may not ask; expected this host, or one of CORS_ORIGINS")
 
 

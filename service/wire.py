@@ -23,6 +23,8 @@ JSON = "application/json"
 MSGPACK = "application/msgpack"
 NPZ = "application/x-npz"
 FORMATS = (JSON, MSGPACK, NPZ)
+_MAX_DTYPE = 16  # characters; a long text is a type of many fields
+_MEMBER = b"PK\x01\x02"  # begins what the directory of an archive says of a member
 
 
 def negotiate(accept: str | None) -> str | None:
@@ -33,21 +35,30 @@ def negotiate(accept: str | None) -> str | None:
     """
     if not accept:
         return JSON
-    best: tuple[float, str] | None = None
-    for part in accept.split(","):
-        kind, *parameters = (piece.strip() for piece in part.split(";"))
-        quality = 1.0
-        for parameter in parameters:
-            name, _, value = parameter.partition("=")
-            if name.strip() == "q":
-                try:
-                    quality = float(value)
-                except ValueError:
-                    quality = 0.0
-        allowed = [f for f in FORMATS if kind in (f, "*/*") or (kind.endswith("/*") and f.startswith(kind[:-1]))]
-        if allowed and math.isfinite(quality) and quality > 0 and (best is None or quality > best[0]):
-            best = (quality, allowed[0])
-    return best and best[1]
+    ranges = [_range(part) for part in accept.split(",")]
+    chosen, best = None, (0.0, 0)
+    for form in FORMATS:
+        # the closest range has the say: what it excludes no wildcard allows
+        names = (form, form.partition("/")[0] + "/*", "*/*")
+        fitting = [(-names.index(kind), quality, -n) for n, (kind, quality) in enumerate(ranges) if kind in names]
+        offer = max(fitting, default=(0, 0.0, 0))[1:]
+        if offer > best:
+            chosen, best = form, offer
+    return chosen
+
+
+def _range(part: str) -> tuple[str, float]:
+    """Kind and quality of a part of an Accept header."""
+    kind, *parameters = (piece.strip() for piece in part.split(";"))
+    quality = 1.0
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            try:
+                quality = float(value)
+            except ValueError:
+                quality = 0.0
+    return kind, quality if math.isfinite(quality) else 0.0
 
 
 def encode(result: Mapping[str, Any], kind: str) -> bytes:
@@ -65,20 +76,28 @@ def encode(result: Mapping[str, Any], kind: str) -> bytes:
     return orjson.dumps(result, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def decode(body: bytes, kind: str) -> dict[str, Any]:
+def decode(body: bytes, kind: str, most: int | None = None) -> dict[str, Any]:
     """What :func:`encode` wrote; arrays of JSON stay lists.
 
+    Args:
+        body: that was received.
+        kind: one of :data:`FORMATS`.
+        most: values that a stranger's body may have, those in arrays of the binary formats not counted: as empty lists
+            they take 64 times its bytes. None for any number.
+
     Raises:
-        ValueError: the body is none of this format.
+        ValueError: the body is none of this format, or has more values.
     """
     try:
         if kind == MSGPACK:
-            return dict(_unpacked(msgpack.unpackb(body, raw=False)))
+            return dict(_unpacked(_from_msgpack(body, most)))
         if kind == NPZ:
-            return _from_npz(body)
-        found = orjson.loads(body)
+            return _from_npz(body, most)
+        found = _from_json(body, most)
     except Exception as error:  # of three parsers fed by strangers; whatever they raise, the body is at fault
-        raise ValueError(f"body is not {kind}: {str(error).partition(chr(10))[0]}") from None
+        beside = "" if kind == JSON else " beside those in arrays"
+        expected = kind if most is None else f"{kind} of at most {most} values{beside}"
+        raise ValueError(f"body is not {expected}: {str(error).partition(chr(10))[0]}") from None
     if not isinstance(found, dict):
         raise ValueError(f"body is not an object of {kind}")
     return found
@@ -103,6 +122,8 @@ def _packed(value: Any) -> Any:
 def _unpacked(value: Any) -> Any:
     if isinstance(value, dict):
         if set(value) == {"dtype", "shape", "data"}:
+            if not isinstance(value["dtype"], str) or len(value["dtype"]) > _MAX_DTYPE:
+                raise ValueError("the dtype of an array is no name of one")
             return np.frombuffer(value["data"], np.dtype(value["dtype"])).reshape(value["shape"])
         return {key: _unpacked(item) for key, item in value.items()}
     return [_unpacked(item) for item in value] if isinstance(value, list) else value
@@ -146,7 +167,34 @@ def _check_member(stream: IO[bytes], size: int) -> None:
         raise ValueError(f"an array claims the shape {shape} in {size} bytes")
 
 
-def _from_npz(body: bytes) -> dict[str, Any]:
+def _from_json(text: bytes, most: int | None) -> Any:
+    if most is not None:
+        # a value follows a bracket or a comma
+        found = sum(text.count(mark) for mark in (b"[", b"{", b","))
+        if found > most:
+            raise ValueError(f"it has up to {found}")
+    return orjson.loads(text)
+
+
+def _from_msgpack(body: bytes, most: int | None) -> Any:
+    if most is None:
+        return msgpack.unpackb(body, raw=False)
+    found = 0
+
+    def count(values: Any) -> Any:
+        nonlocal found
+        found += len(values)
+        if found > most:
+            raise ValueError(f"it has {found} or more")
+        return values
+
+    # the lengths as well: room is made for what they claim, before it is there
+    return msgpack.unpackb(body, raw=False, max_array_len=most, max_map_len=most, list_hook=count, object_hook=count)
+
+
+def _from_npz(body: bytes, most: int | None) -> dict[str, Any]:
+    if most is not None and (found := body.count(_MEMBER)) > most:
+        raise ValueError(f"it has up to {found}")
     with zipfile.ZipFile(io.BytesIO(body)) as archive:
         for member in archive.infolist():
             # np.savez stores; what is compressed could be any number of times as large as the body
@@ -154,7 +202,7 @@ def _from_npz(body: bytes) -> dict[str, Any]:
                 raise ValueError(f"member {member.filename} is compressed; expected an archive of np.savez")
             _check_member(archive.open(member), member.file_size)
     with np.load(io.BytesIO(body), allow_pickle=False) as file:
-        result: dict[str, Any] = orjson.loads(file["meta"].tobytes())
+        result: dict[str, Any] = _from_json(file["meta"].tobytes(), most)
         for name in file.files:
             if name == "meta":
                 continue

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from pip._vendor.packaging.requirements import Requirement
 
-from service.settings import Settings
+from service.settings import Settings, unknown_variables
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -141,6 +141,31 @@ def test_healthcheck_is_in_the_image() -> None:
     assert command[0] == "python"
     assert f"COPY --from=build {command[1]} {command[1]}" in [" ".join(line) for line in final]
     assert ("COPY", "docker/healthcheck.py /opt/superpoint/") in stages()[1]
+
+
+def test_variables_of_a_service_of_this_name_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Kubernetes sets for a Service called superpoint, and Docker for a link."""
+    address = "tcp://10.96.0.12:8000"
+    for name, value in {
+        "PORT": address,
+        "SERVICE_HOST": "10.96.0.12",
+        "SERVICE_PORT": "8000",
+        "SERVICE_PORT_HTTP": "8000",
+        "PORT_8000_TCP": address,
+        "PORT_8000_TCP_PROTO": "tcp",
+        "PORT_8000_TCP_PORT": "8000",
+        "PORT_8000_TCP_ADDR": "10.96.0.12",
+        "NAME": "/web/superpoint",
+        "ENV_LANG": "C",
+    }.items():
+        monkeypatch.setenv(f"SUPERPOINT_{name}", value)
+    healthcheck = script("healthcheck")
+    assert Settings().port == healthcheck.port() == Settings.model_fields["port"].default
+    assert unknown_variables() == []
+    monkeypatch.setenv("SUPERPOINT_PORT", "9000")
+    monkeypatch.setenv("SUPERPOINT_PORTS", "9000")
+    assert Settings().port == healthcheck.port() == 9000
+    assert unknown_variables() == ["SUPERPOINT_PORTS"]
 
 
 def test_labels_state_the_licence() -> None:

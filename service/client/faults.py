@@ -55,7 +55,7 @@ class BadImage(ServiceFault):
 
 
 class TooLarge(ServiceFault):
-    """413: a body or an image is over the service's limit."""
+    """413: a body, an image as it is or as resized, or what is to be kept of it, is over the service's limit."""
 
 
 class Unauthorized(ServiceFault):

@@ -45,9 +45,11 @@ async def extract_features(
     core = core_of(request)
     if store:
         core.store.require_room()
-    deadline, slots = core.deadline(), core.reserve(1)
+    core.require_places(1)
+    deadline = core.deadline()
+    images = await read_images(request, ("image",), int(core.settings.max_body_mb * 1e6))
+    slots = core.reserve(1, accepted=True)
     try:
-        images = await read_images(request, ("image",), int(core.settings.max_body_mb * 1e6))
         (found,) = await core.features(extractor, images, deadline, slots)
     finally:
         for slot in slots:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,11 +16,13 @@ from frontend.types import Float64Array
 from service.errors import BadRequestError
 from service.routes.common import WORK_PROBLEMS, accepted, answer, core_of
 from service.schemas import HomographyDocument, points_body, problems, result
-from service.wire import FORMATS, JSON, decode
+from service.wire import FORMATS, JSON, MSGPACK, NPZ, decode
 
 # they keep the device from the images of others: 2e9 matches times samples are about a second
 _MOST_MATCHES = 200_000
 _MOST_WORK = 2_000_000_000
+# of JSON a match with its sigma has 7; in the other formats an array is a few, whatever its size
+_MOST_VALUES = {JSON: 8 * _MOST_MATCHES, MSGPACK: 64, NPZ: 64}
 
 router = APIRouter(prefix="/v1", tags=["matching"])
 
@@ -48,10 +51,12 @@ async def homography(
     kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if kind not in FORMATS:
         raise BadRequestError(f"content type is '{kind}'; expected one of: {', '.join(FORMATS)}")
-    deadline, (slot,) = core.deadline(), core.reserve(1, searches=True)
+    core.require_places(1, searches=True)
+    deadline, body = core.deadline(), await request.body()
+    (slot,) = core.reserve(1, searches=True, accepted=True)
     try:
         # in a thread: a body may hold a million numbers
-        points0, points1, sigmas = await core.in_thread(partial(_matches, await request.body(), kind), deadline)
+        points0, points1, sigmas = await core.in_thread(partial(_matches, body, kind), deadline)
         if len(points0) * max_iterations > _MOST_WORK:
             most = _MOST_WORK // len(points0)
             raise BadRequestError(
@@ -69,15 +74,26 @@ async def homography(
 
 
 def _matches(data: bytes, kind: str) -> tuple[Float64Array, Float64Array, Float64Array | None]:
-    body = decode(data, kind)
+    body = decode(data, kind, _MOST_VALUES[kind])
     points0, points1 = _points(body)
     return points0, points1, _sigmas(body, len(points0))
+
+
+def _holds_numbers(value: Any) -> bool:
+    """Whether a value is an array, or lists of numbers alone: texts NumPy would make as long as the longest of them."""
+    if isinstance(value, np.ndarray):
+        return True
+    rows = value if isinstance(value, list) else [value]
+    numbers = chain.from_iterable(row if isinstance(row, list) else (row,) for row in rows)
+    return set(map(type, numbers)) <= {int, float}
 
 
 def _sigmas(body: dict[str, Any], count: int) -> Float64Array | None:
     given = body.get("sigmas")
     if given is None:
         return None
+    if not _holds_numbers(given):
+        raise BadRequestError(f"'sigmas' is no list of numbers; expected {count} of them")
     try:
         return np.sqrt(as_variances(given, count))
     except ValueError:  # rows of different lengths
@@ -90,18 +106,18 @@ def _points(body: dict[str, Any]) -> tuple[Float64Array, Float64Array]:
         if name not in body:
             raise BadRequestError(f"body has no '{name}'; expected points0 and points1, (M, 2) each")
         try:
-            given = np.asarray(body[name])
+            given = np.asarray(body[name]) if _holds_numbers(body[name]) else np.empty(0, object)
         except ValueError:  # rows of different lengths
             given = np.empty(0, object)
         # an empty list of JSON has lost its second axis, and its type
         array = np.zeros((0, 2)) if given.size == 0 and given.dtype.kind == "f" else given
         if array.dtype.kind not in "iuf" or array.ndim != 2 or array.shape[1] != 2:
             raise BadRequestError(f"'{name}' is no array of numbers, or has another shape; expected (M, 2)")
+        if len(array) > _MOST_MATCHES:  # before it is copied as float64
+            raise BadRequestError(f"there are {len(array)} matches; expected at most {_MOST_MATCHES}")
         if not np.isfinite(array).all():
             raise BadRequestError(f"'{name}' has values that are not finite; expected (M, 2) pixels")
         arrays.append(array.astype(np.float64))
     if len(arrays[0]) != len(arrays[1]):
         raise BadRequestError(f"points0 has {len(arrays[0])} rows, points1 {len(arrays[1])}; expected as many")
-    if len(arrays[0]) > _MOST_MATCHES:
-        raise BadRequestError(f"there are {len(arrays[0])} matches; expected at most {_MOST_MATCHES}")
     return arrays[0], arrays[1]

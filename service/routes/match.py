@@ -150,11 +150,13 @@ async def match_images(
     wanted = tuple(f"image{index}" for index, stored in enumerate(given) if stored is None)
     model = _common_model([stored for stored in given if stored is not None], extractor.name if wanted else None)
     core.matchers.require(matching.config.matcher, model)
-    deadline, slots = core.deadline(), core.reserve(max(len(wanted), 1), searches=not wanted)
+    count, searches = max(len(wanted), 1), not wanted
+    core.require_places(count, searches=searches)
+    deadline, began = core.deadline(), time.perf_counter()
     pipeline = MatchPipeline(extractor, matching.config, cameras=matching.cameras)
-    began = time.perf_counter()
+    images = await read_images(request, wanted, int(core.settings.max_body_mb * 1e6))
+    slots = core.reserve(count, searches=searches, accepted=True)
     try:
-        images = await read_images(request, wanted, int(core.settings.max_body_mb * 1e6))
         made = iter(await core.features(extractor, images, deadline, slots) if wanted else [])
         pair = [next(made) if stored is None else stored for stored in given]
         # images have waited in the queue already
@@ -222,63 +224,57 @@ async def match_many(
     taking_part = [*([] if stored is None else [stored]), *candidates]
     model = _common_model(taking_part, extractor.name if stored is None else None)
     core.matchers.require(matching.config.matcher, model)
-    # held until the search is done; that of an image is given back when its features are there
-    deadline, slots = core.deadline(), core.reserve(1, searches=True)
+    wanted = ("image",) if stored is None else ()
+    core.require_places(1, searches=True)
+    if wanted:
+        core.require_places(1)
+    deadline, began = core.deadline(), time.perf_counter()
     pipeline, times = MatchPipeline(extractor, matching.config, cameras=matching.cameras), StageTimes()
-    began = time.perf_counter()
-    results: list[tuple[StoredFeatures, MatchResult]] = []
+    images = await read_images(request, wanted, int(core.settings.max_body_mb * 1e6))
+    # held until the search is done; that of an image is given back when its features are there
+    slots = core.reserve(1, searches=True, accepted=True)
+    results: list[dict[str, Any]] = []
     try:
         if stored is None:
-            slots += core.reserve(1)
-            images = await read_images(request, ("image",), int(core.settings.max_body_mb * 1e6))
+            slots += core.reserve(1, accepted=True)
             (image,) = await core.features(extractor, images, deadline, slots[1:])
         else:
-            await read_images(request, (), int(core.settings.max_body_mb * 1e6))
             image = stored.features()
         settings: dict[str, Any] = {"deadline": deadline, "urgent": False, "extractor": extractor}
-        one = partial(core.on_device, _match, pipeline, image, times=times, **settings)
+        one = partial(core.on_device, _search, pipeline, image, times=times, **settings)
         async with aclosing(_each(one, candidates)) as matched:
-            async for candidate, found in matched:
-                results.append((candidate, found))
+            async for found in matched:
+                results.append(found)
                 # the sort is stable, so equals stay in the order of the candidates
-                results.sort(key=lambda item: (item[1].geometry.num_inliers, len(item[1].matches)), reverse=True)
+                results.sort(key=lambda document: (document["num_inliers"], document["num_matches"]), reverse=True)
                 del results[limit:]
     finally:
         for slot in slots:
             slot.release(served=bool(results))
     document = {
         "image": features_document(image, descriptors),
-        "results": [
-            {
-                "feature_id": candidate.feature_id,
-                "num_matches": len(found.matches),
-                "num_inliers": found.geometry.num_inliers,
-                **_geometry_document(found),
-            }
-            for candidate, found in results
-        ],
+        "results": results,
         "timings_ms": _timings(times.ms, began),
     }
     return answer(request, document)
 
 
 async def _each(
-    match: Callable[[StoredFeatures], Coroutine[Any, Any, MatchResult]], candidates: list[StoredFeatures]
-) -> AsyncGenerator[tuple[StoredFeatures, MatchResult], None]:
+    search: Callable[[StoredFeatures], Coroutine[Any, Any, dict[str, Any]]], candidates: list[StoredFeatures]
+) -> AsyncGenerator[dict[str, Any], None]:
     """Match candidates in their order, a few queued ahead: who brings one at a time finds others before each."""
-    remaining, queued = iter(candidates), deque[tuple[StoredFeatures, asyncio.Task[MatchResult]]]()
+    remaining, queued = iter(candidates), deque[asyncio.Task[dict[str, Any]]]()
     try:
         while True:
             for candidate in islice(remaining, _AHEAD - len(queued)):
-                queued.append((candidate, asyncio.create_task(match(candidate))))
+                queued.append(asyncio.create_task(search(candidate)))
             if not queued:
                 return
-            candidate, task = queued.popleft()
-            yield candidate, await task
+            yield await queued.popleft()
     finally:
-        for _, task in queued:
+        for task in queued:
             task.cancel()
-        await asyncio.gather(*(task for _, task in queued), return_exceptions=True)
+        await asyncio.gather(*queued, return_exceptions=True)
 
 
 def _common_model(stored: list[StoredFeatures], model: str | None) -> str:
@@ -316,6 +312,19 @@ def _match(
             raise
         _LOG.error("the learned matcher of model '%s' cannot be used: %s", features[0].model, error)
         raise unavailable(features[0].model) from error
+
+
+def _search(
+    pipeline: MatchPipeline, image: Features | StoredFeatures, candidate: StoredFeatures, times: StageTimes
+) -> dict[str, Any]:
+    """What a search answers of a candidate, see :func:`_match`; its features, unpacked, do not leave this thread."""
+    found = _match(pipeline, image, candidate, times)
+    return {
+        "feature_id": candidate.feature_id,
+        "num_matches": len(found.matches),
+        "num_inliers": found.geometry.num_inliers,
+        **_geometry_document(found),
+    }
 
 
 def _geometry_document(found: MatchResult) -> dict[str, Any]:

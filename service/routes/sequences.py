@@ -120,20 +120,16 @@ async def track(
     """Tracks of an image, or of a stereo pair: a form with `image`, the left one, and `right`.
 
     Frames are tracked in the order of their stamps. One whose stamp is not later than that of a frame that has been
-    tracked is refused (409, `out_of_order`). A sequence that has expired, was deleted or was lost by a restart is
-    404, `sequence_not_found`: open another. A frame that is refused leaves the sequence as it was.
+    tracked is refused (409, `out_of_order`), and so is one of another size than those before (422, `bad_image`). A
+    sequence that has expired, was deleted or was lost by a restart is 404, `sequence_not_found`: open another. A frame
+    that is refused leaves the sequence as it was.
     """
     core = core_of(request)
-    session = core.sessions.get(sequence_id)
-    slots = core.reserve(1)
-    try:
-        images = await read_images(request, ("image",), int(core.settings.max_body_mb * 1e6), optional=("right",))
-        session = core.sessions.get(sequence_id)  # it may have gone while the body came
-        found = await track_frame(core, session, Given(stamp_ns, frame_id, images), descriptors, slots)
-    finally:
-        for slot in slots:
-            slot.release()
-    return answer(request, found)
+    core.sessions.get(sequence_id)
+    core.require_places(1)
+    images = await read_images(request, ("image",), int(core.settings.max_body_mb * 1e6), optional=("right",))
+    session = core.sessions.get(sequence_id)  # it may have gone while the body came
+    return answer(request, await track_frame(core, session, Given(stamp_ns, frame_id, images), descriptors))
 
 
 @router.get(

@@ -35,12 +35,14 @@ async def models(request: Request) -> dict[str, Any]:
     }
 
 
+@router.head("/healthz", operation_id="healthz_head", response_model=HealthDocument)
 @router.get("/healthz", operation_id="healthz", response_model=HealthDocument)
 async def healthz() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
+@router.head("/readyz", operation_id="readyz_head", response_model=HealthDocument, responses=problems(UnavailableError))
 @router.get("/readyz", operation_id="readyz", response_model=HealthDocument, responses=problems(UnavailableError))
 async def readyz(request: Request) -> dict[str, str]:
     """The models are warm and the device works; 503 otherwise."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ from engine_stubs import Log
 
 from service import engine as engine_module
 from service.app import create_app
+from service.core import Core
 from service.engine import Engine, EngineConfig
 from service.settings import Settings
 
@@ -30,6 +32,12 @@ async def client(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncCli
             while (await made.get("/readyz")).status_code != 200:
                 await asyncio.sleep(0.02)
             yield made
+
+
+@pytest.fixture
+def core(client: httpx.AsyncClient) -> Core:
+    """Of the application that the client asks."""
+    return cast(Core, cast(Any, client)._transport.app.state.core)
 
 
 @pytest.fixture

@@ -130,14 +130,6 @@ async def test_images_without_keypoints_are_stored(client: httpx.AsyncClient) ->
 
 
 @pytest.mark.anyio
-async def test_a_resize_beyond_the_largest_image_is_refused(client: httpx.AsyncClient) -> None:
-    assert (await client.post("/v1/features?resize=1000&descriptors=none", content=TINY)).status_code == 200
-    for resize in (1008, 8192):
-        response = await client.post(f"/v1/features?resize={resize}", content=TINY)
-        check_problem(response, 400, "bad_request", "megapixels of image, 8 x 8; expected at most 1")
-
-
-@pytest.mark.anyio
 async def test_nothing_is_missing_while_models_are_loaded() -> None:
     app = create_app(Settings(device="cpu"))
     transport = httpx.ASGITransport(app)

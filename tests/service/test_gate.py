@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http import HTTPStatus
 
 import cv2
@@ -91,14 +92,14 @@ PART = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r
 
 
 @pytest.mark.parametrize(("kind", "start"), [("image/png", b""), ("multipart/form-data; boundary=b", PART)])
-def test_hanging_up_amid_a_body_frees_its_place(server: Live, kind: str, start: bytes) -> None:
+def test_hanging_up_amid_a_body_frees_its_bytes(server: Live, kind: str, start: bytes) -> None:
     gone = hung_up(server)
     connection = server.connect()
     connection.sendall(post_bytes("/v1/features", start + PNG[:100], f"Content-Type: {kind}", length=len(PNG)))
-    wait_until(lambda: server.core.engine.depth == 1)
+    wait_until(lambda: server.core.bodies.used == len(start) + 100)
     connection.close()
     wait_until(lambda: hung_up(server) == gone + 1)
-    assert server.core.engine.depth == 0
+    wait_until(lambda: server.core.bodies.used == server.core.engine.depth == 0)
     assert httpx.post(f"{server.base}/v1/features", content=PNG).status_code == 200
 
 
@@ -114,12 +115,12 @@ def test_hanging_up_while_matching_waits_for_the_device(server: Live) -> None:
     wait_until(lambda: server.core.engine.depth == 0)
 
 
-def test_a_body_that_does_not_arrive_holds_no_place_for_long(brisk: Live) -> None:
+def test_a_body_that_does_not_arrive_is_not_waited_for_for_long(brisk: Live) -> None:
     connections = [brisk.connect() for _ in range(2)]
     began = time.monotonic()
     for connection in connections:
         connection.sendall(post_bytes("/v1/features", PNG[:100], length=len(PNG)))
-    wait_until(lambda: brisk.core.engine.depth == 2)
+    wait_until(lambda: brisk.core.bodies.used == 200)
     for _ in range(3):  # a byte now and then does not help
         time.sleep(0.1)
         connections[1].sendall(b"x")
@@ -128,6 +129,7 @@ def test_a_body_that_does_not_arrive_holds_no_place_for_long(brisk: Live) -> Non
         assert (status, headers["connection"], json.loads(body)["code"]) == (408, "close", "body_timeout")
     assert 1.4 < time.monotonic() - began < 15
     assert brisk.core.engine.depth == 0
+    wait_until(lambda: brisk.core.bodies.used == 0)
 
 
 def test_headers_that_do_not_arrive_end_the_connection(brisk: Live) -> None:
@@ -143,6 +145,31 @@ def test_headers_that_do_not_arrive_end_the_connection(brisk: Live) -> None:
     began = time.monotonic()
     assert connection.recv(100) == b""
     assert 1.0 < time.monotonic() - began < 15
+
+
+def test_the_rest_of_a_refused_body_is_not_waited_for_without_end(brisk: Live) -> None:
+    """Each of its bytes ends the wait for the next request, in which a connection is closed."""
+    connection = brisk.connect()
+    connection.sendall(post_bytes("/nowhere", b"", length=1000))
+    assert answer_of_length(connection)[0] == 404
+    began = time.monotonic()
+    for _ in range(3):
+        time.sleep(0.1)
+        connection.sendall(b"x")
+    with suppress(ConnectionError):  # closed while a byte was on its way
+        assert connection.recv(100) == b""
+    assert 1.0 < time.monotonic() - began < 15
+
+
+def test_a_connection_whose_refused_body_arrives_is_kept(brisk: Live) -> None:
+    connection = brisk.connect()
+    connection.sendall(post_bytes("/nowhere", b"", length=1000))
+    assert answer_of_length(connection)[0] == 404
+    time.sleep(0.8)
+    connection.sendall(bytes(1000))
+    time.sleep(0.9)  # longer, all in all, than the rest was to take
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
+    assert answer_of_length(connection)[0] == 200
 
 
 def test_a_client_that_does_not_read_is_let_go(brisk: Live) -> None:
@@ -289,12 +316,12 @@ def test_requests_at_a_time_have_a_limit(brisk: Live) -> None:
     connections = [brisk.connect() for _ in range(3)]
     for connection in connections:
         connection.sendall(post_bytes("/v1/features", PNG[:50], length=len(PNG)))
-    wait_until(lambda: brisk.core.engine.depth == 3)
+    wait_until(lambda: brisk.core.bodies.used == 150)
     check_problem(httpx.get(f"{brisk.base}/v1/models"), 429, "overloaded", "3 requests")
     assert httpx.get(f"{brisk.base}/healthz").status_code == 200  # who looks after the service is let in
     for connection in connections:
         connection.close()
-    wait_until(lambda: brisk.core.engine.depth == 0)
+    wait_until(lambda: brisk.core.bodies.used == 0)
     assert httpx.get(f"{brisk.base}/v1/models").status_code == 200
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import time
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import httpx
@@ -21,11 +19,6 @@ from service.core import Core
 from service.wire import FORMATS, MSGPACK, NPZ, decode, encode
 
 CAMERA = "525,525,319.5,213"
-
-
-@pytest.fixture
-def core(client: httpx.AsyncClient) -> Core:
-    return cast(Core, cast(Any, client)._transport.app.state.core)
 
 
 def view(seed: int, share: float = 1.0) -> bytes:
@@ -325,85 +318,3 @@ async def test_points_that_are_no_points_are_refused(client: httpx.AsyncClient) 
         body = encode({"points0": np.full((8, 2), bad), "points1": np.ones((8, 2))}, MSGPACK)
         response = await client.post("/v1/homography", content=body, headers={"content-type": MSGPACK})
         check_problem(response, 400, "bad_request", "not finite")
-
-
-@pytest.mark.anyio
-async def test_a_search_among_many_ends_at_the_deadline(
-    client: httpx.AsyncClient, core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for _ in range(3):
-        await store(client)
-    matched, original, end = [], MatchPipeline.match_features, time.monotonic() + 3
-
-    def matching(self: MatchPipeline, *args: Any) -> Any:
-        matched.append(0)
-        time.sleep(max(end - time.monotonic() + 0.1, 0))
-        return original(self, *args)
-
-    monkeypatch.setattr(MatchPipeline, "match_features", matching)
-    monkeypatch.setattr(core, "deadline", lambda: end)
-    response = await client.post("/v1/match/many", params=SMALL, content=FIRST.read_bytes())
-    check_problem(response, 504, "deadline_exceeded")
-    await asyncio.sleep(0.3)
-    assert len(matched) == 1
-
-
-@pytest.mark.anyio
-async def test_images_are_answered_while_searches_run(
-    client: httpx.AsyncClient, core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for _ in range(12):
-        await store(client)
-    matched, original = [], MatchPipeline.match_features
-
-    def matching(self: MatchPipeline, *args: Any) -> Any:
-        matched.append(0)
-        time.sleep(0.02)
-        return original(self, *args)
-
-    monkeypatch.setattr(MatchPipeline, "match_features", matching)
-
-    async def search() -> None:
-        response = await client.post("/v1/match/many", params=SMALL, content=FIRST.read_bytes())
-        assert response.status_code == 200
-
-    submit, counts = core.engine.submit, []
-
-    def counting(*args: Any) -> Any:
-        if matched:
-            counts.append(len(matched))
-        future = submit(*args)
-        if matched:
-            future.add_done_callback(lambda _: counts.append(len(matched)))  # in the device's thread
-        return future
-
-    async def image() -> None:
-        while not matched or core.engine._admission.images.reserved:
-            await asyncio.sleep(0.001)
-        monkeypatch.setattr(core.engine, "submit", counting)
-        await store(client)
-
-    await asyncio.gather(search(), search(), search(), image())
-    assert len(matched) == 36
-    sent, answered = counts
-    assert answered - sent <= 2
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("by_image", [True, False])
-async def test_a_search_has_a_place_until_it_ends(
-    client: httpx.AsyncClient, core: Core, monkeypatch: pytest.MonkeyPatch, by_image: bool
-) -> None:
-    features = [await store(client) for _ in range(3)]
-    depths, original = [], MatchPipeline.match_features
-
-    def matching(self: MatchPipeline, *args: Any) -> Any:
-        depths.append(core.engine.depth)
-        return original(self, *args)
-
-    monkeypatch.setattr(MatchPipeline, "match_features", matching)
-    params, content = (SMALL, FIRST.read_bytes()) if by_image else ({**SMALL, "features": features[0]}, b"")
-    response = await client.post("/v1/match/many", params=params, content=content)
-    assert response.status_code == 200
-    assert depths == [1] * (3 if by_image else 2)
-    assert core.engine.depth == 0

@@ -173,6 +173,18 @@ def test_a_refused_frame_leaves_the_sequence_as_it_was(client: Client) -> None:
             check_same(stream.receive(), expected[1])
 
 
+def test_a_stream_goes_on_after_a_frame_of_another_size(client: Client) -> None:
+    expected = in_process(views(2))
+    with client.sequence(camera=CAMERA) as sequence, sequence.stream() as stream:
+        for n, image in enumerate((view(0), np.zeros((64, 80), np.uint8), view(3))):
+            stream.send(image, n * STEP // 2)
+        answers = [stream.receive() for _ in range(3)]
+        assert isinstance(answers[1], Refused)
+        assert (type(answers[1].fault), answers[1].fault.status) == (BadImage, 422)
+        assert answers[1].fault.detail == "frame is 80 x 64; expected 160 x 120, as the frames before"
+        check_same(answers[2], expected[1])
+
+
 def test_sequences_that_make_no_sense_are_refused(client: Client) -> None:
     with pytest.raises(BadRequest, match="stereo is given without camera"):
         client.sequence(stereo=RIG).open()

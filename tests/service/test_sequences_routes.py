@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import cv2
 import httpx
+import numpy as np
 import pytest
 from live import live
 from moving import RIG, K, view
@@ -103,6 +105,15 @@ def test_refusals_name_what_is_wrong(client: httpx.Client) -> None:
         response = client.post("/v1/sequences", content=text, headers=headers)
         check_problem(response, 400, "bad_request")
     check_problem(client.post("/v1/sequences", json={"model": "none"}), 404, "not_found", "none")
+
+
+def test_a_frame_of_another_size_is_refused_and_changes_nothing(client: httpx.Client) -> None:
+    path = f"/v1/sequences/{opened(client)}/frames"
+    other = cv2.imencode(".png", np.zeros((64, 80), np.uint8))[1].tobytes()
+    assert (client.post(f"{path}?stamp_ns=1", content=view(0))).status_code == 200
+    refused = client.post(f"{path}?stamp_ns=2", content=other)
+    check_problem(refused, 422, "bad_image", "frame is 80 x 64; expected 160 x 120, as the frames before")
+    assert client.post(f"{path}?stamp_ns=2", content=view(3)).json()["index"] == 1
 
 
 def test_the_description_is_complete(client: httpx.Client) -> None:

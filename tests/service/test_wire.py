@@ -96,6 +96,14 @@ def test_garbage_is_refused(kind: str, body: bytes) -> None:
         ("application/msgpack;q=0", None),
         ("application/msgpack;q=nonsense", None),
         ("text/html", None),
+        ("*/*, application/json;q=0", MSGPACK),
+        ("application/json;q=0, application/msgpack;q=0, application/*", NPZ),
+        # the closest range speaks for a format, and not the best
+        ("application/json;q=0, application/msgpack;q=0.1, */*;q=0.5", NPZ),
+        ("*/*;q=0.9, application/*;q=0.5, application/msgpack;q=0.6", MSGPACK),
+        ("*/*;q=0, application/x-npz", NPZ),
+        ("application/msgpack, */*", MSGPACK),
+        ("application/x-npz, application/msgpack, application/json", NPZ),
     ],
 )
 def test_the_accept_header_chooses(accept: str | None, expected: str | None) -> None:
