@@ -119,14 +119,30 @@ def find_models(names: Sequence[str], folder: Path) -> list[ModelUnderTest]:
     ]
 
 
-def default_models() -> list[str]:
-    """The released models, the default one first; and vgg with random weights where none is the paper's network."""
-    released = list(dict.fromkeys([DEFAULT_MODEL, *list_models()]))
+def default_models(*, distinct: bool = False) -> list[str]:
+    """The released models, the default one first; and vgg with random weights where none is the paper's network.
+
+    Args:
+        distinct: of those with one network, whose times are the same, only the first.
+    """
+    known = list_models()
+    released = list(dict.fromkeys([DEFAULT_MODEL, *known]))
+    if distinct:
+        networks = {(known[name].encoder, known[name].descriptor_dim): name for name in reversed(released)}
+        released = [name for name in released if name in networks.values()]
     return released if "superpoint-vgg" in released else [*released, "vgg"]
 
 
-def runtimes_for(device: str, runtimes: Sequence[str] = (), precisions: Sequence[str] = ()) -> list[tuple[str, str]]:
+def runtimes_for(
+    device: str, runtimes: Sequence[str] = (), precisions: Sequence[str] = (), *, brief: bool = False
+) -> list[tuple[str, str]]:
     """Pairs of runtime and precision that this machine computes at speed, of those wanted (all where empty).
+
+    Args:
+        device: "cpu", "cuda" or "cuda:N".
+        runtimes: wanted.
+        precisions: wanted.
+        brief: leave out, where none are named, half precision on a CPU but for OpenVINO's bf16, the fastest of them.
 
     Raises:
         ConfigError: a name is unknown, or none is left.
@@ -141,6 +157,8 @@ def runtimes_for(device: str, runtimes: Sequence[str] = (), precisions: Sequence
         # PyTorch first: it is the reference, and loads without an export
         names = sorted(available_runtimes(), key=lambda name: name != "torch")
         pairs = [(name, precision) for name in names for precision in precisions_of(name)]
+        if brief and not (runtimes or precisions):
+            pairs = [pair for pair in pairs if pair[1] in ("float32", "int8") or pair == ("openvino", "bf16")]
     found = [
         (runtime, precision)
         for runtime, precision in pairs

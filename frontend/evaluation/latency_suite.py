@@ -314,16 +314,17 @@ class Suite:
     def _parity(self) -> None:
         """Every runtime against PyTorch in float32, which is loaded for it where it was not wanted."""
         images = self.images.of_size(VGA)
+        exact = ("torch", "float32")
         for model in self._models:
-            reference = self.extractor(model, ("torch", "float32"))
-            others = [pair for pair in self.config.pairs if pair != ("torch", "float32")]
-            if reference is None or not others:
-                continue
-            expected = [reference.extract(image) for image in images]
-            for pair in others:
-                extractor = self.extractor(model, pair)
-                if extractor is not None:
-                    label = f"{model.label} ({' '.join(pair)})"
+            expected: list[Features] = []
+            for pair in (pair for pair in self.config.pairs if pair != exact):
+                label = f"{model.label} ({' '.join(pair)})"
+                if not self._budget.left:
+                    self.skipped.append((f"parity from {label} on", "no time left"))
+                    return
+                reference, extractor = self.extractor(model, exact), self.extractor(model, pair)
+                if reference is not None and extractor is not None:
+                    expected = expected or [reference.extract(image) for image in images]
                     found = [extractor.extract(image) for image in images]
                     self.parities.append(compare(label, pair[1], expected, found))
 

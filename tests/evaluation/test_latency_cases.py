@@ -15,7 +15,7 @@ import torch
 
 from frontend.errors import ConfigError, ImageError
 from frontend.evaluation import latency_peers
-from frontend.evaluation.latency import Case
+from frontend.evaluation.latency import Budget, Case
 from frontend.evaluation.latency_cases import (
     UsualSuperPoint,
     extraction_case,
@@ -33,6 +33,7 @@ from frontend.evaluation.latency_models import (
     runtimes_for,
 )
 from frontend.evaluation.latency_process import cold_start_cases, commit, machine, measure_memory
+from frontend.evaluation.latency_suite import Suite, SuiteConfig
 from frontend.model import DenseMaps, ModelConfig, SuperPointNet
 from frontend.pipeline import MatchPipeline
 from frontend.weights import save_network
@@ -168,9 +169,16 @@ def test_presets_get_the_same_random_weights(tmp_path: Path) -> None:
 def test_what_is_measured_by_default() -> None:
     assert default_models()[0] == "superpoint-edge"
     assert {"superpoint-vgg", "vgg"} & set(default_models())
+    assert default_models(distinct=True) == [name for name in default_models() if name != "superpoint-synthetic"]
     pairs = runtimes_for("cpu")
     assert pairs[0] == ("torch", "float32")
     assert len(set(pairs)) == len(pairs)
+    brief = runtimes_for("cpu", brief=True)
+    assert set(brief) <= set(pairs)
+    assert {name for name, _ in brief} == {name for name, _ in pairs}
+    assert {precision for _, precision in brief} <= {"float32", "int8", "bf16"}
+    assert ("torch", "bf16") not in brief
+    assert ("torch", "bf16") not in pairs or ("torch", "bf16") in runtimes_for("cpu", ["torch"], brief=True)
     assert runtimes_for("cpu", ["torch"], ["float32"]) == [("torch", "float32")]
     assert ("torch", "bf16") in runtimes_for("cuda")
     with pytest.raises(ConfigError, match=r"no runtime of \['torch'\] in \['fp16'\]"):
@@ -283,6 +291,18 @@ def test_matchers_of_projects_that_are_not_installed(monkeypatch: pytest.MonkeyP
     assert view["descriptors"].shape == (1, 64, 32)
     assert view["image_size"].tolist() == [[640, 480]]
     assert Recorder.called[1]["descriptors0"].shape == (1, 32, 64)
+
+
+def test_parity_ends_with_the_time(tiny: Path, tmp_path: Path) -> None:
+    pairs = (("torch", "float32"), ("onnxruntime", "float32"))
+    suite = Suite(SuiteConfig((str(tiny),), pairs=pairs, sections=("parity",)), ImageSource(), tmp_path)
+    suite.run()
+    assert [parity.label for parity in suite.parities] == ["tiny (onnxruntime float32)"]
+    assert suite.parities[0].same > 0.99
+    suite._budget = Budget(1e-9)
+    suite._parity()
+    assert len(suite.parities) == 1
+    assert suite.skipped == [("parity from tiny (onnxruntime float32) on", "no time left")]
 
 
 def test_whole_processes(tiny: Path, tmp_path: Path) -> None:
