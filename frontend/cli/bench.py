@@ -23,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="all sections, briefly, of models that take different times: ends within a minute",
+        help="briefly, as many sections as go: ends within a minute",
     )
     parser.add_argument("--json", metavar="FILE|-", help="machine, commit and all rows; - for stdout, tables to stderr")
     parser.add_argument(
