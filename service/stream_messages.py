@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgpack
 import orjson
 
 from service.errors import BadRequestError
 from service.sequence_work import Given
+from service.wire import unpack
 
 MAX_STAMP = 2**63 - 1
 _MAX_ID = 256
 _MAX_HEADER = 4096  # characters; a frame_id has up to 12 for each of its own, where they are escaped
-_MAX_MEMBERS = 16  # more than there are, so that one too many is named
+_MAX_MEMBERS = 16  # of a message, and of all in it; more than there are, so that one too many is named
 _NAMES = frozenset({"stamp_ns", "frame_id", "image", "right"})
 
 
@@ -97,23 +97,6 @@ def frame_of_header(header: Header, images: list[bytes | str]) -> Given:
     return Given(header.stamp_ns, header.frame_id, found)
 
 
-def _flat_map(data: bytes) -> Any:
-    """What a message holds, without lists, and maps in maps: of next to nothing, they take 64 times its bytes.
-
-    Raises:
-        ValueError: it has some.
-    """
-    maps: list[dict[Any, Any]] = []
-
-    def only(found: dict[Any, Any]) -> dict[Any, Any]:
-        maps.append(found)
-        if len(maps) > 1:  # the innermost are made first
-            raise ValueError("maps in a map")
-        return found
-
-    return msgpack.unpackb(data, raw=False, max_array_len=0, max_map_len=_MAX_MEMBERS, object_hook=only)
-
-
 def frame_of_message(data: bytes) -> Given:
     """The frame of a binary message.
 
@@ -121,7 +104,7 @@ def frame_of_message(data: bytes) -> Given:
         BadRequestError: it is none.
     """
     try:
-        document = _flat_map(data)
+        document = unpack(data, _MAX_MEMBERS)
     except Exception:  # whatever the parser raises, the message is at fault
         document = None
     if not isinstance(document, dict):

@@ -90,7 +90,7 @@ def decode(body: bytes, kind: str, most: int | None = None) -> dict[str, Any]:
     """
     try:
         if kind == MSGPACK:
-            return dict(_unpacked(_from_msgpack(body, most)))
+            return dict(_unpacked(unpack(body, most)))
         if kind == NPZ:
             return _from_npz(body, most)
         found = _from_json(body, most)
@@ -176,7 +176,12 @@ def _from_json(text: bytes, most: int | None) -> Any:
     return orjson.loads(text)
 
 
-def _from_msgpack(body: bytes, most: int | None) -> Any:
+def unpack(body: bytes, most: int | None) -> Any:
+    """What MessagePack says, arrays still as the maps that they are packed in; ``most`` as for :func:`decode`.
+
+    Raises:
+        Exception: of the parser's choice; or ValueError, there are more values.
+    """
     if most is None:
         return msgpack.unpackb(body, raw=False)
     found = 0

@@ -12,6 +12,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def told(name: str, imports: str, given: dict[str, str | None], before: str = "") -> str:
+    """A variable as a process finds it that imports something; ``given`` are variables, None where not set."""
+    environment = {key: value for key, value in os.environ.items() if key not in given}
+    environment |= {key: value for key, value in given.items() if value is not None}
+    program = f"{before}import {imports}, os; print(os.environ.get({name!r}))"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return done.stdout.strip()
+
+
 @pytest.mark.parametrize(
     ("imports", "given", "expected"),
     [
@@ -24,45 +34,29 @@ ROOT = Path(__file__).resolve().parent.parent
     ],
 )
 def test_what_is_told(imports: str, given: str | None, expected: str) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "OPENBLAS_THREAD_TIMEOUT"}
-    if given is not None:
-        environment["OPENBLAS_THREAD_TIMEOUT"] = given
-    program = f"import {imports}, os; print(os.environ.get('OPENBLAS_THREAD_TIMEOUT'))"
-    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == expected, done.stderr
+    assert told("OPENBLAS_THREAD_TIMEOUT", imports, {"OPENBLAS_THREAD_TIMEOUT": given}) == expected
 
 
 @pytest.mark.parametrize(
-    ("imports", "given", "asked", "expected"),
+    ("imports", "given", "asked", "cpus", "quota", "expected"),
     [
-        ("frontend", None, "1", "1"),
-        ("numpy, frontend", None, "1", "None"),
-        ("frontend", "7", "1", "7"),
+        ("frontend", None, "1", 2, "max 100000", "1"),
+        ("numpy, frontend", None, "1", 2, "max 100000", "None"),
+        ("frontend", "7", "1", 2, "max 100000", "7"),
         # no more than there are, which it finds by itself; and nonsense is refused by what loads a network
-        ("frontend", None, "4096", "None"),
-        ("frontend", None, "none", "None"),
-        ("frontend", None, None, "None"),
+        ("frontend", None, "4096", 2, "max 100000", "None"),
+        ("frontend", None, "none", 2, "max 100000", "None"),
+        ("frontend", None, None, 2, "max 100000", "None"),
+        # the share that a container has
+        ("frontend", None, None, 64, "150000 100000", "2"),
     ],
 )
-def test_how_many_are_told(imports: str, given: str | None, asked: str | None, expected: str) -> None:
-    names = ("OPENBLAS_NUM_THREADS", "SUPERPOINT_THREADS")
-    environment = {key: value for key, value in os.environ.items() if key not in names}
-    environment |= {key: value for key, value in zip(names, (given, asked), strict=True) if value is not None}
-    # two CPUs, no quota: as a test may run in a container that has one
-    program = (
-        "import os, pathlib; os.sched_getaffinity = lambda _: {0, 1}; pathlib.Path.read_text = lambda *_: 'max 100000';"
-        f"import {imports}; print(os.environ.get('OPENBLAS_NUM_THREADS'))"
+def test_how_many_are_told(
+    imports: str, given: str | None, asked: str | None, cpus: int, quota: str, expected: str
+) -> None:
+    machine = (
+        f"import os, pathlib; os.sched_getaffinity = lambda _: set(range({cpus}));"
+        f"pathlib.Path.read_text = lambda *_: {quota!r};"
     )
-    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == expected, done.stderr
-
-
-def test_a_container_s_share_is_told() -> None:
-    environment = {key: value for key, value in os.environ.items() if not key.endswith("_THREADS")}
-    program = (
-        "import os, pathlib; os.sched_getaffinity = lambda _: set(range(64));"
-        "pathlib.Path.read_text = lambda *_: '150000 100000'; import frontend;"
-        "print(os.environ['OPENBLAS_NUM_THREADS'])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "2", done.stderr
+    variables = {"OPENBLAS_NUM_THREADS": given, "SUPERPOINT_THREADS": asked}
+    assert told("OPENBLAS_NUM_THREADS", imports, variables, machine) == expected

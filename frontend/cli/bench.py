@@ -20,11 +20,7 @@ def add_parser(subparsers: Any) -> None:
         "LightGlue's and hloc's where they are installed (with random weights). Cases run in turns, so that drift "
         "cancels.",
     )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="briefly, as many sections as go: ends within a minute",
-    )
+    parser.add_argument("--quick", action="store_true", help="briefly, as many sections as go: ends within a minute")
     parser.add_argument("--json", metavar="FILE|-", help="machine, commit and all rows; - for stdout, tables to stderr")
     parser.add_argument(
         "--models",

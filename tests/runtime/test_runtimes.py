@@ -16,7 +16,7 @@ from frontend.extractor import ExtractorConfig, StageTimes, SuperPoint
 from frontend.model import ModelConfig, SuperPointNet, heatmap
 from frontend.runtime import available_runtimes, load_runtime, precisions_of, runtime_for
 from frontend.runtime.parity import scene
-from frontend.threads import VARIABLE, settle_threads, thread_count
+from frontend.threads import VARIABLE, settle_threads, wanted_threads
 from frontend.torch_backend import TorchBackend
 from frontend.weights import save_network
 
@@ -172,12 +172,12 @@ def test_torch_is_told_its_threads_when_it_comes_later(monkeypatch: pytest.Monke
 
 def test_threads_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "3")
-    assert thread_count.__wrapped__() == 3
+    assert wanted_threads() == 3
     monkeypatch.setenv(VARIABLE, "none")
     with pytest.raises(ConfigError, match=f"{VARIABLE} is 'none'"):
-        thread_count.__wrapped__()
+        wanted_threads()
     monkeypatch.delenv(VARIABLE)
-    assert thread_count.__wrapped__() >= 1
+    assert wanted_threads() >= 1
 
 
 def test_a_graph_that_computes_something_else_is_refused(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -17,20 +18,30 @@ from frontend.types import Features
 from service.core import Core
 
 
+def before_each_match(monkeypatch: pytest.MonkeyPatch, call: Callable[[Features, Features], object]) -> None:
+    """Call something with the features of each match, where it is made."""
+    original = MatchPipeline.match_features
+
+    def matching(self: MatchPipeline, first: Features, second: Features, times: Any) -> Any:
+        call(first, second)
+        return original(self, first, second, times)
+
+    monkeypatch.setattr(MatchPipeline, "match_features", matching)
+
+
 @pytest.mark.anyio
 async def test_a_search_among_many_ends_at_the_deadline(
     client: httpx.AsyncClient, core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(3):
         await store(client)
-    matched, original, end = [], MatchPipeline.match_features, time.monotonic() + 3
+    matched, end = [], time.monotonic() + 3
 
-    def matching(self: MatchPipeline, *args: Any) -> Any:
+    def outlast(*_: Features) -> None:
         matched.append(0)
         time.sleep(max(end - time.monotonic() + 0.1, 0))
-        return original(self, *args)
 
-    monkeypatch.setattr(MatchPipeline, "match_features", matching)
+    before_each_match(monkeypatch, outlast)
     monkeypatch.setattr(core, "deadline", lambda: end)
     response = await client.post("/v1/match/many", params=SMALL, content=FIRST.read_bytes())
     check_problem(response, 504, "deadline_exceeded")
@@ -45,14 +56,13 @@ async def test_a_search_keeps_no_features_of_what_it_found(
     for _ in range(12):
         await store(client)
     unpacked: list[weakref.ref[Features]] = []
-    alive, original = [], MatchPipeline.match_features
+    alive = []
 
-    def matching(self: MatchPipeline, first: Features, second: Features, times: Any) -> Any:
+    def count(_: Features, second: Features) -> None:
         unpacked.append(weakref.ref(second))
         alive.append(sum(found() is not None for found in unpacked))
-        return original(self, first, second, times)
 
-    monkeypatch.setattr(MatchPipeline, "match_features", matching)
+    before_each_match(monkeypatch, count)
     response = await client.post("/v1/match/many", params={**SMALL, "limit": 12}, content=FIRST.read_bytes())
     assert len(response.json()["results"]) == len(alive) == 12
     assert alive == [1] * 12
@@ -64,14 +74,13 @@ async def test_images_are_answered_while_searches_run(
 ) -> None:
     for _ in range(12):
         await store(client)
-    matched, original = [], MatchPipeline.match_features
+    matched = []
 
-    def matching(self: MatchPipeline, *args: Any) -> Any:
+    def take_time(*_: Features) -> None:
         matched.append(0)
         time.sleep(0.02)
-        return original(self, *args)
 
-    monkeypatch.setattr(MatchPipeline, "match_features", matching)
+    before_each_match(monkeypatch, take_time)
 
     async def search() -> None:
         response = await client.post("/v1/match/many", params=SMALL, content=FIRST.read_bytes())
@@ -105,13 +114,8 @@ async def test_a_search_has_a_place_until_it_ends(
     client: httpx.AsyncClient, core: Core, monkeypatch: pytest.MonkeyPatch, by_image: bool
 ) -> None:
     features = [await store(client) for _ in range(3)]
-    depths, original = [], MatchPipeline.match_features
-
-    def matching(self: MatchPipeline, *args: Any) -> Any:
-        depths.append(core.engine.depth)
-        return original(self, *args)
-
-    monkeypatch.setattr(MatchPipeline, "match_features", matching)
+    depths = []
+    before_each_match(monkeypatch, lambda *_: depths.append(core.engine.depth))
     params, content = (SMALL, FIRST.read_bytes()) if by_image else ({**SMALL, "features": features[0]}, b"")
     response = await client.post("/v1/match/many", params=params, content=content)
     assert response.status_code == 200
