@@ -14,7 +14,7 @@ from runtime_networks import network, unfolded
 from frontend.errors import ConfigError
 from frontend.extractor import ExtractorConfig, StageTimes, SuperPoint
 from frontend.model import ModelConfig, SuperPointNet, heatmap
-from frontend.runtime import available_runtimes, load_runtime, precisions_of, runtime_for
+from frontend.runtime import available_runtimes, load_runtime, precisions_of, runtime_for, select
 from frontend.runtime.parity import scene
 from frontend.threads import VARIABLE, settle_threads, wanted_threads
 from frontend.torch_backend import TorchBackend
@@ -195,6 +195,38 @@ def test_a_graph_that_computes_something_else_is_refused(tmp_path, monkeypatch: 
     with pytest.raises(ConfigError, match="runtime 'onnxruntime' in float32 does not compute this network: heat"):
         load_runtime(tmp_path / "net.safetensors", "onnxruntime")
     assert load_runtime(tmp_path / "net.safetensors").name in ("torch", "openvino", "ncnn")
+
+
+class Racer:
+    """Takes the seconds that it is given, call by call, and the last of them from then on."""
+
+    def __init__(self, clock: list[float], *seconds: float) -> None:
+        self.clock, self.seconds, self.calls = clock, seconds, 0
+
+    def dense(self, _: object) -> None:
+        self.clock[0] += self.seconds[min(self.calls, len(self.seconds) - 1)]
+        self.calls += 1
+
+
+def race(*schedules: tuple[float, ...]) -> tuple[list[Racer], list[tuple[float, float]]]:
+    clock = [0.0]
+    racers = [Racer(clock, *schedule) for schedule in schedules]
+    return racers, select._race(racers, np.zeros(1), lambda: clock[0])  # type: ignore[arg-type]
+
+
+def test_runtimes_are_timed_when_they_have_prepared_themselves() -> None:
+    # the first one compiles at its fourth call, as OpenVINO does, and is the faster from then on; something else runs
+    # during the second one's first turns
+    racers, times = race((0.011, 0.010, 0.010, 0.2, 0.005), (0.02,) * 8 + (0.008,), (0.02, 0.01, 0.05))
+    assert times == [(5.0, 21.0), (8.0, 40.0), (10.0, 30.0)]
+    assert [racer.calls for racer in racers] == [14, 14, 14]
+
+
+def test_runtimes_that_cannot_win_are_not_waited_for() -> None:
+    racers, times = race((0.4, 0.3), (1.5, 1.0), (0.9, 0.8))
+    assert times == [(300.0, 700.0), (1000.0, 2500.0), (800.0, 1700.0)]
+    # after its first two calls one is left out, and the second turn of the others takes more than a second
+    assert [racer.calls for racer in racers] == [10, 2, 10]
 
 
 @pytest.mark.parametrize("broken", ["import", "model"])
