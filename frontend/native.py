@@ -9,12 +9,11 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import cv2
 import numpy as np
-from numba import boolean, float32, int64, njit, uint8, uint64, void  # type: ignore[import-untyped, unused-ignore]
+from numba import boolean, float32, int32, int64, njit, uint8, uint64, void  # type: ignore[import-untyped, unused-ignore]
 
 from frontend.errors import ConfigError
-from frontend.postprocess import BYTE, Gray, Peaks, best_peaks
+from frontend.postprocess import BYTE, Gray, Peaks, decode_peaks
 from frontend.types import Float32Array, IntArray
 
 _local = threading.local()
@@ -85,35 +84,110 @@ def _leads(heat, free, y, x, radius):  # type: ignore[no-untyped-def]
     return True
 
 
-@compiled(int64(float32[:, ::1], int64[::1], uint64[::1], uint8[:, ::1], int64[::1], float32[::1]))
-def _scores_within(heat, box, words, marks, found, scores):  # type: ignore[no-untyped-def]
-    """Scores of the marked pixels that lie within the box."""
-    width = heat.shape[1]
-    inside = 0
-    for n in range(_collect(words, marks.ravel(), found)):
-        y = found[n] // width
-        x = found[n] - y * width
-        scores[inside] = heat[y, x]
-        inside += int64(box[0] <= x and x < box[2] and box[1] <= y and y < box[3])
-    return inside
+@compiled(void(float32[::1], float32[::1], float32[::1]))
+def _larger(a, b, out):  # type: ignore[no-untyped-def]
+    """The larger of each two, by instructions for vectors; not so within a function where ``out`` may be ``a``."""
+    for x in range(len(out)):
+        out[x] = a[x] if a[x] > b[x] else b[x]
+
+
+@compiled(
+    void(
+        float32[:, ::1], int64, float32, int64[::1], float32[:, ::1], uint64[::1], uint8[::1], int64[::1], float32[::1],
+        int64[::1],
+    )
+)  # fmt: skip
+def _maxima(heat, radius, threshold, box, lines, words, marks, found, scores, counts):  # type: ignore[no-untyped-def]
+    """Indices of the local maxima above a threshold, and the scores of those of them within the box.
+
+    Row by row, while a row and those about it are in the nearest cache. In ``lines``, ``radius`` pixels longer at both
+    ends, are the largest values of the columns, and then the largest of 2, 4, ... of those. ``words`` is the memory of
+    ``marks``. How many there are is in ``counts``.
+    """
+    height, width = heat.shape
+    side, length = 2 * radius + 1, 2 * radius + width
+    count = inside = 0
+    for y in range(height):
+        own = heat[y]
+        a, b = lines[0], lines[1]
+        columns = a[radius : radius + width]
+        for n in range(radius):
+            a[n] = a[radius + width + n] = np.float32(-1)  # lower than all
+        for x in range(width):
+            columns[x] = own[x]
+        for k in range(1, radius + 1):
+            # beyond the edge the last row is taken again, which is among them
+            above, below = heat[max(y - k, 0)], heat[min(y + k, height - 1)]
+            for x in range(width):
+                higher = above[x] if above[x] > below[x] else below[x]
+                columns[x] = columns[x] if columns[x] > higher else higher
+        reach = 1
+        while 2 * reach <= side:
+            _larger(a[: length - reach], a[reach:length], b[: length - reach])
+            a, b = b, a
+            reach *= 2
+        rest = a[side - reach : length]
+        for x in range(width):
+            highest = a[x] if a[x] > rest[x] else rest[x]
+            marks[x] = (own[x] > threshold) & (own[x] >= highest)
+        first = count
+        count += _collect(words, marks, found[first:])
+        for n in range(first, count):
+            x = found[n]
+            found[n] = y * width + x
+            scores[inside] = own[x]
+            inside += int64(box[0] <= x and x < box[2] and box[1] <= y and y < box[3])
+    counts[0], counts[1] = count, inside
+
+
+@compiled(int64(int32[::1], int64[::1], int64, int64, int64[::1], int64[::1], int64))
+def _append(bits, found, count, width, box, keys, total):  # type: ignore[no-untyped-def]
+    """Add the sort keys of those within the box; how many there are then."""
+    for n in range(count):
+        at = found[n]
+        y = at // width
+        x = at - y * width
+        # as in frontend.postprocess.best_peaks; no score is negative
+        keys[total] = (~int64(bits[at]) << 32) | at
+        total += int64(box[0] <= x and x < box[2] and box[1] <= y and y < box[3])
+    return total
 
 
 @compiled(
     int64(
-        float32[:, ::1], int64, int64, int64[::1], uint64[::1], uint8[:, ::1], uint64[::1], uint8[:, ::1],
-        int64[::1], int64[::1], float32[::1],
+        float32[:, ::1], int32[::1], int64, int64, float32, boolean, int64[::1], uint64[::1], uint8[:, ::1],
+        int64[::1], int64, int64[::1], int64[::1],
     )
 )  # fmt: skip
-def _survivors(heat, radius, iterations, box, keep_words, keep, free_words, free, found, left, scores):  # type: ignore[no-untyped-def]
-    """Indices and scores of what survives suppression within the box, in the order of rows.
+def _survivors(heat, bits, radius, iterations, least, without, box, free_words, free, found, count, left, keys):  # type: ignore[no-untyped-def]
+    """Sort keys of what survives suppression within the box; how many there are.
 
-    Given ``keep``, local maxima, and ``free``, the pixels above some value, which the others never suppress.
+    Args:
+        heat: (H, W), and its memory as ``bits``.
+        radius, iterations: of suppression.
+        least: pixels below it neither survive nor suppress, nor those at it ``without`` it.
+        box: first and last column and row.
+        free_words, free, left, keys: workspace, and what is returned.
+        found: indices of local maxima, the first ``count``; overwritten.
     """
-    width = heat.shape[1]
-    count = _collect(keep_words, keep.ravel(), found)
-    _cover(found, count, width, radius, free)
-    waiting = _collect(free_words, free.ravel(), left)
+    height, width = heat.shape
+    for y in range(height):
+        line, own = free[y], heat[y]
+        if without:
+            for x in range(width):
+                line[x] = own[x] > least
+        else:
+            for x in range(width):
+                line[x] = own[x] >= least
     flat = free.ravel()
+    kept = 0
+    for n in range(count):
+        at = found[n]
+        found[kept] = at
+        kept += int64(flat[at] != 0)
+    total = _append(bits, found, kept, width, box, keys, 0)
+    _cover(found, kept, width, radius, free)
+    waiting = _collect(free_words, flat, left)
     for _ in range(iterations):
         count = still = 0
         for n in range(waiting):
@@ -122,43 +196,40 @@ def _survivors(heat, radius, iterations, box, keep_words, keep, free_words, free
                 continue
             y = at // width
             if _leads(heat, free, y, at - y * width, radius):
-                keep.ravel()[at] = 1
                 found[count] = at
                 count += 1
             else:
                 left[still] = at
                 still += 1
+        total = _append(bits, found, count, width, box, keys, total)
         _cover(found, count, width, radius, free)
         waiting = still
-    keep[: box[1]] = 0
-    keep[box[3] :] = 0
-    keep[:, : box[0]] = 0
-    keep[:, box[2] :] = 0
-    count = _collect(keep_words, keep.ravel(), found)
-    for n in range(count):
-        scores[n] = heat.ravel()[found[n]]
-    return count
+    return total
 
 
-def _workspace(shape: tuple[int, int]) -> tuple[Any, ...]:
-    """This thread's own arrays for a size; those of its last size are kept."""
-    if getattr(_local, "shape", None) != shape:
+class _Workspace:
+    """This thread's own arrays for maps of a shape."""
+
+    def __init__(self, shape: tuple[int, int], radius: int) -> None:
         size = shape[0] * shape[1]
-        keep, free = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
-        _local.arrays = (
-            np.empty(shape, np.float32),
-            keep.reshape(-1).view(np.uint64),
-            keep,
-            free.reshape(-1).view(np.uint64),
-            free,
-            # one more than there are pixels: what is not counted is written too
-            np.empty(size + 1, np.int64),
-            np.empty(size + 1, np.int64),
-            np.empty(size, np.float32),
-        )
-        _local.shape = shape
-    arrays: tuple[Any, ...] = _local.arrays
-    return arrays
+        self.shape, self.radius = shape, radius
+        self.lines = np.empty((2, shape[1] + 2 * radius), np.float32)
+        self.marks = np.empty(shape[1], np.uint8)
+        self.mark_words = self.marks.view(np.uint64)
+        self.free = np.empty(shape, np.uint8)
+        self.free_words = self.free.reshape(-1).view(np.uint64)
+        # one more than there are pixels: what is not counted is written too
+        self.found, self.left, self.keys = (np.empty(size + 1, np.int64) for _ in range(3))
+        self.scores = np.empty(size + 1, np.float32)
+        self.counts = np.empty(2, np.int64)
+
+
+def _workspace(shape: tuple[int, int], radius: int) -> _Workspace:
+    """That of the last shape is kept."""
+    kept: _Workspace | None = getattr(_local, "workspace", None)
+    if kept is None or kept.shape != shape or kept.radius != radius:
+        kept = _local.workspace = _Workspace(shape, radius)
+    return kept
 
 
 def find_peaks(
@@ -168,22 +239,26 @@ def find_peaks(
     if radius < 0:
         raise ConfigError(f"nms_radius is {radius}; expected 0 or more")
     width, height = size
-    box = np.array([border, border, max(width - border, border), max(height - border, border)])
-    np.minimum(box, [heat.shape[1], heat.shape[0]] * 2, out=box)
-    arrays = _workspace(heat.shape)
-    highest, words, keep, _, free, found, _, scores = arrays
-    cv2.dilate(heat, np.ones((2 * radius + 1,) * 2, np.uint8), dst=highest, borderType=cv2.BORDER_REPLICATE)
-    np.greater(heat, np.float32(threshold), out=free.view(np.bool_))
-    cv2.compare(heat, highest, cv2.CMP_EQ, dst=keep)
-    cv2.bitwise_and(keep, free, dst=keep)
-    first = _scores_within(heat, box, words, keep, found, scores)
-    if first >= count > 0:
+    box = np.array(
+        [
+            min(border, heat.shape[1]),
+            min(border, heat.shape[0]),
+            min(max(width - border, border), heat.shape[1]),
+            min(max(height - border, border), heat.shape[0]),
+        ]
+    )
+    w = _workspace(heat.shape, radius)
+    least, without = np.float32(threshold), True
+    _maxima(heat, radius, least, box, w.lines, w.mark_words, w.marks, w.found, w.scores, w.counts)
+    maxima, inside = w.counts.tolist()
+    if inside >= count > 0:
         # local maxima survive, so that nothing below the last of the best of them can be among the best
-        least = np.partition(scores[:first], first - count)[first - count]
-        np.greater_equal(heat, least, out=free.view(np.bool_))
-        cv2.bitwise_and(keep, free, dst=keep)
-    n = _survivors(heat, radius, _ITERATIONS, box, *arrays[1:])
-    return best_peaks(found[:n], scores[:n], count, heat.shape[1])
+        least, without = np.partition(w.scores[:inside], inside - count)[inside - count], False
+    n = _survivors(
+        heat, heat.reshape(-1).view(np.int32), radius, _ITERATIONS, least, without, box, w.free_words, w.free,
+        w.found, maxima, w.left, w.keys,
+    )  # fmt: skip
+    return decode_peaks(w.keys[:n], count, heat.shape[1])
 
 
 @compiled(

@@ -138,6 +138,11 @@ def best_peaks(flat: IntArray, scores: Float32Array, count: int, width: int) -> 
     keys = np.invert(bits ^ ((bits >> 31) & _MAGNITUDE)).astype(np.int64)
     keys <<= 32
     keys |= flat
+    return decode_peaks(keys, count, width)
+
+
+def decode_peaks(keys: IntArray, count: int, width: int) -> Peaks:
+    """The best of candidates, from their keys, as in :func:`best_peaks`: (N,) int64 in any order; sorted in place."""
     keys.sort()
     keys = keys[:count]
     rising = np.invert(keys >> 32).astype(np.int32)
