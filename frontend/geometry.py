@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from frontend.camera import Camera
+from frontend.homography_cpu import normalising_transform
 from frontend.ransac_config import FARTHEST, KEPT, RansacConfig, as_matches, as_variances
 from frontend.relative_pose import decompose_essential, essential_matrix, refine_pose
-from frontend.significance import MAX_LOG10_NFA, log10_false_alarms
+from frontend.significance import MAX_LOG10_NFA, log10_false_alarms, middle_extent
 from frontend.types import BoolArray, Essential, Float64Array, Fundamental, Status
+from frontend.verification_cpu import count_distinct
 
 MIN_MATCHES = 8  # what OpenCV's robust estimator needs
-_MIDDLE = (0.02, 0.98)  # quantiles of the coordinates
 _SEVEN_POINT = (7, 3)  # matches in a sample, and models that it may give: the algorithm solves a cubic
 _FIVE_POINT = (5, 10)  # the five-point algorithm solves a polynomial of tenth degree
 
@@ -57,19 +58,26 @@ def _significant(
 ) -> bool:
     """The a-contrario test: a random match fits if it lies in a band of half-width sqrt(2) t around a line.
 
-    The area is that of all but the outermost matches on each side, since a single one far away would make every band
-    small beside it.
+    The area is that of :func:`frontend.significance.middle_extent`; repeated matches are no further evidence.
 
     ``sample`` is the number of matches in a minimal sample, and that of the models it may give.
     """
     chances = []
     for points in (points0, points1):
-        extent = np.ptp(np.quantile(points, _MIDDLE, axis=0), axis=0) / (_MIDDLE[1] - _MIDDLE[0])
+        extent = middle_extent(points)
         area = float(extent.prod())
         # points on a line or in one place, which any band about it holds
         chances.append(2 * math.sqrt(2) * threshold * float(np.hypot(*extent)) / area if area > 1e-9 else 1.0)
-    alarms = log10_false_alarms(len(points0), int(inliers.sum()), min(1.0, *chances), *sample)
-    return float(alarms) < MAX_LOG10_NFA
+    total, count = count_distinct((_normalised(points0), _normalised(points1)), inliers)
+    if count < MIN_MATCHES:
+        return False
+    return log10_false_alarms(total, count, min(1.0, *chances), *sample) < MAX_LOG10_NFA
+
+
+def _normalised(points: Float64Array) -> Float64Array:
+    transform = normalising_transform(points)
+    result: Float64Array = points * transform[0, 0] + transform[:2, 2]
+    return result
 
 
 def estimate_fundamental(
@@ -89,7 +97,7 @@ def estimate_fundamental(
 
     Args:
         points0: (M, 2) matched points of image 0, pixels.
-        points1: (M, 2) of image 1. A match with a coordinate that is not finite is an outlier.
+        points1: (M, 2) of image 1. A match with a coordinate that is not finite, or beyond ``FARTHEST``, is an outlier.
         threshold: largest RMS of an inlier's distances to its two epipolar lines, pixels.
         confidence: probability of having drawn one outlier-free sample at which drawing stops, in (0, 1).
         max_iterations: samples drawn at most.
@@ -118,7 +126,7 @@ def estimate_fundamental(
         return Fundamental(None, inliers, Status.NO_MODEL)
     fundamental: Float64Array = np.asarray(found / np.linalg.norm(found), dtype=np.float64)
     fits = symmetric_epipolar_distance(fundamental, y0, y1) <= 2 * threshold**2
-    if fits.sum() < MIN_MATCHES or not _significant(y0, y1, fits, threshold, _SEVEN_POINT):
+    if not fits.any() or not _significant(y0, y1, fits, threshold, _SEVEN_POINT):
         return Fundamental(None, inliers, Status.NO_MODEL)
     inliers[finite] = fits
     return Fundamental(fundamental, inliers, Status.OK)
@@ -149,7 +157,7 @@ def estimate_essential(
 
     Args:
         points0: (M, 2) matched points of image 0, pixels.
-        points1: (M, 2) of image 1. A match with a coordinate that is not finite is an outlier.
+        points1: (M, 2) of image 1. A match with a coordinate that is not finite, or beyond ``FARTHEST``, is an outlier.
         camera0: of image 0.
         camera1: of image 1.
         sigmas: (M,) standard deviations of the matches' positions, of which the ratios matter, see
@@ -169,10 +177,10 @@ def estimate_essential(
     RansacConfig(threshold, confidence, max_iterations, seed=seed)  # refuses what is out of range
     x0, x1 = as_matches(points0, points1)
     spread = None if sigmas is None else np.sqrt(as_variances(sigmas, len(x0)))
-    finite: BoolArray = np.asarray(np.isfinite(x0).all(1) & np.isfinite(x1).all(1))
+    finite: BoolArray = np.asarray((np.abs(np.hstack((x0, x1))) <= FARTHEST).all(axis=1))
     y0, y1 = camera0.normalise(x0[finite]), camera1.normalise(x1[finite])
-    # NaN where a distortion has no inverse
-    mapped = np.isfinite(y0).all(1) & np.isfinite(y1).all(1)
+    # NaN where a distortion has no inverse, and very far next to there
+    mapped = (np.abs(np.hstack((y0 * camera0.focal, y1 * camera1.focal))) <= FARTHEST).all(axis=1)
     finite[finite] = mapped
     y0, y1 = y0[mapped], y1[mapped]
     inliers = np.zeros(len(x0), dtype=np.bool_)
@@ -200,7 +208,7 @@ def estimate_essential(
     if better.sum() >= KEPT * fits.sum():
         fits = better
         pose = decompose_essential(essential_matrix(refined), y0[fits], y1[fits])
-    if fits.sum() < MIN_MATCHES or not _significant(y0 * focals[0], y1 * focals[1], fits, threshold, _FIVE_POINT):
+    if not fits.any() or not _significant(y0 * focals[0], y1 * focals[1], fits, threshold, _FIVE_POINT):
         return Essential(None, None, None, inliers, Status.NO_MODEL)
     inliers[finite] = fits
     return Essential(essential_matrix(pose), pose.R, pose.t, inliers, Status.OK)

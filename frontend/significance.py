@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from frontend.types import Float64Array
+
 # Expected number of accidental models that is tolerated. Far below 1, because real keypoints are not spread uniformly:
 # they lie in clusters and along edges, which makes accidents likelier than the formula says.
 MAX_LOG10_NFA = -4.0
@@ -12,6 +16,30 @@ MAX_LOG10_NFA = -4.0
 # and the largest difference between two that are the same, which rounding makes.
 KEY = (1.0, 1.7724538509, 0.5772156649, 2.6651441427)
 SAME = 1e-9
+
+MIDDLE = (0.02, 0.98)
+"""Quantiles of the coordinates between which matches are said to lie."""
+
+
+def middle_extent(points: Float64Array) -> Float64Array:
+    """Width and height of the area that points lie in, but for the outermost on each side.
+
+    A single one far away would make the area so large that accidents seemed impossible.
+
+    Args:
+        points: (N, 2) float64, at least one.
+
+    Returns:
+        (2,) float64: between the quantiles ``MIDDLE``, and as much larger as that leaves out.
+    """
+    ordered = np.sort(points.T, axis=1)  # a quarter of the time of np.quantile
+    ends = []
+    for quantile in MIDDLE:
+        below, part = divmod(quantile * (len(points) - 1), 1.0)
+        low = ordered[:, int(below)]
+        ends.append(low + part * (ordered[:, min(int(below) + 1, len(points) - 1)] - low))
+    extent: Float64Array = (ends[1] - ends[0]) / (MIDDLE[1] - MIDDLE[0])
+    return extent
 
 
 def log10_false_alarms(matches: int, inliers: int, probability: float, sample: int, models: int = 1) -> float:

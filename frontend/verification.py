@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from frontend.homography_solver import GaussNewton, gauge_fixed_cholesky, homogeneous
-from frontend.significance import KEY, MAX_LOG10_NFA, SAME
+from frontend.significance import KEY, MAX_LOG10_NFA, MIDDLE, SAME
 
 # Local magnification around an inlier in any direction, either way. Beyond it no descriptor matches.
 MAX_SCALE = 16.0
@@ -50,6 +50,21 @@ def bounding_box(points: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     high = torch.where(mask[..., None], points, -torch.inf).amax(-2)
     some = mask.any(-1, keepdim=True)
     return torch.where(some, low, 0.0), torch.where(some, high, 0.0)
+
+
+def middle_extent(points: Tensor, mask: Tensor) -> Tensor:
+    """:func:`frontend.significance.middle_extent` (B, 2) of the masked (B, K) points (B, K, 2); 0 without any."""
+    ordered = torch.where(mask[..., None], points, torch.inf).sort(dim=1).values
+    last = mask.sum(-1, keepdim=True)[..., None].clamp(min=1) - 1  # (B, 1, 1)
+    ends = []
+    for quantile in MIDDLE:
+        at = quantile * last.double()
+        low, high = (
+            ordered.gather(1, index.clamp(max=last).expand(-1, 1, 2))[:, 0]
+            for index in (at.floor().long(), at.floor().long() + 1)
+        )
+        ends.append(low + (at - at.floor())[..., 0] * (high - low))
+    return torch.where(mask.any(-1, keepdim=True), (ends[1] - ends[0]) / (MIDDLE[1] - MIDDLE[0]), 0.0)
 
 
 def _spread(points: Tensor, mask: Tensor) -> Tensor:
@@ -109,7 +124,8 @@ def verify_homography(
 
     Refused are models
         - with fewer than min_inliers different inliers, or as many as random matches would give: for these, let A be
-          the larger of the two bounding boxes of the matches; a random one fits with a probability of at most
+          the larger of the areas in which the matches of an image lie, but for the outermost
+          (:func:`frontend.significance.middle_extent`); a random one fits with a probability of at most
           ``p = 2 pi threshold^2 / A``, and ``(n - 4) C(n, k) C(k, 4) p^(k - 4)`` must stay below 1e-4 (with 300
           matches across a VGA image and a threshold of 3 px: 13 inliers; with 30 matches: 8);
         - that turn the plane over, or magnify or shrink an inlier's surroundings more than 16-fold in any direction;
@@ -135,8 +151,7 @@ def verify_homography(
 
     areas = []
     for points, unit in zip((points0, points1), units, strict=True):
-        low, high = bounding_box(points, valid)
-        areas.append((high - low).prod(-1) / unit.square())
+        areas.append(middle_extent(points, valid).prod(-1) / unit.square())
     # An error within the limit needs the forward error to be, in image 1, and the backward one, in image 0.
     chance = 2 * math.pi * threshold**2 / torch.maximum(areas[0], areas[1]).clamp(min=1e-9)
     alarms = log10_false_alarms(total, count, chance.clamp(max=1.0), sample=4)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from frontend.homography_cpu import GaussNewton, gauge_fixed
-from frontend.significance import KEY, MAX_LOG10_NFA, SAME, log10_false_alarms
+from frontend.significance import KEY, MAX_LOG10_NFA, SAME, log10_false_alarms, middle_extent
 from frontend.types import BoolArray, Float64Array
 
 MAX_SCALE = 16.0
@@ -76,8 +76,7 @@ def verify(
     total, count = count_distinct(points, inliers)
     if count < min_inliers:
         return inliers, False
-    sides = [(p.max(axis=0) - p.min(axis=0)).tolist() for p in points]
-    areas = [width * height / unit**2 for (width, height), unit in zip(sides, units, strict=True)]
+    areas = [float(middle_extent(p).prod()) / unit**2 for p, unit in zip(points, units, strict=True)]
     # an error within the limit needs the forward error to be, in image 1, and the backward one, in image 0
     chance = min(2 * math.pi * threshold**2 / max(*areas, 1e-9), 1.0)
     if not log10_false_alarms(total, count, chance, sample=4) < MAX_LOG10_NFA:

@@ -9,6 +9,7 @@ import pytest
 from frontend.camera import Camera
 from frontend.errors import ConfigError, ShapeError
 from frontend.geometry import estimate_essential
+from frontend.motion import estimate_motion
 from frontend.relative_pose import decompose_essential, essential_matrix, ray_depths, refine_pose, skew
 from frontend.types import Pose, Status
 
@@ -131,6 +132,32 @@ def test_what_is_not_finite_is_an_outlier(rng: np.random.Generator) -> None:
     assert found.status is Status.OK
     assert not found.inliers[[3, 5]].any()
     assert found.inliers.sum() == 98
+
+
+def test_repeated_matches_are_no_further_evidence(rng: np.random.Generator) -> None:
+    for _ in range(10):
+        x0, x1 = np.repeat(rng.uniform(0, 480, (2, 8, 2)), 4, axis=1)
+        assert estimate_essential(x0, x1, FIRST, SECOND).E is None
+    points, pose = scene(rng, 60)
+    x0, x1 = project(FIRST, points), project(SECOND, points @ pose.R.T + pose.t)
+    twice = estimate_essential(np.repeat(x0, 2, axis=0), np.repeat(x1, 2, axis=0), FIRST, SECOND)
+    assert twice.inliers.sum() == 120
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("far", [1e8, 1e110, 1e160, 1e300, np.inf])
+def test_a_match_far_away_changes_nothing(rng: np.random.Generator, far: float) -> None:
+    points, pose = scene(rng, 100)
+    x0, x1 = project(FIRST, points), project(SECOND, points @ pose.R.T + pose.t)
+    x0 += rng.normal(0, 0.5, x0.shape)
+    alone = estimate_essential(x0[1:], x1[1:], FIRST, SECOND)
+    x0[0, 0] = far
+    found = estimate_essential(x0, x1, FIRST, SECOND)
+    assert not found.inliers[0]
+    np.testing.assert_array_equal(found.R, alone.R)
+    np.testing.assert_array_equal(found.t, alone.t)
+    for camera in (None, SECOND):
+        assert estimate_motion(x0, x1, camera=camera).inliers.sum() > 50
 
 
 def test_wrong_settings_are_refused() -> None:

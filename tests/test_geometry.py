@@ -102,6 +102,15 @@ def test_a_match_far_away_makes_accidents_no_likelier() -> None:
     assert estimate_fundamental(points0, points1).inliers[good].mean() > 0.9
 
 
+def test_repeated_matches_are_no_further_evidence() -> None:
+    for seed in range(10):
+        points = np.repeat(np.random.default_rng(seed).uniform(0, 1, (2, 8, 2)) * [639, 479], 4, axis=1)
+        assert estimate_fundamental(*points).F is None, seed
+    points0, points1, good = scene(200, 0.3)
+    again = estimate_fundamental(np.repeat(points0, 2, axis=0), np.repeat(points1, 2, axis=0))
+    assert again.inliers[np.repeat(good, 2)].mean() > 0.9
+
+
 def test_degenerate_matches() -> None:
     line = np.linspace(0, 400, 50)[:, None] * [1.0, 0.5]
     for points in (np.ones((50, 2)), line):

@@ -20,7 +20,9 @@ from frontend.ransac import batched_ransac
 from frontend.ransac_config import RansacConfig
 from frontend.ransac_cpu import _polish, _prepare, ransac
 from frontend.ransac_search import polish, prepare
+from frontend.significance import middle_extent
 from frontend.verification import count_distinct, verify_homography
+from frontend.verification import middle_extent as batched_middle_extent
 from frontend.verification_cpu import count_distinct as count_distinct_cpu
 from frontend.verification_cpu import verify
 
@@ -244,3 +246,28 @@ def test_the_same_models_stand(rng: np.random.Generator, homography_kernels: Hom
         assert ok == bool(expected[0]), seed
         verdicts.append(ok)
     assert 10 < sum(verdicts) < 50
+
+
+def test_a_match_far_away_makes_accidental_homographies_no_likelier() -> None:
+    for seed in range(3):
+        points = np.random.default_rng(seed).uniform(0, 1, (2, 1000, 2)) * [639, 479]
+        points[0, 7] = points[1, 7] = 1e6
+        config = RansacConfig(10.0, seed=seed)
+        assert ransac(*points, config)[0] is None, seed
+        valid = torch.ones(1, 1000, dtype=torch.bool)
+        assert not batched_ransac(*torch.from_numpy(points[:, None]), valid, config).ok.any(), seed
+    points0, points1, good = scene(200, 0.3, 0.5)
+    points0[0] = points1[0] = 1e6
+    assert ransac(points0, points1, RansacConfig())[1][good].mean() > 0.9
+
+
+def test_areas_are_those_between_quantiles_also_in_batches(rng: np.random.Generator) -> None:
+    for count in (1, 2, 13, 49, 50, 51, 300):
+        points = rng.normal(size=(count, 2))
+        low, high = np.quantile(points, (0.02, 0.98), axis=0)
+        np.testing.assert_allclose(middle_extent(points), (high - low) / 0.96, atol=1e-12)
+        padded = np.concatenate([rng.normal(100, 9, (40, 2)), points])
+        mask = torch.arange(count + 40)[None] >= 40
+        batch = torch.from_numpy(np.stack([padded, padded]))
+        got = batched_middle_extent(batch, torch.cat([mask, torch.zeros_like(mask)]))
+        np.testing.assert_allclose(got, [(high - low) / 0.96, [0, 0]], atol=1e-12)
