@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from frontend.extraction import Batch, ExtractorConfig, HostDescribed, HostKeypoints, Prepared, StageTimes, candidates
+from frontend.extraction import (
+    Batch,
+    ExtractorConfig,
+    HostDescribed,
+    HostKeypoints,
+    Prepared,
+    StageTimes,
+    allowed_pixels,
+    candidates,
+)
 from frontend.kernels import load_kernels
 from frontend.postprocess import BYTE, Gray, Peaks, centre_of_mass, settle
 from frontend.runtime.base import Maps, Refined, Runtime
@@ -50,7 +59,8 @@ class CpuBackend:
         images = grays[0][None, None] if len(grays) == 1 else np.stack(grays)[:, None]
         rasters = [item.raster for item in prepared if item.raster is not None]
         raster = np.stack(rasters) if rasters else None
-        return Batch(np.ascontiguousarray(images), [item.geometry for item in prepared], raster)
+        geometries = [item.geometry for item in prepared]
+        return Batch(np.ascontiguousarray(images), geometries, raster, *allowed_pixels(prepared))
 
     def forward(self, batch: Batch) -> Maps:
         """Heat (B, H, W) and descriptors (B, H/8, W/8, D); the next call overwrites them."""
@@ -60,6 +70,7 @@ class CpuBackend:
         self, maps: Maps, batch: Batch, config: ExtractorConfig, times: StageTimes | None = None
     ) -> HostDescribed:
         """Pick keypoints, refine and describe them."""
+        heats = maps.heat if batch.allowed is None else maps.heat * batch.allowed
         found = [
             self.kernels.find_peaks(
                 heat,
@@ -69,7 +80,7 @@ class CpuBackend:
                 threshold=config.detection_threshold,
                 count=candidates(config.max_keypoints, self.runner.info.passes),
             )
-            for heat, geometry in zip(maps.heat, batch.geometries, strict=True)
+            for heat, geometry in zip(heats, batch.geometries, strict=True)
         ]
         refined = self._refine(batch.images, found, times)
         for _ in range(self.runner.info.passes - 1):

@@ -301,7 +301,8 @@ class CudaBackend(TorchBackend):
         rasters = [item.raster for item in prepared if item.raster is not None]
         raster = torch.from_numpy(np.stack(rasters)).to(self._device) if rasters else None
         # the same product as on the host
-        return Batch(images.float() * BYTE.item(), [item.geometry for item in prepared], raster)
+        geometries = [item.geometry for item in prepared]
+        return Batch(images.float() * BYTE.item(), geometries, raster, *self._allowed(prepared))
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> DenseMaps:
@@ -322,11 +323,12 @@ class CudaBackend(TorchBackend):
         """Pick keypoints, refine them and sample their descriptors, on the device, without waiting for it."""
         sizes = self._sizes_of(batch)
 
-        def describe(logits: Tensor, descriptors: Tensor, images: Tensor, sizes: Tensor) -> Described:
-            return self._describe(DenseMaps(logits, descriptors), images, sizes, config)
+        def describe(logits: Tensor, descriptors: Tensor, images: Tensor, sizes: Tensor, *allowed: Tensor) -> Described:
+            return self._describe(DenseMaps(logits, descriptors), images, sizes, config, *allowed)
 
+        allowed = () if batch.allowed is None else (batch.allowed,)
         with self._here():
-            return self._graphs.run(("keypoints", config), describe, *maps, batch.images, sizes)
+            return self._graphs.run(("keypoints", config), describe, *maps, batch.images, sizes, *allowed)
 
     def _sizes_of(self, batch: Batch) -> Tensor:
         """(B, 2) widths and heights without the padding; an upload would take as long as the network."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -88,11 +89,15 @@ class Batch(NamedTuple):
         geometries: one for each image.
         raster: (B, M, H, W) float32 map layers in the images' frame, for networks with a context module that takes
             them (``map_fusion``); None without.
+        allowed: (B, H, W) bool, where keypoints may be, on the device; None where they may be anywhere.
+        masks: of each image as given, (H0, W0) bool, or None; None where ``allowed`` is.
     """
 
     images: Any
     geometries: list[Geometry]
     raster: Any = None
+    allowed: Any = None
+    masks: Sequence[BoolArray | None] | None = None
 
 
 class Prepared(NamedTuple):
@@ -102,11 +107,28 @@ class Prepared(NamedTuple):
         gray: (H, W) float32 in [0, 1], or uint8 for a backend that takes bytes; sides multiples of 8.
         geometry: how it became that.
         raster: (M, H, W) float32, or None.
+        mask: (H0, W0) bool of the image as given, False where no keypoint may be; None without.
     """
 
     gray: Float32Array | NDArray[np.uint8]
     geometry: Geometry
     raster: Float32Array | None
+    mask: BoolArray | None = None
+
+
+def allowed_pixels(prepared: Sequence[Prepared]) -> tuple[BoolArray | None, list[BoolArray | None] | None]:
+    """``allowed`` and ``masks`` of a batch, see :class:`Batch`, the former on the host."""
+    masks = [item.mask for item in prepared]
+    if all(mask is None for mask in masks):
+        return None, None
+    allowed = np.ones((len(prepared), *prepared[0].gray.shape), np.bool_)
+    for target, mask, item in zip(allowed, masks, prepared, strict=True):
+        if mask is None:
+            continue
+        width, height = item.geometry.resized
+        target[:] = False
+        target[:height, :width] = cv2.resize(mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+    return allowed, masks
 
 
 class HostKeypoints(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from frontend.extraction import (
     StageTimes,
 )
 from frontend.image import pad_to_multiple, rescale_points, resize_to, to_gray, to_gray_bytes
-from frontend.types import Features, Float32Array
+from frontend.types import BoolArray, Features, Float32Array
 from frontend.weights import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -163,18 +164,24 @@ class SuperPoint:
         """D, the length of a descriptor."""
         return self.backend.descriptor_dim
 
-    def preprocess(self, images: Sequence[np.ndarray], rasters: Sequence[np.ndarray] | None = None) -> Batch:
+    def preprocess(
+        self,
+        images: Sequence[np.ndarray],
+        rasters: Sequence[np.ndarray] | None = None,
+        masks: Sequence[np.ndarray | None] | None = None,
+    ) -> Batch:
         """Make network input of images that have one padded size.
 
         Args:
             images: each (H, W), (H, W, 3) BGR or (H, W, 4) BGRA; uint8, uint16, or float in [0, 1].
             rasters: a map for each image, (M, H, W) float at the image's size.
+            masks: for each image where keypoints may be, (H, W) bool or uint8, nonzero there; None for anywhere.
 
         Raises:
-            ShapeError: an image has another shape or type, or a raster does not fit its image.
+            ShapeError: an image has another shape or type, or a raster or a mask does not fit its image.
             ConfigError: the images' padded sizes differ, or there is none.
         """
-        prepared = self._prepare_all(images, rasters)
+        prepared = self._prepare_all(images, rasters, masks)
         sizes = sorted({item.gray.shape[::-1] for item in prepared})
         if len(sizes) != 1:
             raise ConfigError(f"a batch has network inputs of {sizes or 'no size'}; expected one size")
@@ -184,22 +191,31 @@ class SuperPoint:
         """Bring prepared images of one size to the device as a batch."""
         return self.backend.stack(prepared)
 
-    def _prepare_all(self, images: Sequence[np.ndarray], rasters: Sequence[np.ndarray] | None) -> list[Prepared]:
-        if rasters is None:
-            return [self.prepare(image, None) for image in images]
-        if len(rasters) != len(images):
-            raise ShapeError(f"got {len(rasters)} rasters for {len(images)} images; expected one for each")
-        return [self.prepare(image, raster) for image, raster in zip(images, rasters, strict=True)]
+    def _prepare_all(
+        self,
+        images: Sequence[np.ndarray],
+        rasters: Sequence[np.ndarray] | None,
+        masks: Sequence[np.ndarray | None] | None,
+    ) -> list[Prepared]:
+        for name, others in (("rasters", rasters), ("masks", masks)):
+            if others is not None and len(others) != len(images):
+                raise ShapeError(f"got {len(others)} {name} for {len(images)} images; expected one for each")
+        nothing = [None] * len(images)
+        return [
+            self.prepare(image, raster, mask)
+            for image, raster, mask in zip(images, rasters or nothing, masks or nothing, strict=True)
+        ]
 
-    def prepare(self, image: np.ndarray, raster: np.ndarray | None = None) -> Prepared:
+    def prepare(self, image: np.ndarray, raster: np.ndarray | None = None, mask: np.ndarray | None = None) -> Prepared:
         """Make network input of one image, on the host; needs no device and may run in any thread.
 
         Args:
             image: as for :meth:`preprocess`.
             raster: the same.
+            mask: the same.
 
         Raises:
-            ShapeError: the image has another shape or type, or the raster does not fit it.
+            ShapeError: the image has another shape or type, or the raster or the mask does not fit it.
         """
         # resizing rounds less in floats
         in_bytes = getattr(self.backend, "takes_bytes", False) and self.config.resize is None
@@ -210,13 +226,19 @@ class SuperPoint:
             if raster.ndim != 3 or raster.shape[1:] != gray.shape:
                 raise ShapeError(f"raster has shape {raster.shape}; expected (M, {gray.shape[0]}, {gray.shape[1]})")
             layers = [layer.astype(np.float32) for layer in raster]
+        if mask is not None:
+            if mask.shape != gray.shape or mask.dtype not in (np.bool_, np.uint8):
+                raise ShapeError(
+                    f"mask is {mask.shape} {mask.dtype}; expected ({gray.shape[0]}, {gray.shape[1]}) bool or uint8"
+                )
+            mask = mask != 0
         scale = (1.0, 1.0)
         if self.config.resize is not None:
             gray, scale = resize_to(gray, self.config.resize)
             layers = [resize_to(layer, self.config.resize)[0] for layer in layers]
         geometry = Geometry(original, (gray.shape[1], gray.shape[0]), scale)
         padded = np.stack([pad_to_multiple(layer) for layer in layers]) if raster is not None else None
-        return Prepared(pad_to_multiple(gray), geometry, padded)
+        return Prepared(pad_to_multiple(gray), geometry, padded, mask)
 
     def forward(self, batch: Batch) -> Any:
         """Run the network; gives dense maps in the backend's own form."""
@@ -236,17 +258,17 @@ class SuperPoint:
             back = (1 / geometry.scale[0], 1 / geometry.scale[1])
             original = rescale_points(keypoints[i, :count].astype(np.float64), back).astype(np.float32)
             limit = np.array(geometry.original, np.float32) - 1
-            features.append(
-                Features(
-                    keypoints=np.clip(original, 0, limit),
-                    scores=scores[i, :count].copy(),
-                    descriptors=described[i, :count].copy(),
-                    image_size=geometry.original,
-                    model=self.name,
-                    # one figure for both axes: their scales differ by rounding only
-                    sigmas=None if sigmas is None else sigmas[i, :count] * np.float32(sum(back) / 2),
-                )
+            one = Features(
+                keypoints=np.clip(original, 0, limit),
+                scores=scores[i, :count].copy(),
+                descriptors=described[i, :count].copy(),
+                image_size=geometry.original,
+                model=self.name,
+                # one figure for both axes: their scales differ by rounding only
+                sigmas=None if sigmas is None else sigmas[i, :count] * np.float32(sum(back) / 2),
             )
+            mask = None if batch.masks is None else batch.masks[i]
+            features.append(one if mask is None else _within(mask, one))
         return features
 
     def extract_batch(
@@ -254,6 +276,7 @@ class SuperPoint:
         images: Sequence[np.ndarray],
         times: StageTimes | None = None,
         rasters: Sequence[np.ndarray] | None = None,
+        masks: Sequence[np.ndarray | None] | None = None,
     ) -> list[Features]:
         """Features of several images; those of one padded size go through the network together.
 
@@ -261,13 +284,15 @@ class SuperPoint:
             images: as for :meth:`preprocess`, of any sizes.
             times: where the stages' times are added.
             rasters: a map for each image, see :meth:`preprocess`.
+            masks: where keypoints may be, the same. Robots' own parts, time stamps and people are left out so; what is
+                next to them still sees them.
 
         Returns:
             One for each image, in their order; the same as one at a time, to rounding.
         """
         times = times or StageTimes()
         began = time.perf_counter()
-        prepared = self._prepare_all(images, rasters)
+        prepared = self._prepare_all(images, rasters, masks)
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, item in enumerate(prepared):
             groups.setdefault(item.gray.shape, []).append(i)
@@ -292,6 +317,21 @@ class SuperPoint:
         times.add(stage, now - began)
         return now
 
-    def extract(self, image: np.ndarray, raster: np.ndarray | None = None) -> Features:
+    def extract(self, image: np.ndarray, raster: np.ndarray | None = None, mask: np.ndarray | None = None) -> Features:
         """Features of one image, see :meth:`extract_batch`."""
-        return self.extract_batch([image], rasters=None if raster is None else [raster])[0]
+        return self.extract_batch([image], rasters=None if raster is None else [raster], masks=[mask])[0]
+
+
+def _within(mask: BoolArray, features: Features) -> Features:
+    """Those whose nearest pixel the mask allows: a refiner may have moved some across its edge."""
+    x, y = np.rint(features.keypoints).astype(np.int64).T
+    keep = mask[y, x]
+    if keep.all():
+        return features
+    return replace(
+        features,
+        keypoints=features.keypoints[keep],
+        scores=features.scores[keep],
+        descriptors=features.descriptors[keep],
+        sigmas=None if features.sigmas is None else features.sigmas[keep],
+    )

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from frontend.device import pick_device
-from frontend.extraction import Batch, ExtractorConfig, HostDescribed, HostKeypoints, Prepared, StageTimes, candidates
+from frontend.extraction import (
+    Batch,
+    ExtractorConfig,
+    HostDescribed,
+    HostKeypoints,
+    Prepared,
+    StageTimes,
+    allowed_pixels,
+    candidates,
+)
 from frontend.keypoints import (
     BatchedKeypoints,
     inside_border,
@@ -69,7 +78,11 @@ class TorchBackend:
         stacked = torch.from_numpy(np.stack([item.gray for item in prepared]))[:, None]
         rasters = [item.raster for item in prepared if item.raster is not None]
         raster = torch.from_numpy(np.stack(rasters)).to(self._device) if rasters else None
-        return Batch(stacked.to(self._device), [item.geometry for item in prepared], raster)
+        return Batch(stacked.to(self._device), [item.geometry for item in prepared], raster, *self._allowed(prepared))
+
+    def _allowed(self, prepared: Sequence[Prepared]) -> tuple[Tensor | None, Any]:
+        allowed, masks = allowed_pixels(prepared)
+        return None if allowed is None else torch.from_numpy(allowed).to(self._device), masks
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> DenseMaps:
@@ -84,11 +97,14 @@ class TorchBackend:
     ) -> Described:
         """Pick keypoints, refine them and sample their descriptors, on the device, without waiting for it."""
         sizes = torch.tensor([g.resized for g in batch.geometries], device=self._device)
-        return self._describe(maps, batch.images, sizes, config)
+        return self._describe(maps, batch.images, sizes, config, batch.allowed)
 
-    def _describe(self, maps: DenseMaps, images: Tensor, sizes: Tensor, config: ExtractorConfig) -> Described:
+    def _describe(
+        self, maps: DenseMaps, images: Tensor, sizes: Tensor, config: ExtractorConfig, allowed: Tensor | None = None
+    ) -> Described:
         heat = heatmap(maps.logits)
-        kept = inside_border(non_maximum_suppression(heat, config.nms_radius), config.border, sizes)
+        peaked = heat if allowed is None else heat * allowed
+        kept = inside_border(non_maximum_suppression(peaked, config.nms_radius), config.border, sizes)
         passes = self.network.config.refiner_passes if self.refines else 1
         count = candidates(config.max_keypoints, passes)
         found = top_k(kept, count, config.detection_threshold, config.nms_radius)
