@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from frontend.atomic import atomic_path, remove_leftovers
-from frontend.errors import ConfigError, FrontendError, ImageError, is_lack_of_memory
+from frontend.errors import ConfigError, DataError, FrontendError, ImageError, is_lack_of_memory
 from frontend.extraction import Prepared
 from frontend.extractor import SuperPoint
 from frontend.folders import check_settings, find_images, output_path, read_ahead, reading_npz
@@ -61,7 +62,13 @@ def extract_files(
         group.clear()
 
     def prepare(path: Path) -> Prepared:
-        return extractor.prepare(read_image(path, white=extractor.config.white))
+        try:
+            return extractor.prepare(read_image(path, white=extractor.config.white))
+        except Exception as error:
+            if not is_lack_of_memory(error):
+                raise
+            # its size may not be known yet
+            raise ImageError(f"{path}: out of memory; a smaller --resize needs less") from None
 
     for path, prepared in read_ahead(prepare, paths, ahead=batch + 3):
         if isinstance(prepared, FrontendError):
@@ -102,16 +109,45 @@ def read_features(path: Path) -> Features:
     """Read a feature file; descriptors in float16 become float32 of unit norm again.
 
     Raises:
-        DataError: the file is no feature file.
+        DataError: the file is no feature file, or its arrays do not belong together.
     """
     with reading_npz(path, "feature file") as file:
-        descriptors = file["descriptors"].astype(np.float32)
-        if file["descriptors"].dtype == np.float16:
+        arrays = {name: file[name] for name in ("keypoints", "scores", "descriptors", "image_size")}
+        if "sigmas" in file:
+            arrays["sigmas"] = file["sigmas"]
+        _check_arrays(path, arrays)
+        stored = arrays["descriptors"]
+        descriptors = stored.astype(np.float32)
+        if stored.dtype == np.float16:
             descriptors /= np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-12)
-        width, height = (int(value) for value in file["image_size"])
+        width, height = (int(value) for value in arrays["image_size"])
         return Features(
-            file["keypoints"], file["scores"], descriptors, (width, height), str(file["model"]), file.get("sigmas")
+            arrays["keypoints"].astype(np.float32, copy=False),
+            arrays["scores"].astype(np.float32, copy=False),
+            descriptors,
+            (width, height),
+            str(file["model"]),
+            arrays["sigmas"].astype(np.float32, copy=False) if "sigmas" in arrays else None,
         )
+
+
+def _check_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse arrays of a feature file that are not of one image: all but the size have a row for each keypoint."""
+
+    def refuse(name: str, expected: str) -> NoReturn:
+        raise DataError(f"feature file {path} has {name} of shape {arrays[name].shape}; expected {expected}")
+
+    keypoints = arrays["keypoints"]
+    if keypoints.ndim != 2 or keypoints.shape[1] != 2:
+        refuse("keypoints", "(N, 2)")
+    count = len(keypoints)
+    for name in ("scores", "sigmas"):
+        if name in arrays and arrays[name].shape != (count,):
+            refuse(name, f"({count},)")
+    if arrays["descriptors"].ndim != 2 or len(arrays["descriptors"]) != count:
+        refuse("descriptors", f"({count}, D)")
+    if arrays["image_size"].shape != (2,):
+        refuse("image_size", "(2,)")
 
 
 @dataclass

@@ -134,16 +134,23 @@ def warp_points(points: Array, H: Array) -> Array:
     """Map points by homographies.
 
     Args:
-        points: (..., N, 2) pixels, NumPy or torch.
+        points: (..., N, 2) float pixels, NumPy or torch.
         H: (..., 3, 3) of the same library; leading dimensions broadcast with those of ``points``.
 
     Returns:
         (..., N, 2) of the same library and type. A point on the line that H sends to infinity gives
         non-finite values.
+
+    Raises:
+        ShapeError: the shapes are others, or the points are not floats.
     """
     if points.shape[-1] != 2 or tuple(H.shape[-2:]) != (3, 3):
         given = f"points {tuple(points.shape)} and H {tuple(H.shape)}"
         raise ShapeError(f"got {given}; expected (..., N, 2) and (..., 3, 3)")
+    # integers would take what they are moved by without its fraction
+    floating = points.dtype.kind == "f" if isinstance(points, np.ndarray) else points.is_floating_point()
+    if not floating:
+        raise ShapeError(f"points are {points.dtype}; expected floats")
     if not isinstance(points, np.ndarray):
         moved = points @ H[..., :2, :2].mT + H[..., None, :2, 2]
         depth = points @ H[..., 2, :2, None] + H[..., None, 2, 2, None]

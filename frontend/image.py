@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from frontend.errors import ConfigError, ImageError, ShapeError
+from frontend.errors import ConfigError, ImageError, ShapeError, is_lack_of_memory
 from frontend.image_header import HeaderError, check_complete, header_size
 from frontend.types import Float32Array
 
@@ -107,7 +107,9 @@ def decode_image(
     try:
         # Not IMREAD_UNCHANGED, which ignores the orientation.
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
-    except cv2.error:
+    except cv2.error as error:
+        if is_lack_of_memory(error):
+            raise
         decoded = None
     if decoded is None:
         if size is None:
@@ -218,7 +220,12 @@ def to_uint8(image: Image, white: int | None = None) -> NDArray[np.uint8]:
     return found
 
 
-def _check_pixels(image: Image) -> None:
+def check_pixels(image: Image) -> None:
+    """Refuse what has not the shape of an image, such as the None that OpenCV gives for a missing file.
+
+    Raises:
+        ShapeError: it is no array, or not (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with a pixel at least.
+    """
     if not isinstance(image, np.ndarray):
         raise ShapeError(f"image is a {type(image).__name__}, expected a NumPy array")
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)) or 0 in image.shape:
@@ -239,7 +246,7 @@ def to_gray_bytes(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Raises:
         ShapeError: another shape or data type.
     """
-    _check_pixels(image)
+    check_pixels(image)
     if image.dtype != np.uint8:
         raise ShapeError(f"image is of {image.dtype}, expected uint8")
     gray = np.asarray(_luminance(np.ascontiguousarray(image)), np.uint8)
@@ -262,7 +269,7 @@ def to_gray(image: Image, white: int | None = None) -> Float32Array:
         ShapeError: another shape or data type.
         ImageError: float pixels that are not finite, or clearly not in [0, 1].
     """
-    _check_pixels(image)
+    check_pixels(image)
     kind = image.dtype.newbyteorder("=")
     if kind.type not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
         raise ShapeError(f"image is of {image.dtype}, expected uint8, uint16 or float")

@@ -13,7 +13,10 @@ from frontend.errors import ConfigError
 from frontend.extractor import StageTimes, SuperPoint
 from frontend.geometry import estimate_essential, estimate_fundamental
 from frontend.homography_estimation import estimate_homography, match_sigmas
+from frontend.image import check_pixels
 from frontend.matching import check_matcher, match_features
+from frontend.matching.base import check_limits
+from frontend.ransac_config import RansacConfig
 from frontend.types import Essential, Features, Float32Array, Fundamental, Homography, Matches, MatchResult, Status
 
 GEOMETRIES = ("homography", "fundamental", "essential", "none")
@@ -30,7 +33,8 @@ class PipelineConfig:
         min_similarity: the same.
         geometry: model fitted to the matches: "homography", "fundamental", "essential" (needs cameras) or "none".
         ransac_method: of a homography: "ransac", or "opencv".
-        ransac_threshold: largest error of an inlier, pixels of the original images.
+        ransac_threshold: largest error of an inlier, pixels of the original images; as in
+            :class:`frontend.ransac_config.RansacConfig`.
         rotations: 1, or 4 to try image 1 at 0, 90, 180 and 270 degrees and keep the best.
         seed: of the robust estimation.
     """
@@ -49,11 +53,12 @@ class PipelineConfig:
             raise ConfigError(f"geometry is '{self.geometry}'; expected one of: {', '.join(GEOMETRIES)}")
         if self.ransac_method not in RANSAC_METHODS:
             raise ConfigError(f"ransac_method is '{self.ransac_method}'; expected one of: {', '.join(RANSAC_METHODS)}")
-        if not self.ransac_threshold > 0:
-            raise ConfigError(f"ransac_threshold is {self.ransac_threshold}; expected more than 0 pixels")
         if self.rotations not in (1, 4):
             raise ConfigError(f"rotations is {self.rotations}; expected 1 or 4")
         check_matcher(self.matcher)
+        # refused here, and not when the first pair has been extracted
+        check_limits(self.ratio, self.min_similarity)
+        RansacConfig(self.ransac_threshold, seed=self.seed)
 
 
 class MatchPipeline:
@@ -90,7 +95,12 @@ class MatchPipeline:
 
         Returns:
             Keypoints in pixels of the images as given, whatever rotation won.
+
+        Raises:
+            ShapeError: an image has another shape or type.
         """
+        for image in (image1,) if features0 is not None else (image0, image1):
+            check_pixels(image)
         times = StageTimes()
         turns = range(self.config.rotations)
         views = [np.ascontiguousarray(np.rot90(image1, turn)) for turn in turns]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,8 @@ LEAST_THRESHOLD = 1e-3
 FARTHEST = 1e7
 """Largest coordinate of a point, pixels, that a model is computed from: at ten times that, float32 cannot tell the
 other matches apart once all are normalised alike."""
+MOST_ITERATIONS = 2**31 - 1
+"""Most samples: OpenCV counts them in 32 bits."""
 KEPT = 0.95
 """Share of a model's inliers that its refinement keeps at least: one that loses more has left its basin."""
 
@@ -27,9 +28,9 @@ class RansacConfig:
     """Settings of the robust estimation.
 
     Attributes:
-        threshold: largest RMS of an inlier's two transfer errors, pixels; at least ``LEAST_THRESHOLD``.
+        threshold: largest RMS of an inlier's two transfer errors, pixels; ``LEAST_THRESHOLD`` to ``FARTHEST``.
         confidence: probability of having drawn one outlier-free sample, in (0, 1), at which drawing stops.
-        max_iterations: samples drawn at most.
+        max_iterations: samples drawn at most; 1 to ``MOST_ITERATIONS``.
         min_inliers: inliers below which there is no model; at least 4.
         seed: of the random generator, 0 or more.
     """
@@ -41,13 +42,14 @@ class RansacConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        # squares of less are lost in float32, and no image is as exact
-        if not (math.isfinite(self.threshold) and self.threshold >= LEAST_THRESHOLD):
-            raise ConfigError(f"RANSAC threshold is {self.threshold}; expected {LEAST_THRESHOLD} pixels or more")
+        # squares of less are lost in float32, and no image is as exact; no point that counts is farther away than that
+        if not LEAST_THRESHOLD <= self.threshold <= FARTHEST:
+            expected = f"{LEAST_THRESHOLD:g} to {FARTHEST:g} pixels"
+            raise ConfigError(f"RANSAC threshold is {self.threshold}; expected {expected}")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"RANSAC confidence is {self.confidence}; expected a value between 0 and 1")
-        if self.max_iterations < 1:
-            raise ConfigError(f"RANSAC max_iterations is {self.max_iterations}; expected 1 or more")
+        if not 1 <= self.max_iterations <= MOST_ITERATIONS:
+            raise ConfigError(f"RANSAC max_iterations is {self.max_iterations}; expected 1 to {MOST_ITERATIONS}")
         if self.min_inliers < SAMPLE_SIZE:
             raise ConfigError(f"RANSAC min_inliers is {self.min_inliers}; expected {SAMPLE_SIZE} or more")
         if not 0 <= self.seed < 2**63:

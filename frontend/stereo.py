@@ -80,12 +80,14 @@ def match_stereo(
         The matches, and their points where there is a rig.
 
     Raises:
-        SequenceError: the descriptors have different lengths.
+        SequenceError: the features are of different models, or the descriptors have different lengths.
         ConfigError: the threshold is not more than 0.
     """
     if left.descriptors.shape[1] != right.descriptors.shape[1]:
         got, expected = right.descriptors.shape[1], left.descriptors.shape[1]
         raise SequenceError(f"right image has descriptors of length {got}; expected {expected}, as the left one")
+    if left.model != right.model:
+        raise SequenceError(f"right image is of model '{right.model}'; expected '{left.model}', as the left one")
     if not threshold > 0:
         raise ConfigError(f"threshold is {threshold}; expected more than 0 pixels")
     if not len(left) or not len(right):

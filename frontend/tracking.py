@@ -16,6 +16,7 @@ from frontend.camera import Camera
 from frontend.errors import ConfigError, SequenceError
 from frontend.motion import Motion, estimate_motion
 from frontend.mutual import NEVER, mutual_best
+from frontend.ransac_config import RansacConfig
 from frontend.stereo import StereoRig, match_stereo
 from frontend.types import Features, Float32Array, Float64Array, IntArray, TrackedFrame
 
@@ -53,7 +54,8 @@ class TrackerConfig:
     def __post_init__(self) -> None:
         if not -1 <= self.min_similarity <= 1:
             raise ConfigError(f"min_similarity is {self.min_similarity}; expected a value in [-1, 1]")
-        for name in ("search_radius", "threshold", "keyframe_parallax"):
+        RansacConfig(self.threshold)  # refuses what the estimators of the motion would
+        for name in ("search_radius", "keyframe_parallax"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected more than 0")
         if not 0 <= self.keyframe_share <= 1:
@@ -147,7 +149,8 @@ class Tracker:
             right: features of the right image of a stereo pair, whose left one the frame is.
 
         Raises:
-            SequenceError: the stamp is not later, or the features are of another model or of an image of another size.
+            SequenceError: the stamp is not later, the features are of another model or of an image of another size, or
+                those of the right image are of another model than these.
         """
         if self._stamp_ns is not None and stamp_ns <= self._stamp_ns:
             raise SequenceError(f"frame has the stamp {stamp_ns} ns; expected one after {self._stamp_ns} ns")

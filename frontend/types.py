@@ -210,7 +210,7 @@ class TrackedFrame:
         keyframe: whether it is one.
         motion: "homography", "fundamental", "essential" or "none": the model of the motion since the frame before.
         matrix: (3, 3) float64 of that model, frame before to this frame; None without one. An essential matrix is of
-            normalised coordinates, the others are of pixels.
+            normalised coordinates, the others are of pixels, undistorted ones where the camera has distortion.
         inlier_share: share of the matches with tracks seen in the frame before that the motion explains, in [0, 1].
         pose: of this frame relative to the frame before; None without a camera, where there is no motion model, or
             where that is a fundamental matrix, which contradicts the camera.

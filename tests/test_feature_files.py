@@ -178,20 +178,97 @@ def test_the_command_goes_on_after_kill_9(folder: Path, tmp_path: Path, capsys: 
     assert "holds features made with half = False; got True" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("stage", "where"), [("forward", " at 1 of 128 x 128"), ("prepare", ""), ("imdecode", "")])
 def test_an_image_without_memory_for_it_does_not_end_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, where: str
 ) -> None:
     extractor = SuperPoint(network("edge"), device="cpu")
     for name, size in (("a", 64), ("b", 128), ("c", 64)):
         cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((size, size), 90, np.uint8))
-    forward = SuperPoint.forward
+    forward, prepare, imdecode = SuperPoint.forward, SuperPoint.prepare, cv2.imdecode
 
-    def small_alone(self: SuperPoint, batch: Batch) -> object:
+    def forward_small(self: SuperPoint, batch: Batch) -> object:
         if batch.images.shape[-1] > 100:
             raise MemoryError
         return forward(self, batch)
 
-    monkeypatch.setattr(SuperPoint, "forward", small_alone)
+    def prepare_small(self: SuperPoint, image: np.ndarray) -> object:
+        if image.shape[1] > 100:
+            raise MemoryError
+        return prepare(self, image)
+
+    def decode_small(data: np.ndarray, flags: int) -> np.ndarray:
+        image = imdecode(data, flags)
+        if image.shape[1] > 100:
+            error = cv2.error("Failed to allocate 16384 bytes")
+            error.code = -4  # cv2.Error.StsNoMem
+            raise error
+        return image
+
+    if stage == "imdecode":
+        monkeypatch.setattr(cv2, "imdecode", decode_small)
+    else:
+        monkeypatch.setattr(SuperPoint, stage, forward_small if stage == "forward" else prepare_small)
     found = list(extract_files(extractor, [tmp_path / f"{name}.png" for name in "abc"]))
     assert [type(result).__name__ for _, result in found] == ["Features", "ImageError", "Features"]
-    assert str(found[1][1]).endswith("b.png: out of memory at 1 of 128 x 128; a smaller --resize needs less")
+    assert str(found[1][1]).endswith(f"b.png: out of memory{where}; a smaller --resize needs less")
+
+
+def test_another_error_while_an_image_is_prepared_is_not_hidden(
+    folder: Path, extractor: SuperPoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: SuperPoint, image: np.ndarray) -> object:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(SuperPoint, "prepare", fail)
+    with pytest.raises(ZeroDivisionError):
+        list(extract_files(extractor, [folder / "0.png"]))
+
+
+def stored(**other: np.ndarray | None) -> dict[str, np.ndarray]:
+    """What a file of five keypoints holds, some of it replaced."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "keypoints": rng.uniform(0, 60, (5, 2)).astype(np.float32),
+        "scores": np.linspace(1, 0.1, 5, dtype=np.float32),
+        "descriptors": np.eye(5, 16, dtype=np.float32),
+        "sigmas": np.full(5, 0.5, np.float32),
+        "image_size": np.array([64, 48], np.int32),
+        "model": np.array("m"),
+    }
+    return {name: array for name, array in {**arrays, **other}.items() if array is not None}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("keypoints", (5, 3), "(N, 2)"),
+        ("keypoints", (5,), "(N, 2)"),
+        ("scores", (30,), "(5,)"),
+        ("scores", (5, 1), "(5,)"),
+        ("descriptors", (30, 16), "(5, D)"),
+        ("descriptors", (5,), "(5, D)"),
+        ("sigmas", (4,), "(5,)"),
+        ("image_size", (3,), "(2,)"),
+    ],
+)
+def test_arrays_that_do_not_belong_together_are_refused(
+    tmp_path: Path, name: str, shape: tuple[int, ...], expected: str
+) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, **stored(**{name: np.ones(shape, np.float16)}))
+    with pytest.raises(DataError) as caught:
+        read_features(path)
+    assert str(caught.value) == f"feature file {path} has {name} of shape {shape}; expected {expected}"
+
+
+def test_numbers_of_any_width_become_float32(tmp_path: Path) -> None:
+    expected = stored()
+    other = {name: expected[name].astype(np.float64) for name in ("keypoints", "scores", "sigmas")}
+    np.savez(tmp_path / "a.npz", **stored(**other))
+    got = read_features(tmp_path / "a.npz")
+    for name in other:
+        assert getattr(got, name).dtype == np.float32
+        np.testing.assert_array_equal(getattr(got, name), expected[name])
+    np.savez(tmp_path / "a.npz", **stored(sigmas=None))
+    assert read_features(tmp_path / "a.npz").sigmas is None

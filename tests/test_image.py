@@ -341,6 +341,21 @@ def test_nan_and_infinite_pixels() -> None:
             decode_image(encode(".tif", image), "a")
 
 
+@pytest.mark.parametrize("code", [-4, -215])  # StsNoMem, StsAssert
+def test_a_lack_of_memory_is_not_the_fault_of_the_image(monkeypatch: pytest.MonkeyPatch, make_scene, code: int) -> None:
+    def fail(*_: object) -> None:
+        error = cv2.error("Failed")
+        error.code = code
+        raise error
+
+    data = encode(".png", make_scene(16, 16))
+    monkeypatch.setattr(cv2, "imdecode", fail)
+    with pytest.raises(
+        cv2.error if code == -4 else ImageError, match="Failed" if code == -4 else "truncated or corrupt"
+    ):
+        decode_image(data, "a")
+
+
 def test_quiet_decoders_keeps_stderr_clean(capfd: pytest.CaptureFixture[str], make_scene) -> None:
     data = bytearray(encode(".jpg", make_scene(100, 120)))
     noisy = bytes(data[:-2]) + b"\x12\x34\x56" * 5 + bytes(data[-2:])

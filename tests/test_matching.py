@@ -156,3 +156,35 @@ def test_features_of_different_models_are_not_matched() -> None:
     one = Features(np.zeros((2, 2), np.float32), np.ones(2, np.float32), np.eye(2, dtype=np.float32), (64, 48), "a")
     with pytest.raises(ConfigError, match="are of model 'a' and of image 1 of 'b'; expected the same"):
         match_features(one, replace(one, model="b"))
+
+
+@pytest.mark.parametrize("block", [10**9, 64])
+@pytest.mark.parametrize("ratio", [None, 0.9])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("image", [0, 1])
+def test_a_descriptor_that_is_not_finite_spoils_no_other(
+    image: int, bad: float, ratio: float | None, block: int
+) -> None:
+    d0 = unit((1, 50, 64), 7)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(1))
+    pair = [d0.clone(), d0[:, order]]
+    pair[image][0, 17, 3] = bad
+    lost = 17 if image == 0 else int(order[17])
+    kept = np.delete(np.arange(50), lost)
+    ones = torch.ones(1, 50, dtype=torch.bool)
+    batched = mutual_nearest_neighbours(pair[0], ones, pair[1], ones, ratio=ratio, block=block)
+    index = batched.index[0].numpy()
+    np.testing.assert_array_equal(np.flatnonzero(index >= 0), kept)
+    np.testing.assert_array_equal(order.numpy()[index[kept]], kept)
+    np.testing.assert_allclose(batched.scores[0].numpy()[kept], 1, atol=1e-6)
+    assert batched.scores[0, lost] == 0
+    found = nearest_cpu.mutual_nearest_neighbours(pair[0][0].numpy(), pair[1][0].numpy(), ratio=ratio, block=block)
+    np.testing.assert_array_equal(found.matches, np.stack([kept, index[kept]], axis=1))
+    np.testing.assert_allclose(found.match_scores, 1, atol=1e-6)
+
+
+def test_descriptors_none_of_which_is_finite_match_nothing() -> None:
+    d, none, ones = unit((1, 9, 8), 0), torch.full((1, 9, 8), torch.nan), torch.ones(1, 9, dtype=torch.bool)
+    for first, second in ((d, none), (none, d), (none, none)):
+        assert (mutual_nearest_neighbours(first, ones, second, ones).index == -1).all()
+        assert len(nearest_cpu.mutual_nearest_neighbours(first[0].numpy(), second[0].numpy())) == 0

@@ -138,6 +138,10 @@ def test_what_makes_no_pair_is_refused(rng: np.random.Generator) -> None:
     first, second = features(left, unit(rng, 20)), features(right, unit(rng, 20, 32))
     with pytest.raises(SequenceError, match="length 32; expected 64"):
         match_stereo(first, second, RIG)
+    other = dataclasses.replace(first, model="b")
+    for rig in (None, RIG):
+        with pytest.raises(SequenceError, match="right image is of model 'b'; expected '', as the left one"):
+            match_stereo(first, other, rig)
     with pytest.raises(ConfigError, match="threshold is 0"):
         match_stereo(first, first, RIG, threshold=0)
     for wrong in (

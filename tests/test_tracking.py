@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import cv2
@@ -173,6 +174,8 @@ def test_stamps_must_rise_and_descriptors_keep_their_length() -> None:
     short = Features(features.keypoints, features.scores, features.descriptors[:, :32], SIZE)
     with pytest.raises(SequenceError, match="length 32; expected 64"):
         tracker.update(short, 6)
+    with pytest.raises(SequenceError, match="right image is of model 'b'; expected '', as the left one"):
+        tracker.update(features, 6, right=dataclasses.replace(features, model="b"))
     # a refused frame changes nothing
     assert not tracker.update(features, 7).new.any()
 
@@ -186,6 +189,7 @@ def test_stamps_must_rise_and_descriptors_keep_their_length() -> None:
         {"max_gap": -1},
         {"max_tracks": 0},
         {"threshold": float("nan")},
+        {"threshold": 1e200},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:

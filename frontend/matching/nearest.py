@@ -29,7 +29,7 @@ def mutual_nearest_neighbours(
     at once for each pair of images (one row at least).
 
     Args:
-        descriptors0: (B, K0, D) float, of unit norm.
+        descriptors0: (B, K0, D) float, of unit norm; a keypoint whose descriptor is not finite has no match.
         valid0: (B, K0) bool.
         descriptors1: (B, K1, D) float, of unit norm.
         valid1: (B, K1) bool.
@@ -48,6 +48,8 @@ def mutual_nearest_neighbours(
     _check(descriptors0, valid0, descriptors1, valid1, ratio, min_similarity)
     batch, rows, columns = len(descriptors0), descriptors0.shape[1], descriptors1.shape[1]
     device = descriptors0.device
+    # a NaN would be the nearest of all descriptors of the other image: it goes through every maximum
+    valid0, valid1 = valid0 & descriptors0.isfinite().all(-1), valid1 & descriptors1.isfinite().all(-1)
     index = torch.full((batch, rows), -1, dtype=torch.long, device=device)
     scores = torch.zeros((batch, rows), device=device)
     if rows == 0 or columns == 0:

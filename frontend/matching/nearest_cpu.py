@@ -36,7 +36,7 @@ def mutual_nearest_neighbours(
     """Match descriptors that are each other's nearest: :func:`frontend.matching.nearest.mutual_nearest_neighbours`.
 
     Args:
-        descriptors0: (N0, D) float32, of unit norm.
+        descriptors0: (N0, D) float32, of unit norm; a keypoint whose descriptor is not finite has no match.
         descriptors1: (N1, D) float32, of unit norm.
         ratio: as there.
         min_similarity: as there.
@@ -67,6 +67,15 @@ def mutual_nearest_neighbours(
         if ratio is not None and columns > 1:
             similarity[every, nearest[part]] = -2.0
             second[part] = similarity.max(axis=1)
+    if not np.isfinite(first).all():
+        # a NaN goes through every maximum, and so is the nearest of all descriptors of the other image
+        finite0, finite1 = (np.flatnonzero(np.isfinite(d).all(axis=1)) for d in (descriptors0, descriptors1))
+        if len(finite0) < rows or len(finite1) < columns:
+            found = mutual_nearest_neighbours(
+                descriptors0[finite0], descriptors1[finite1], ratio=ratio, min_similarity=min_similarity, block=block
+            )
+            pairs = np.stack([finite0[found.matches[:, 0]], finite1[found.matches[:, 1]]], axis=1)
+            return Matches(pairs, found.match_scores)
     keep = first >= highest[nearest]
     if min_similarity is not None:
         keep &= first >= min_similarity

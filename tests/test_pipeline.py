@@ -1,0 +1,82 @@
+"""What the pipeline refuses, and what it hands on to the estimators."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from runtime_networks import network
+
+from frontend import pipeline as pipelines
+from frontend.camera import Camera
+from frontend.errors import ConfigError, ShapeError
+from frontend.extractor import SuperPoint
+from frontend.pipeline import MatchPipeline, PipelineConfig
+from frontend.types import Features, Homography, Status
+
+
+@pytest.fixture(scope="module")
+def extractor() -> SuperPoint:
+    return SuperPoint(network("edge"), device="cpu")
+
+
+@pytest.mark.parametrize("rotations", [1, 4])
+@pytest.mark.parametrize("position", [0, 1])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (None, "image is a NoneType, expected a NumPy array"),  # what cv2.imread gives for a missing file
+        (np.zeros(64, np.uint8), r"image has shape \(64,\), expected \(H, W\)"),
+    ],
+)
+def test_what_is_no_image_is_refused(
+    extractor: SuperPoint, wrong: np.ndarray | None, said: str, position: int, rotations: int
+) -> None:
+    pair = [np.zeros((64, 64), np.uint8)] * 2
+    pair[position] = wrong  # type: ignore[call-overload]
+    pipeline = MatchPipeline(extractor, PipelineConfig(rotations=rotations))
+    with pytest.raises(ShapeError, match=said):
+        pipeline.match(*pair)
+    if position == 1:
+        with pytest.raises(ShapeError, match=said):
+            pipeline.match(*pair, extractor.extract(pair[0]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        *(({"ransac_threshold": t}, "threshold is .*; expected") for t in (math.inf, math.nan, 1e200, 0.0, 1e-9)),
+        *(({"ratio": r}, "ratio is .*; expected") for r in (3.0, 0.0, math.nan)),
+        ({"min_similarity": 2.0}, r"min_similarity is 2\.0; expected"),
+        ({"seed": -1}, "seed is -1; expected"),
+        ({"seed": 2**63}, "seed is .*; expected"),
+    ],
+)
+def test_settings_out_of_range_are_refused_at_once(wrong: dict[str, float], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        PipelineConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("geometry", ["homography", "fundamental", "essential"])
+def test_settings_reach_the_estimator(monkeypatch: pytest.MonkeyPatch, geometry: str) -> None:
+    given: dict[str, object] = {}
+
+    def estimate(points0: np.ndarray, *_: object, **settings: object) -> Homography:
+        given.update(settings)
+        return Homography(None, np.zeros(len(points0), dtype=bool), Status.NO_MODEL)
+
+    monkeypatch.setattr(pipelines, f"estimate_{geometry}", estimate)
+
+    class Extractor:
+        device = "cpu"
+
+    config = PipelineConfig(geometry=geometry, ransac_method="opencv", ransac_threshold=2.5, seed=7)
+    camera = Camera(np.diag([100.0, 100, 1]))
+    features = Features(
+        np.zeros((4, 2), np.float32), np.ones(4, np.float32), np.eye(4, dtype=np.float32), (64, 48), "x"
+    )
+    MatchPipeline(Extractor(), config, (camera, camera)).match_features(features, features)  # type: ignore[arg-type]
+    assert (given["threshold"], given["seed"]) == (2.5, 7)
+    # the others have one method
+    assert given.get("method") == ("opencv" if geometry == "homography" else None)
