@@ -12,7 +12,7 @@ from frontend.camera import Camera
 from frontend.geometry import epipolar_distances, estimate_essential, estimate_fundamental
 from frontend.homography import warp_points
 from frontend.homography_estimation import estimate_homography
-from frontend.ransac_config import FARTHEST, as_matches
+from frontend.ransac_config import FARTHEST, RansacConfig, as_matches
 from frontend.relative_pose import essential_matrix, homogeneous, in_front, refine_pose
 from frontend.types import BoolArray, Essential, Float64Array, Fundamental, Homography, Pose
 
@@ -166,6 +166,7 @@ def estimate_motion(
         ShapeError: the points are not both (M, 2) and real.
         ConfigError: the threshold is out of its range.
     """
+    RansacConfig(threshold, seed=seed)  # refuses what is out of range
     x0, x1 = as_matches(points0, points1)
     beyond = ~(np.abs(np.hstack((x0, x1))) <= FARTHEST).all(axis=1)
     x0[beyond] = x1[beyond] = np.nan  # which no model explains

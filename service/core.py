@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from frontend.errors import ConfigError, ImageError, ShapeError
+from frontend.errors import ConfigError, ImageError, ShapeError, is_lack_of_memory
 from frontend.extractor import Prepared, SuperPoint
 from frontend.image import decode_image
 from frontend.image_header import header_size
@@ -228,6 +228,10 @@ class Core:
             prepared = extractor.prepare(image)
         except (ImageError, ShapeError) as error:
             raise BadImageError(str(error)) from None
+        except Exception as error:
+            if not is_lack_of_memory(error):
+                raise
+            raise UnavailableError(f"{name} does not fit into the memory that is free now") from None
         self.metrics.stage.labels("decode").observe(time.perf_counter() - began)
         return prepared
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from frontend.end_to_end import PairGraph
 from frontend.errors import ConfigError, RegistryError, ShapeError
 from frontend.matching import MATCHERS, match_features, nearest_cpu
 from frontend.matching.nearest import mutual_nearest_neighbours
@@ -188,3 +189,19 @@ def test_descriptors_none_of_which_is_finite_match_nothing() -> None:
     for first, second in ((d, none), (none, d), (none, none)):
         assert (mutual_nearest_neighbours(first, ones, second, ones).index == -1).all()
         assert len(nearest_cpu.mutual_nearest_neighbours(first[0].numpy(), second[0].numpy())) == 0
+
+
+def test_a_broken_descriptor_is_nobodys_neighbour_in_the_exported_graph_either(rng: np.random.Generator) -> None:
+    descriptors = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(1, 50, 16))).float(), dim=2)
+    broken = descriptors.clone()
+    broken[0, 7, 3] = torch.nan
+    keypoints, scores = torch.zeros(1, 50, 2), torch.ones(1, 50)
+    for first, second in ((descriptors, broken), (broken, descriptors)):
+        given = iter([(keypoints, scores, first), (keypoints, scores, second)])
+        graph = PairGraph(torch.nn.Module())  # type: ignore[arg-type]
+        graph.features.forward = lambda _, given=given: next(given)  # type: ignore[method-assign]
+        matches, matched = graph(torch.zeros(1), torch.zeros(1))[-2:]
+        expected = torch.arange(50)
+        expected[7] = -1
+        assert torch.equal(matches[0], expected)
+        assert (matched[0] > 0).sum() == 49

@@ -103,6 +103,12 @@ def test_a_wrong_camera_gives_no_pose(rng: np.random.Generator) -> None:
     assert motion.inliers[:-30].mean() > 0.9
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1e200, float("nan")])
+def test_thresholds_out_of_range_are_refused(threshold: float) -> None:
+    with pytest.raises(ConfigError, match=r"threshold is .*; expected"):
+        estimate_motion(np.zeros((9, 2)), np.zeros((9, 2)), threshold=threshold)
+
+
 def test_frames_have_poses_where_the_camera_is_known() -> None:
     tracker, plain = Tracker(camera=CAMERA), Tracker()
     world = World()

@@ -49,6 +49,18 @@ def extractor(resize: int | None = None) -> Any:
 
 
 @pytest.mark.anyio
+async def test_an_image_without_memory_for_it_is_for_later(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhaust(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("service.core.decode_image", exhaust)
+    response = await client.post("/v1/features", content=TINY)
+    check_problem(response, 503, "unavailable", "image does not fit into the memory that is free now")
+
+
+@pytest.mark.anyio
 async def test_images_over_the_limit_are_refused_by_their_header(client: httpx.AsyncClient) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (700, 1000), dtype=np.uint8)
     right = cv2.imencode(".jpg", noise)[1].tobytes()
