@@ -85,32 +85,45 @@ class MatchPipeline:
         if self.config.geometry == "essential" and cameras is None:
             raise ConfigError("geometry is 'essential' without cameras; expected those of both images")
 
-    def match(self, image0: np.ndarray, image1: np.ndarray, features0: Features | None = None) -> MatchResult:
+    def match(
+        self,
+        image0: np.ndarray,
+        image1: np.ndarray,
+        features0: Features | None = None,
+        *,
+        mask0: np.ndarray | None = None,
+        mask1: np.ndarray | None = None,
+    ) -> MatchResult:
         """Match two images.
 
         Args:
             image0: (H, W), (H, W, 3) BGR or (H, W, 4) BGRA; uint8, uint16, or float in [0, 1].
             image1: the same.
             features0: features of image 0 at hand already.
+            mask0: where keypoints of image 0 may be, (H, W) bool or uint8, nonzero there; anywhere without.
+            mask1: the same of image 1.
 
         Returns:
             Keypoints in pixels of the images as given, whatever rotation won.
 
         Raises:
-            ShapeError: an image has another shape or type.
+            ShapeError: an image or a mask has another shape or type.
         """
         for image in (image1,) if features0 is not None else (image0, image1):
             check_pixels(image)
         times = StageTimes()
         turns = range(self.config.rotations)
         views = [np.ascontiguousarray(np.rot90(image1, turn)) for turn in turns]
-        extracted = self.extractor.extract_batch(views if features0 is not None else [image0, *views], times)
+        masks = [None if mask1 is None else np.rot90(mask1, turn) for turn in turns]
+        if features0 is None:
+            views, masks = [image0, *views], [mask0, *masks]
+        extracted = self.extractor.extract_batch(views, times, masks=masks)
         first = extracted[0] if features0 is None else features0
         size = (image1.shape[1], image1.shape[0])
         results = [
             # matched as they were seen: a learned matcher looks at descriptors and positions together
             self._fit_to(first, _turned_back(second, turn, size), self._match(first, second, times), times)
-            for second, turn in zip(extracted[-len(views) :], turns, strict=True)
+            for second, turn in zip(extracted[-len(turns) :], turns, strict=True)
         ]
         best = max(results, key=lambda result: (result.geometry.num_inliers, len(result.matches)))
         return dataclasses.replace(best, timings_ms=times.ms)

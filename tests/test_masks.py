@@ -8,6 +8,7 @@ from runtime_networks import network
 
 from frontend.errors import ShapeError
 from frontend.extractor import ExtractorConfig, SuperPoint
+from frontend.pipeline import MatchPipeline, PipelineConfig
 from frontend.runtime.parity import scene
 from frontend.torch_backend import TorchBackend
 
@@ -80,6 +81,18 @@ def test_nothing_is_found_where_nothing_is_allowed(extractor: SuperPoint) -> Non
     found = extractor.extract(image(), mask=np.zeros(SIZE, np.uint8))
     assert len(found) == 0
     assert found.descriptors.shape == (0, 128)
+
+
+@pytest.mark.parametrize("rotations", [1, 4])
+def test_pairs_have_a_mask_for_each_image(extractor: SuperPoint, rotations: int) -> None:
+    pipeline = MatchPipeline(extractor, PipelineConfig(geometry="none", rotations=rotations))
+    turned = np.ascontiguousarray(np.rot90(image()))
+    found = pipeline.match(image(), turned, mask0=disc(), mask1=np.rot90(disc(30)))
+    assert all(looked_up(disc(), found.features0.keypoints))
+    assert all(looked_up(np.rot90(disc(30)), found.features1.keypoints))
+    assert len(found.features1) > 90
+    again = pipeline.match(image(), turned, found.features0, mask1=np.rot90(disc(30)))
+    np.testing.assert_array_equal(again.matches.matches, found.matches.matches)
 
 
 @pytest.mark.parametrize(
