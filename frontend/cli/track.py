@@ -1,0 +1,304 @@
+"""``superpoint track``: tracks of a recorded sequence, and stereo odometry."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from frontend.cli.extract import EXTRACT_OPTIONS
+from frontend.cli.options import Option, add_options, resolve_options
+
+if TYPE_CHECKING:
+    from frontend.camera import Camera
+    from frontend.cli.track_outputs import TrackOutputs
+    from frontend.cli.track_reader import FrameReader
+    from frontend.extractor import SuperPoint
+    from frontend.stereo import StereoRig
+    from frontend.tracking import Tracker
+
+PROG = "superpoint track"
+
+_POLICY = (
+    Option("min_similarity", 0.5, "least cosine similarity of a keypoint to its track, and of a stereo match"),
+    Option("search_radius", 0.2, "largest distance from where a track is expected, share of the image's longest side"),
+    Option("max_gap", 2, "frames that a track may go unseen"),
+    Option("max_tracks", 4096, "tracks that are remembered"),
+    Option("threshold", 3.0, "largest error of an inlier of the motion, pixels"),
+    Option("keyframe_share", 0.6, "a frame that sees less than this share of the last keyframe's tracks is a keyframe"),
+    Option("keyframe_parallax", 0.1, "so is one where they moved by more on median, share of the longest side"),
+)
+_TAKEN = (
+    Option("every", 1, "take one frame of so many"),
+    Option("limit", 0, "frames at most; 0 takes all"),
+    Option(
+        "fps",
+        0.0,
+        "frames a second, instead of the stamps that a folder has or the rate of a video; 0: these, or 30 where there "
+        "are none",
+    ),
+)
+TRACK_OPTIONS = (*_TAKEN, *(option for option in EXTRACT_OPTIONS if option.name not in ("half", "batch")), *_POLICY)
+
+_DESCRIPTION = """\
+Track keypoints through a folder of images or a video: the front-end of a SLAM system, its result in a CSV file.
+
+SOURCE is a folder of EuRoC (mav0/cam0, with data.csv), TUM (with rgb.txt) or KITTI (with times.txt), a folder of images
+whose names are stamps (nanoseconds, or seconds with a point) or numbers, or a video file. Images that cannot be read
+are told and left out; the sequence goes on without them.
+"""
+_EPILOG = """\
+the CSV file, a row for each keypoint of each frame, best score first:
+  stamp_ns, frame   time of the frame, nanoseconds, and its number among those that were tracked
+  track_id, age     of its track; in how many frames that has been seen
+  x, y              pixels of the image, (0, 0) the centre of its top-left pixel
+  xn, yn            undistorted normalised coordinates x/z, y/z; empty without --camera
+  vx, vy            pixels a second since the track was last seen; 0 for new ones
+  score, sigma      of the keypoint: the network's score; standard deviation of x and y, pixels, if it knows it
+  new, keyframe     0 or 1: whether the track begins here, and whether the frame is a keyframe
+  xr, yr            with --right: pixels in the right image; empty where it was not found there
+  px, py, pz        with a calibrated pair: the point in the left camera's frame, metres
+It is written under OUT's name with .PID.part in it, frame by frame, and gets its own name at the end. Ctrl-C ends with
+the frame that is being worked on; what is done is kept.
+
+--poses is odometry from frame to frame: each is placed by points in space of frames before it, in metres, the first one
+at the origin. There is no map, no bundle adjustment and no loop closure, so drift is to be expected. It needs a stereo
+rig: poses of one camera have translations without a length, which make no trajectory. Where too few points are seen
+again the trajectory ends, as nothing tells how far the camera went meanwhile.
+
+examples:
+  superpoint track mav0/cam0 --right mav0/cam1 --camera mav0/cam0/sensor.yaml --right-camera mav0/cam1/sensor.yaml \\
+      --out tracks.csv --poses poses.tum
+  superpoint track kitti/00 --right kitti/00/image_1 --camera 718.856,718.856,607.1928,185.2157 --baseline 0.5372 \\
+      --out tracks.csv --poses poses.tum
+  superpoint track walk.mp4 --model superpoint-slim --resize 640 --out tracks.csv --video tracks.mp4
+
+exit codes: 0 done, 2 bad input (one line says which and why), 130 interrupted
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``track`` to the command line."""
+    parser = subparsers.add_parser(
+        "track",
+        help="tracks of a sequence of images or a video, and stereo odometry",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", type=Path, metavar="SOURCE", help="folder of images, or a video")
+    add("--out", required=True, metavar="FILE.csv", help="tracks; compressed where it ends in .gz; - for stdout")
+    add("--poses", metavar="FILE.tum", help="poses of the left camera in the world, TUM's format; needs a stereo rig")
+    add("--video", metavar="FILE.mp4", help="the frames with their tracks")
+    add("--json", metavar="FILE|-", help="the summary as JSON")
+    add("--model", default="superpoint-edge", metavar="NAME|PATH", help="model name or weight file [%(default)s]")
+    add(
+        "--camera",
+        metavar="CAMERA|FILE",
+        help="fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]] in pixels, fisheye:fx,fy,cx,cy,k1,k2,k3,k4, or a file: EuRoC's "
+        "sensor.yaml, ROS's camera_info, Kalibr's camchain, JSON as the service takes it",
+    )
+    add("--right", type=Path, metavar="SOURCE", help="the right images of a stereo pair")
+    add("--right-camera", metavar="CAMERA|FILE", help="as --camera [the left one]")
+    add("--baseline", type=float, metavar="M", help="of a rectified pair, metres; else files of both cameras tell it")
+    add("--rig", type=Path, metavar="FILE", help="both cameras: Kalibr's camchain, or JSON as POST /v1/sequences")
+    add("--mask", type=Path, metavar="IMAGE", help="no keypoints where this image is black, in the (left) images")
+    add_options(parser, TRACK_OPTIONS)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from frontend.cli.track_outputs import STDOUT, TrackOutputs, check_outputs
+    from frontend.cli.track_reader import FrameReader, quiet_libraries
+    from frontend.cli.track_report import TrackReport
+    from frontend.errors import ConfigError, FrontendError
+    from frontend.extractor import ExtractorConfig, SuperPoint
+    from frontend.odometry import StereoOdometry
+    from frontend.sequences import open_source, read_mask
+    from frontend.tracking import Tracker, TrackerConfig
+
+    values = resolve_options(args, TRACK_OPTIONS)
+    _check(args, values)
+    policy = TrackerConfig(**{option.name: values.pop(option.name) for option in _POLICY})
+    every, limit, fps = (values.pop(option.name) for option in _TAKEN)
+    where = {name: values.pop(name) for name in ("device", "runtime", "precision")}
+    for name in ("resize", "white"):
+        values[name] = values[name] or None
+    config = ExtractorConfig(**values)
+    camera, rig, size = _calibration(args)
+    if args.poses is not None and rig is None:
+        raise ConfigError(
+            "--poses is given without a stereo rig (--right, and --rig, --baseline or two camera files); expected one, "
+            "as one camera's translations have no length"
+        )
+    outputs = [("--out", args.out), ("--poses", args.poses), ("--video", args.video), ("--json", args.json)]
+    inputs = (args.camera, args.right_camera, args.rig, args.mask, args.source, args.right)
+    check_outputs(outputs, [None if name is None else str(name) for name in inputs])
+    with quiet_libraries():
+        source = open_source(args.source, fps=fps or None, white=config.white)
+        right = None if args.right is None else open_source(args.right, fps=fps or None, white=config.white)
+        reader = FrameReader(
+            source,
+            right,
+            mask=None if args.mask is None else read_mask(args.mask),
+            size=size,
+            keep_images=args.video is not None,
+        )
+        extractor = SuperPoint.from_pretrained(args.model, config=config, **where)
+        tracker = Tracker(policy, camera, rig)
+        files = TrackOutputs(
+            args.out,
+            stereo=args.right is not None,
+            poses=args.poses,
+            odometry=None if rig is None else StereoOdometry(rig, policy.threshold),
+            video=args.video,
+            fps=1e9 / (reader.source.interval_ns * every),
+        )
+        began = time.perf_counter()
+        failure: FrontendError | KeyboardInterrupt | None = None
+        try:
+            with _interruptible() as asked, files:
+                _follow(reader, extractor, tracker, files, every, limit, asked)
+        except (FrontendError, KeyboardInterrupt) as error:
+            failure = error
+            if not files.statistics.frames:
+                raise
+        seconds = time.perf_counter() - began
+    report = TrackReport(
+        str(args.source),
+        reader,
+        extractor,
+        files,
+        [name for _, name in outputs[:3] if name not in (None, STDOUT)],
+        seconds,
+        placed=args.poses is not None,
+        stereo=right is not None,
+        ended="finished" if failure is None else str(failure) or "interrupted",
+    )
+    report.write(sys.stderr if STDOUT in (args.out, args.poses, args.json) else sys.stdout, args.json)
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def _check(args: argparse.Namespace, values: dict[str, Any]) -> None:
+    """Refuse what is out of range.
+
+    Raises:
+        ConfigError: with the option and the range.
+    """
+    from frontend.errors import ConfigError
+    from frontend.sequences import check_rate
+
+    for name, least in (("every", 1), ("limit", 0)):
+        if values[name] < least:
+            raise ConfigError(f"--{name} is {values[name]}; expected {least} or more")
+    if values["fps"]:
+        check_rate(values["fps"])
+    if args.video is not None and not args.video.lower().endswith(".mp4"):
+        raise ConfigError(f"{args.video}: is no name of a video; expected one that ends in .mp4")
+
+
+def _calibration(args: argparse.Namespace) -> tuple[Camera | None, StereoRig | None, tuple[int, int] | None]:
+    """The camera, the rig, and the size of the images where a file tells it.
+
+    Raises:
+        ConfigError: what is given does not go together, or is no camera.
+    """
+    from frontend.calibration import read_camera, read_rig, rig_of
+    from frontend.errors import ConfigError
+
+    pair = {"--right-camera": args.right_camera, "--baseline": args.baseline, "--rig": args.rig}
+    given = [name for name, value in pair.items() if value is not None]
+    if given and args.right is None:
+        raise ConfigError(f"{given[0]} is given without --right; expected the right images, too")
+    if args.rig is not None:
+        if len(given) > 1 or args.camera is not None:
+            raise ConfigError("--rig is given with another calibration; expected it alone, as it has both cameras")
+        rig, size = read_rig(args.rig)
+        return rig.left, rig, size
+    if args.camera is None:
+        if given:
+            raise ConfigError(f"{given[0]} is given without --camera; expected both")
+        return None, None, None
+    left = read_camera(args.camera)
+    if not given:
+        return left.camera, None, left.size
+    right = left if args.right_camera is None else read_camera(args.right_camera)
+    return left.camera, rig_of(left, right, args.baseline), left.size
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Have SIGINT and SIGTERM wait for the end of a frame; a second one does not wait.
+
+    Yields:
+        What is set when the process has been asked to end.
+    """
+    asked = threading.Event()
+
+    def ask(_: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # no other may have handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as of a job in the background
+                before[number] = signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _follow(
+    reader: FrameReader,
+    extractor: SuperPoint,
+    tracker: Tracker,
+    files: TrackOutputs,
+    every: int,
+    limit: int,
+    asked: threading.Event,
+) -> None:
+    """Track all frames.
+
+    Raises:
+        FrontendError: a frame does not continue the sequence, or none can be read.
+        KeyboardInterrupt: the process has been asked to end.
+    """
+    from frontend.errors import DataError, FrontendError, ImageError
+    from frontend.progress import Progress
+
+    total = reader.total(every, limit)
+    with Progress(total, "track", unit="frame") as progress, closing(reader.features(extractor, every, limit)) as found:
+        for frame, extracted in found:
+            if asked.is_set():
+                raise KeyboardInterrupt
+            if extracted is None:
+                if total is not None and progress.done < 0.98 * total:
+                    progress.write(f"{PROG}: {reader.source.name} ends after {progress.done} of {total} frames")
+                break
+            if isinstance(extracted, ImageError):
+                reader.skipped += 1
+                progress.write(f"{PROG}: skipped {extracted}")
+            elif isinstance(extracted, FrontendError):
+                raise extracted
+            else:
+                if extracted.problem:
+                    reader.alone += 1
+                    progress.write(f"{PROG}: tracked without its right image: {extracted.problem}")
+                files.add(tracker.update(extracted.left, frame.stamp_ns, extracted.right), extracted.image)
+            progress.update()
+    if not files.statistics.frames:
+        raise DataError(f"{reader.source.name}: no frame of it can be read; expected one at least")

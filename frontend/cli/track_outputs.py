@@ -1,0 +1,193 @@
+"""What ``superpoint track`` writes: files under a name of their own until they are done."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from frontend.errors import ConfigError, FrontendError
+from frontend.odometry import StereoOdometry
+from frontend.track_files import COLUMNS, STEREO_COLUMNS, TUM_HEADING, TrackStatistics, track_rows, tum_line
+from frontend.track_video import TrackVideo
+
+if TYPE_CHECKING:
+    from frontend.types import TrackedFrame
+
+STDOUT = "-"
+_LONGEST_NAME = 200  # bytes; what is put beside it has to fit, too
+
+
+class PartFile:
+    """A file that appears under its name when it is done, and until then lies beside it: ``NAME.PID.part.ENDING``.
+
+    Unlike what :mod:`frontend.atomic` makes it can be watched, and is found where the process was killed. A link stays,
+    and what is there and no regular file (a device, a pipe) is written to directly.
+
+    Args:
+        name: of the file.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._target = Path(os.path.realpath(name))
+        self.path = self._target
+        if not self._target.exists() or self._target.is_file():
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            stem = os.fsencode(self._target.stem)[:_LONGEST_NAME].decode(errors="ignore")
+            self.path = self._target.with_name(f"{stem}.{os.getpid()}.part{self._target.suffix}")
+
+    def keep(self) -> None:
+        """Give it its name; its content is on the disk then."""
+        if self.path != self._target:
+            with self.path.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(self.path, self._target)
+
+    def drop(self) -> None:
+        """Remove it; what has its name stays."""
+        if self.path != self._target:
+            with suppress(OSError):
+                self.path.unlink()
+
+
+class TrackOutputs:
+    """Tracks, poses and video of a sequence, written frame by frame.
+
+    What is done is kept when the block ends, also where it is interrupted or a frame cannot be taken; it is dropped
+    where there is no frame, and where something else goes wrong, such as a full disk.
+
+    Args:
+        out: name of the CSV file, compressed where it ends in .gz; "-" for stdout.
+        stereo: whether there is a right image.
+        poses: name of the file of poses.
+        odometry: that places frames; given with ``poses``.
+        video: name of the video.
+        fps: of the video, frames a second.
+    """
+
+    def __init__(
+        self,
+        out: str,
+        *,
+        stereo: bool = False,
+        poses: str | None = None,
+        odometry: StereoOdometry | None = None,
+        video: str | None = None,
+        fps: float = 30.0,
+    ) -> None:
+        self.statistics = TrackStatistics()
+        self.poses = 0
+        self.lost: int | None = None  # the first frame without a pose after one with it
+        self._odometry = odometry
+        self._stereo = stereo
+        self._files: list[PartFile] = []
+        self._out = self._poses = None
+        self._video: TrackVideo | None = None
+        self._stack = ExitStack()
+        try:
+            self._out = self._text(out)
+            self._out.write(f"{COLUMNS}{STEREO_COLUMNS if stereo else ''}\n")
+            if poses is not None:
+                self._poses = self._text(poses)
+                self._poses.write(TUM_HEADING + "\n")
+            if video is not None:
+                self._video = TrackVideo(self._part(video), fps)
+                self._stack.callback(self._video.close)
+        except BaseException as failure:  # what is there goes again, where the next cannot be
+            self.__exit__(type(failure), failure, None)
+            raise
+
+    def __enter__(self) -> TrackOutputs:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        whole = kind is None or issubclass(kind, (KeyboardInterrupt, FrontendError))
+        try:
+            self._stack.close()
+            if whole and self.statistics.frames:
+                for file in self._files:
+                    file.keep()
+        finally:
+            for file in self._files:
+                file.drop()  # those that have been kept are no longer there
+
+    def add(self, frame: TrackedFrame, image: Any = None) -> None:
+        """Write a frame; what is written of it is with the system when this returns.
+
+        Args:
+            frame: tracked.
+            image: that it is of; needed for a video.
+        """
+        _write(self._out, track_rows(frame, self._stereo))
+        if self._odometry is not None and self._poses is not None:
+            pose = self._odometry.update(frame)
+            if pose is not None:
+                _write(self._poses, tum_line(frame.stamp_ns, pose))
+                self.poses += 1
+            elif self.poses and self.lost is None:
+                self.lost = frame.index
+        if self._video is not None:
+            self._video.add(image, frame)
+        self.statistics.add(frame)
+
+    def _part(self, name: str) -> Path:
+        self._files.append(PartFile(name))
+        return self._files[-1].path
+
+    def _text(self, name: str) -> TextIO:
+        if name == STDOUT:
+            return sys.stdout
+        path = self._part(name)
+        if name.endswith(".gz"):
+            packed = gzip.open(path, "wt", compresslevel=4, encoding="ascii", newline="")  # noqa: SIM115
+            return self._stack.enter_context(packed)
+        return self._stack.enter_context(path.open("w", encoding="ascii", newline=""))
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    if stream is not None:
+        stream.write(text)
+        stream.flush()
+
+
+def check_outputs(outputs: Iterable[tuple[str, str | None]], inputs: Iterable[str | None]) -> None:
+    """Refuse outputs that cannot be written, before any work is done for them.
+
+    Args:
+        outputs: option and name of each; no name where it is not wanted.
+        inputs: files that are read.
+
+    Raises:
+        ConfigError: with the file and the reason.
+    """
+    taken = {os.path.realpath(name) for name in inputs if name is not None}
+    streams = 0
+    for option, name in outputs:
+        if name is None:
+            continue
+        if name == STDOUT:
+            streams += 1
+            if streams > 1:
+                raise ConfigError(f"{option}: is stdout, as another output is; expected one of them to be a file")
+            continue
+        path = Path(os.path.realpath(name))
+        if name.endswith(("/", os.sep)) or path.is_dir():
+            raise ConfigError(f"{name}: is a folder; expected a file name for {option}")
+        if str(path) in taken:
+            raise ConfigError(f"{name}: {option} would overwrite an input or another output")
+        taken.add(str(path))
+        if path.exists() and not path.is_file():
+            continue  # a device or a pipe
+        parent = next(parent for parent in path.parents if parent.exists())
+        if not parent.is_dir():
+            raise ConfigError(f"{name}: {parent} is a file; expected a folder")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise ConfigError(f"{name}: {parent} cannot be written; expected a folder that can")

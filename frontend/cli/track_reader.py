@@ -1,0 +1,186 @@
+"""Frames of ``superpoint track``: read, and their features extracted, ahead of their use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frontend.errors import ConfigError, FrontendError, ImageError, SequenceError
+from frontend.extraction import Prepared
+from frontend.extractor import SuperPoint
+from frontend.folders import read_ahead
+from frontend.image import quiet_decoders
+from frontend.sequences import Source, SourceFrame, pair_up
+from frontend.types import Features
+
+_Image = NDArray[np.uint8]
+_AHEAD = 2  # frames whose features are made before their tracks are
+
+
+class _Taken(NamedTuple):
+    """A frame that has been read; ``problem`` says what is wrong with its right image, if anything."""
+
+    left: Prepared
+    right: Prepared | None
+    image: _Image | None
+    problem: str
+
+
+class ExtractedFrame(NamedTuple):
+    """A frame's features.
+
+    Attributes:
+        left: of the image.
+        right: of the right one; None without.
+        image: itself, where it is kept.
+        problem: why there is no right one where one should be; else empty.
+    """
+
+    left: Features
+    right: Features | None
+    image: _Image | None
+    problem: str
+
+
+class FrameReader:
+    """Reads the frames of a source and extracts their features, each in a thread, while others are tracked.
+
+    Attributes:
+        source: of the frames.
+        skipped: frames that could not be read; counted by whoever takes them.
+        alone: frames without their right image; the same.
+        size: (width, height) of the frames; None before the first, unless it is known.
+
+    Args:
+        source: of the frames.
+        right: of the right images.
+        mask: (H, W) where keypoints may be.
+        size: (width, height) that the frames have to have, as the calibration says.
+        keep_images: whether frames come with their images.
+
+    Raises:
+        ConfigError: the mask does not have that size.
+        DataError: see :func:`frontend.sequences.pair_up`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        right: Source | None = None,
+        *,
+        mask: _Image | None = None,
+        size: tuple[int, int] | None = None,
+        keep_images: bool = False,
+    ) -> None:
+        self.source = source
+        self.skipped = self.alone = 0
+        self.size = size
+        self._size_of = "the calibration says"
+        self._right = right
+        self._pair = None if right is None else pair_up(source, right)
+        self._right_size: tuple[int, int] | None = None
+        self._mask = mask
+        if mask is not None:
+            given = (mask.shape[1], mask.shape[0])
+            if size is not None and size != given:
+                raise ConfigError(f"mask is {_by(given)}; expected {_by(size)}, as {self._size_of}")
+            self.size, self._size_of = given, "the mask is"
+        self._keep = keep_images
+
+    def total(self, every: int, limit: int) -> int | None:
+        """Frames that there will be, as far as is known."""
+        count = self.source.count
+        if count is None:
+            return None
+        taken = -(-count // every)
+        return min(taken, limit) if limit else taken
+
+    def features(
+        self, extractor: SuperPoint, every: int = 1, limit: int = 0
+    ) -> Generator[tuple[SourceFrame, ExtractedFrame | FrontendError | None], None, None]:
+        """Frames with their features, or with why there are none; None where a video has ended.
+
+        Args:
+            extractor: of the features.
+            every: take one frame of so many.
+            limit: frames at most; 0 takes all.
+        """
+        read, extract = partial(self._read, extractor), partial(_extract, extractor)
+        frames = islice(self.source.frames(), 0, None, every)
+        wanted = islice(frames, limit) if limit else frames
+        for (frame, _), found in read_ahead(extract, read_ahead(read, wanted), ahead=_AHEAD):
+            yield frame, found
+
+    def _read(self, extractor: SuperPoint, frame: SourceFrame) -> _Taken | None:
+        image = self.source.read(frame)
+        if image is None:
+            return None
+        size = (image.shape[1], image.shape[0])
+        if self.size is None:
+            self.size, self._size_of = size, "the frames before"
+        if size != self.size:
+            raise SequenceError(f"{frame.name}: is {_by(size)}; expected {_by(self.size)}, as {self._size_of}")
+        prepared = extractor.prepare(image, mask=self._mask)
+        right, problem = self._read_right(extractor, frame)
+        return _Taken(prepared, right, image if self._keep else None, problem)
+
+    def _read_right(self, extractor: SuperPoint, frame: SourceFrame) -> tuple[Prepared | None, str]:
+        if self._right is None or self._pair is None:
+            return None, ""
+        other = self._pair(frame)
+        if other is None:
+            return None, f"{self._right.name} has none of {frame.stamp_ns} ns"
+        try:
+            image = self._right.read(other)
+        except ImageError as error:
+            return None, str(error)
+        if image is None:
+            return None, f"{self._right.name} has ended"
+        size = (image.shape[1], image.shape[0])
+        self._right_size = self._right_size or size
+        if size != self._right_size:
+            raise SequenceError(f"{other.name}: is {_by(size)}; expected {_by(self._right_size)}, as those before")
+        return extractor.prepare(image), ""
+
+
+def _extract(extractor: SuperPoint, item: tuple[SourceFrame, _Taken | FrontendError | None]) -> ExtractedFrame | None:
+    taken = item[1]
+    if isinstance(taken, FrontendError):
+        raise taken
+    if taken is None:
+        return None
+    right = None if taken.right is None else _features(extractor, taken.right)
+    return ExtractedFrame(_features(extractor, taken.left), right, taken.image, taken.problem)
+
+
+def _features(extractor: SuperPoint, prepared: Prepared) -> Features:
+    """Of one image: those of a pair are what they would be each alone, to the last bit."""
+    batch = extractor.stack([prepared])
+    return extractor.collect(extractor.postprocess(extractor.forward(batch), batch), batch)[0]
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep what decoders say of damaged frames off the terminal; Python's own stderr goes there as before.
+
+    Threads decode while others write, so that the descriptor cannot be turned away frame by frame.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError, ValueError, AttributeError):  # no stream of a file, or closed
+            if sys.stderr.fileno() == 2:
+                saved = os.fdopen(os.dup(2), "w", 1, encoding=sys.stderr.encoding, errors="backslashreplace")
+                stack.enter_context(redirect_stderr(stack.enter_context(saved)))
+        stack.enter_context(quiet_decoders())
+        yield

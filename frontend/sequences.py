@@ -1,0 +1,406 @@
+"""Sequences of images on disk: folders as EuRoC, TUM and KITTI have them, folders of any images, and video files.
+
+Where the stamps of a folder come from, in this order: ``data.csv`` (EuRoC: nanoseconds and names of files in
+``data/``), ``rgb.txt`` (TUM: seconds and names), ``times.txt`` (KITTI: seconds, a line for each image), names that are
+stamps (``1403636579763555584.png`` in nanoseconds, ``1305031102.175304.png`` in seconds), else the number of the image
+and a frame rate. The folder may be that of the images, or one above them, as the data sets are unpacked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from frontend.errors import DataError, ImageError
+from frontend.image import is_image_name, read_image
+
+DEFAULT_FPS = 30.0
+"""Frames a second of images that have no stamps."""
+
+_FASTEST = 10_000.0  # frames a second; more is a mistake, or the time base of a video that tells no rate
+_FARTHEST_NS = 2**63 - 1
+_SAME_NS = 1_000_000  # stamps of a pair's images: those of two cameras that are triggered together differ by less
+_NANOSECONDS = re.compile(r"\d{18,19}")  # of the years since 1973
+_SECONDS = re.compile(r"\d+\.\d+")
+_EUROC, _TUM, _KITTI = "data.csv", "rgb.txt", "times.txt"
+
+_Image = NDArray[np.uint8]
+
+
+class SourceFrame(NamedTuple):
+    """A frame that has not been read.
+
+    Attributes:
+        number: in the source, from 0.
+        stamp_ns: its time, nanoseconds.
+        name: for lines about it.
+    """
+
+    number: int
+    stamp_ns: int
+    name: str
+
+
+class Source(Protocol):
+    """Frames in the order of their stamps, which rise.
+
+    Attributes:
+        name: the folder of the images, or the video.
+        stamps: where stamps come from, in words.
+        stamped: whether they are times that were measured, and not numbers of frames.
+        count: frames, as far as it is known; a video may have another number than it says.
+        interval_ns: time between frames, the median.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def stamps(self) -> str: ...
+
+    @property
+    def stamped(self) -> bool: ...
+
+    @property
+    def count(self) -> int | None: ...
+
+    @property
+    def interval_ns(self) -> int: ...
+
+    def frames(self) -> Iterator[SourceFrame]:
+        """All frames; of a video no end is known."""
+
+    def read(self, frame: SourceFrame) -> _Image | None:
+        """Read a frame; those of a video in their order.
+
+        Returns:
+            (H, W) or (H, W, 3) uint8 BGR; None where the video has ended.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Images as files; see :class:`Source`.
+
+    Attributes:
+        paths: of the images.
+        listed: their stamps, nanoseconds.
+        white: of images of more than 8 bits, see :func:`frontend.image.to_uint8`.
+    """
+
+    name: str
+    stamps: str
+    stamped: bool
+    paths: Sequence[Path]
+    listed: Sequence[int]
+    white: int | None = None
+
+    @property
+    def count(self) -> int:
+        """Images."""
+        return len(self.paths)
+
+    @property
+    def interval_ns(self) -> int:
+        """Median of the times between images."""
+        return int(np.median(np.diff(self.listed))) if len(self.listed) > 1 else round(1e9 / DEFAULT_FPS)
+
+    def frames(self) -> Iterator[SourceFrame]:
+        """All images."""
+        for index, (path, stamp_ns) in enumerate(zip(self.paths, self.listed, strict=True)):
+            yield SourceFrame(index, stamp_ns, str(path))
+
+    def read(self, frame: SourceFrame) -> _Image:
+        """Read an image, see :class:`Source`."""
+        return read_image(self.paths[frame.number], white=self.white)
+
+
+class VideoFile:
+    """A video that OpenCV decodes; see :class:`Source`. Frames that are not asked for are passed over.
+
+    Args:
+        path: of the file.
+        fps: frames a second, instead of what the file says.
+
+    Raises:
+        DataError: it is no video, or tells no frame rate and none is given.
+    """
+
+    stamped = False
+
+    def __init__(self, path: Path, fps: float | None = None) -> None:
+        self.name = str(path)
+        try:
+            # absolute, as FFmpeg would take what stands before a colon for a protocol
+            self._capture = cv2.VideoCapture(os.path.abspath(path))
+            opened = bool(self._capture.isOpened())
+        except (cv2.error, UnicodeError):
+            opened = False
+        if not opened:
+            raise DataError(f"{path}: is no video that OpenCV decodes; expected a folder of images, or a video")
+        rate = float(self._capture.get(cv2.CAP_PROP_FPS)) if fps is None else fps
+        if not 0 < rate <= _FASTEST:
+            raise DataError(f"{path}: tells a frame rate of {rate:g}; expected one, or --fps")
+        self.stamps = f"{rate:g} frames a second"
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.count = int(count) if 0 < count < 2**53 else None
+        self.interval_ns = round(1e9 / rate)
+        self._rate = rate
+        self._next = 0
+
+    def frames(self) -> Iterator[SourceFrame]:
+        """Frames without an end."""
+        for index in itertools.count():
+            yield SourceFrame(index, round(index * 1e9 / self._rate), f"{self.name}: frame {index}")
+
+    def read(self, frame: SourceFrame) -> _Image | None:
+        """Read a frame, see :class:`Source`."""
+        while self._next < frame.number:
+            if not self._capture.grab():
+                return None
+            self._next += 1
+        found, image = self._capture.read()
+        self._next += 1
+        return np.asarray(image, np.uint8) if found else None
+
+
+def open_source(path: Path, *, fps: float | None = None, white: int | None = None) -> Source:
+    """Find the frames of a folder or a video.
+
+    Args:
+        path: of either.
+        fps: frames a second; stamps are the numbers of the frames at this rate, whatever names or lists say. Where
+            None, images without stamps have :data:`DEFAULT_FPS` and videos their own rate.
+        white: of images of more than 8 bits.
+
+    Raises:
+        DataError: there is nothing of the kind, a list is not as it should be, or stamps do not rise.
+    """
+    if path.is_dir():
+        return _open_folder(path, fps, white)
+    if not path.exists():
+        raise DataError(f"{path}: no such folder or file; expected a folder of images, or a video")
+    if not path.is_file() or is_image_name(path):
+        kind = "an image" if path.is_file() else "no regular file"
+        raise DataError(f"{path}: is {kind}; expected a folder of images, or a video")
+    return VideoFile(path, fps)
+
+
+def pair_up(left: Source, right: Source) -> Callable[[SourceFrame], SourceFrame | None]:
+    """Which right image belongs to a left one.
+
+    By their stamps (within a millisecond) where both have any, else by the names of the files, else by their numbers.
+
+    Args:
+        left: of the sequence.
+        right: of the other camera.
+
+    Returns:
+        A function that gives the right frame; None where there is none.
+
+    Raises:
+        DataError: nothing tells which belong together.
+    """
+    if not (isinstance(left, ImageFolder) and isinstance(right, ImageFolder)):
+        if left.stamped != right.stamped:
+            raise DataError(
+                f"{right.name}: has stamps by {right.stamps}, {left.name} by {left.stamps}; expected the same, or --fps"
+            )
+        return lambda frame: frame._replace(name=f"{right.name}: frame {frame.number}")
+    others = list(right.frames())
+    if left.stamped and right.stamped:
+        stamps = np.array([other.stamp_ns for other in others])
+        nearest = np.abs(stamps[_nearest(stamps, np.array(left.listed))] - np.array(left.listed))
+        if nearest.min() > _SAME_NS:
+            raise DataError(
+                f"{right.name}: no image has the stamp of one of {left.name} (the nearest is {nearest.min()} ns away); "
+                "expected pairs"
+            )
+
+        def by_stamp(frame: SourceFrame) -> SourceFrame | None:
+            found = others[int(_nearest(stamps, np.array([frame.stamp_ns]))[0])]
+            return found if abs(found.stamp_ns - frame.stamp_ns) <= _SAME_NS else None
+
+        return by_stamp
+    named = {path.name: other for path, other in zip(right.paths, others, strict=True)}
+    if any(path.name in named for path in left.paths):
+        return lambda frame: named.get(left.paths[frame.number].name)
+    if left.count == right.count:
+        return lambda frame: others[frame.number]
+    raise DataError(
+        f"{right.name}: has {right.count} images, {left.name} {left.count}, and neither stamps nor names in common; "
+        "expected pairs"
+    )
+
+
+def _nearest(stamps: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of each wanted stamp, the row of the nearest one; ``stamps`` rise."""
+    after = np.clip(np.searchsorted(stamps, wanted), 1, max(len(stamps) - 1, 1))
+    if len(stamps) == 1:
+        return np.zeros(len(wanted), np.int64)
+    return np.asarray(after - (wanted - stamps[after - 1] <= stamps[after] - wanted), np.int64)
+
+
+def _open_folder(folder: Path, fps: float | None, white: int | None) -> ImageFolder:
+    home, paths, stamps, words = folder, list[Path](), list[int](), ""
+    listed = _list_of(folder)
+    if listed is not None:
+        words = listed.name
+        home, paths, stamps = _KINDS[words](listed, folder)
+    else:
+        paths = _images_in(folder)
+        if not paths:
+            raise DataError(f"{folder}: has no image; expected images, or the folder of a data set")
+        named = [_stamp_of(path.stem) for path in paths]
+        stamps = [stamp for stamp in named if stamp is not None]
+        if stamps and len(stamps) < len(paths) and fps is None:
+            odd = paths[named.index(None)].name
+            raise DataError(f"{folder}: the name of {odd} is no stamp, those of {len(stamps)} others are; expected all")
+        if len(stamps) == len(paths):
+            words = "names of the images"
+            order = sorted(range(len(paths)), key=lambda n: stamps[n])
+            paths, stamps = [paths[n] for n in order], [stamps[n] for n in order]
+    if not paths:
+        raise DataError(f"{listed}: has no frame; expected one at least")
+    if fps is not None or not words:
+        rate = DEFAULT_FPS if fps is None else fps
+        at_rate = [round(n * 1e9 / rate) for n in range(len(paths))]
+        return ImageFolder(str(home), f"{rate:g} frames a second", False, paths, at_rate, white)
+    for n in range(1, len(stamps)):
+        if stamps[n] <= stamps[n - 1]:
+            raise DataError(
+                f"{paths[n]}: has the stamp {stamps[n]} ns in {words}; expected one after {stamps[n - 1]} ns"
+            )
+    return ImageFolder(str(home), words, True, paths, stamps, white)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Images of a folder, by the numbers in their names; a link to nothing is one, too, that cannot be read."""
+    found = (path for path in folder.iterdir() if is_image_name(path) and not path.name.startswith("."))
+    return sorted((path for path in found if path.is_file() or (path.is_symlink() and not path.exists())), key=_natural)
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    """``img2`` before ``img10``."""
+    parts = re.split(r"(\d+)", path.name)
+    return [int(part) if n % 2 else part for n, part in enumerate(parts)], path.name
+
+
+def _list_of(folder: Path) -> Path | None:
+    """The list that has the stamps of a folder's images, or of those of a camera below it."""
+    places = [folder / _EUROC, folder / "cam0" / _EUROC, folder / "mav0" / "cam0" / _EUROC, folder / _TUM]
+    if folder.name == "data":
+        places.append(folder.parent / _EUROC)
+    if folder.name == "rgb":
+        places.append(folder.parent / _TUM)
+    places.append(folder / _KITTI)
+    if folder.name.startswith("image_"):
+        places.append(folder.parent / _KITTI)
+    return next((place for place in places if place.is_file()), None)
+
+
+def _read_euroc(listed: Path, folder: Path) -> tuple[Path, list[Path], list[int]]:
+    images = listed.parent / "data"
+    rows = _rows(listed, ",", "nanoseconds, a comma and a file name")
+    return images, [images / name for _, name in rows], [_nanoseconds(listed, stamp, 1) for stamp, name in rows]
+
+
+def _read_tum(listed: Path, folder: Path) -> tuple[Path, list[Path], list[int]]:
+    rows = _rows(listed, None, "seconds, a space and a file name")
+    paths = [listed.parent / name for _, name in rows]
+    return listed.parent, paths, [_nanoseconds(listed, stamp, 10**9) for stamp, _ in rows]
+
+
+def _read_kitti(listed: Path, folder: Path) -> tuple[Path, list[Path], list[int]]:
+    candidates = [folder] if listed.parent != folder else [folder / "image_0", folder / "image_2", folder]
+    images, paths = folder, list[Path]()
+    for candidate in candidates:
+        if candidate.is_dir() and not paths:
+            images, paths = candidate, _images_in(candidate)
+    stamps = [_nanoseconds(listed, line, 10**9) for line in _lines(listed)]
+    if len(stamps) != len(paths):
+        raise DataError(f"{listed}: has {len(stamps)} stamps for {len(paths)} images in {images}; expected as many")
+    return images, paths, stamps
+
+
+_KINDS = {_EUROC: _read_euroc, _TUM: _read_tum, _KITTI: _read_kitti}
+
+
+def _lines(listed: Path) -> list[str]:
+    """Lines that say something."""
+    try:
+        text = listed.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise DataError(f"{listed}: cannot be read ({error.strerror})") from None
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _rows(listed: Path, separator: str | None, expected: str) -> list[tuple[str, str]]:
+    """Stamps and names, as they stand there."""
+    rows = []
+    for number, line in enumerate(_lines(listed)):
+        stamp, *rest = (part.strip() for part in line.split(separator, 1))
+        if number == 0 and "stamp" in stamp:
+            continue  # a heading
+        if not rest or not rest[0]:
+            raise DataError(f"{listed}: has the line '{line[:60]}'; expected {expected}")
+        rows.append((stamp, rest[0]))
+    return rows
+
+
+def _nanoseconds(listed: Path, text: str, unit: int) -> int:
+    """A stamp in a list; exact: seconds since 1970 with six digits do not fit into a float."""
+    try:
+        value = Decimal(text)
+        if not value.is_finite() or abs(value) * unit > _FARTHEST_NS:
+            raise InvalidOperation
+    except ArithmeticError:  # of decimals: none, or one that is too large for them
+        raise DataError(f"{listed}: has the stamp '{text[:60]}'; expected a number of seconds or nanoseconds") from None
+    return int((value * unit).to_integral_value())
+
+
+def _stamp_of(stem: str) -> int | None:
+    """Nanoseconds, where the name of a file tells them."""
+    if _NANOSECONDS.fullmatch(stem):
+        return int(stem) if int(stem) <= _FARTHEST_NS else None
+    if _SECONDS.fullmatch(stem) and abs(float(stem)) * 1e9 < _FARTHEST_NS:
+        return int((Decimal(stem) * 10**9).to_integral_value())
+    return None
+
+
+def read_mask(path: Path) -> _Image:
+    """Where keypoints may be, (H, W) uint8: what is not black in an image.
+
+    Raises:
+        ImageError: it cannot be read, or is black everywhere.
+    """
+    image = read_image(path)
+    mask: _Image = image if image.ndim == 2 else image.max(axis=2)
+    if not mask.any():
+        raise ImageError(f"{path}: is black everywhere; expected a mask that is not where keypoints may be")
+    return mask
+
+
+def check_rate(fps: float) -> float:
+    """Refuse what is no frame rate.
+
+    Raises:
+        DataError: it is not above 0, or too high for one.
+    """
+    if not (math.isfinite(fps) and 0 < fps <= _FASTEST):
+        raise DataError(f"frame rate is {fps:g}; expected a number above 0, {_FASTEST:g} at most")
+    return fps

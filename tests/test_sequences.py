@@ -1,0 +1,225 @@
+"""Folders and videos as sources of frames: order, stamps, pairs, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from frontend.errors import DataError, ImageError
+from frontend.sequences import ImageFolder, Source, open_source, pair_up, read_mask
+
+
+def write(path: Path, level: int = 0, size: tuple[int, int] = (16, 12)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.full(size[::-1], level, np.uint8))
+    return path
+
+
+def told(source: Source) -> list[tuple[int, int]]:
+    """Stamps and levels of all frames."""
+    found = []
+    for frame in source.frames():
+        image = source.read(frame)
+        if image is None:
+            break
+        found.append((frame.stamp_ns, int(image.flat[0])))
+    return found
+
+
+def euroc(
+    root: Path, camera: str = "cam0", stamps: tuple[int, ...] = (1403636579763555584, 1403636579813555456)
+) -> Path:
+    folder = root / "mav0" / camera
+    for n, stamp in enumerate(stamps):
+        write(folder / "data" / f"{stamp}.png", 10 * n)
+    rows = "".join(f"{stamp},{stamp}.png\r\n" for stamp in stamps)
+    (folder / "data.csv").write_bytes(f"#timestamp [ns],filename\r\n{rows}".encode())
+    return folder
+
+
+@pytest.mark.parametrize("below", ["", "mav0", "mav0/cam0", "mav0/cam0/data"])
+def test_euroc_has_nanoseconds_in_a_list(tmp_path: Path, below: str) -> None:
+    folder = euroc(tmp_path)
+    source = open_source(tmp_path / below)
+    assert told(source) == [(1403636579763555584, 0), (1403636579813555456, 10)]
+    assert (source.name, source.stamps, source.stamped) == (str(folder / "data"), "data.csv", True)
+    assert (source.count, source.interval_ns) == (2, 49999872)
+
+
+@pytest.mark.parametrize("below", ["", "rgb"])
+def test_tum_has_seconds_and_names_in_a_list(tmp_path: Path, below: str) -> None:
+    for n, name in enumerate(("1305031102.175304", "1305031102.211214")):
+        write(tmp_path / "rgb" / f"{name}.png", n)
+    (tmp_path / "rgb.txt").write_text(
+        "# color images\n# timestamp filename\n1305031102.175304 rgb/1305031102.175304.png\n"
+        "1305031102.211214 rgb/1305031102.211214.png\n"
+    )
+    # a float would have rounded them
+    assert told(open_source(tmp_path / below)) == [(1305031102175304000, 0), (1305031102211214000, 1)]
+
+
+@pytest.mark.parametrize(("below", "base"), [("", 0), ("image_0", 0), ("image_1", 100)])
+def test_kitti_has_seconds_in_a_line_for_each_image(tmp_path: Path, below: str, base: int) -> None:
+    for n in range(3):
+        write(tmp_path / "image_0" / f"{n:06d}.png", n)
+        write(tmp_path / "image_1" / f"{n:06d}.png", 100 + n)
+    (tmp_path / "times.txt").write_text("0.000000e+00\n1.037359e-01\n2.073459e-01\n")
+    expected = [(0, base), (103735900, base + 1), (207345900, base + 2)]
+    assert told(open_source(tmp_path / below)) == expected
+    (tmp_path / "times.txt").write_text("0\n1\n")
+    with pytest.raises(DataError, match="2 stamps for 3 images"):
+        open_source(tmp_path / below)
+
+
+def test_names_may_be_stamps(tmp_path: Path) -> None:
+    for n, name in enumerate(("1403636579763555584", "999999999813555456")):
+        write(tmp_path / "ns" / f"{name}.png", n)
+    assert told(open_source(tmp_path / "ns")) == [(999999999813555456, 1), (1403636579763555584, 0)]
+    for n, name in enumerate(("9.5", "10.25")):
+        write(tmp_path / "s" / f"{name}.png", n)
+    assert told(open_source(tmp_path / "s")) == [(9_500_000_000, 0), (10_250_000_000, 1)]
+    write(tmp_path / "s" / "cover.png")
+    with pytest.raises(DataError, match=r"name of cover\.png is no stamp, those of 2 others are"):
+        open_source(tmp_path / "s")
+    assert len(told(open_source(tmp_path / "s", fps=10))) == 3
+    write(tmp_path / "twice" / "1.5.png")
+    write(tmp_path / "twice" / "1.50.jpg")
+    with pytest.raises(DataError, match="expected one after 1500000000 ns"):
+        open_source(tmp_path / "twice")
+
+
+def test_other_names_go_by_their_numbers_and_a_rate(tmp_path: Path) -> None:
+    folder = tmp_path / "with spaces"
+    for n in (10, 9, 100, 1):
+        write(folder / f"img {n}.png", n)
+    (folder / "notes.txt").write_text("x")
+    write(folder / ".hidden.png")
+    (folder / "below").mkdir()
+    write(folder / "below" / "2.png")
+    source = open_source(folder)
+    assert told(source) == [(0, 1), (33333333, 9), (66666667, 10), (100000000, 100)]
+    assert not source.stamped
+    assert [stamp for stamp, _ in told(open_source(folder, fps=4))] == [0, 250000000, 500000000, 750000000]
+
+
+def test_a_rate_that_is_given_wins_over_stamps(tmp_path: Path) -> None:
+    source = open_source(euroc(tmp_path), fps=10)
+    assert told(source) == [(0, 0), (100000000, 10)]
+    assert not source.stamped
+
+
+def test_links_and_what_cannot_be_read(tmp_path: Path) -> None:
+    disk, folder = tmp_path / "disk", tmp_path / "folder"
+    folder.mkdir()
+    (folder / "1.png").symlink_to(write(disk / "a.png", 7))
+    (folder / "2.png").symlink_to(tmp_path / "nowhere.png")
+    (folder / "3.png").write_bytes(b"no image")
+    (tmp_path / "link").symlink_to(folder)
+    source = open_source(tmp_path / "link")
+    first, *others = source.frames()
+    image = source.read(first)
+    assert image is not None
+    assert image.flat[0] == 7
+    for frame, reason in zip(others, ("no such file", "not an image"), strict=True):
+        with pytest.raises(ImageError, match=reason) as caught:
+            source.read(frame)
+        assert frame.name in str(caught.value)
+
+
+def video(path: Path, levels: list[int], fps: float = 12.5) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, (64, 48))
+    assert writer.isOpened()
+    for level in levels:
+        writer.write(np.full((48, 64, 3), level, np.uint8))
+    writer.release()
+    return path
+
+
+def test_a_video_has_its_rate(tmp_path: Path) -> None:
+    path = video(tmp_path / "a walk: 1.avi", [10, 20, 30, 40])
+    source = open_source(path)
+    found = told(source)
+    assert [stamp for stamp, _ in found] == [0, 80_000_000, 160_000_000, 240_000_000]
+    np.testing.assert_allclose([level for _, level in found], [10, 20, 30, 40], atol=2)
+    assert (source.count, source.interval_ns, source.stamps) == (4, 80_000_000, "12.5 frames a second")
+    assert [stamp for stamp, _ in told(open_source(path, fps=2))] == [0, 500_000_000, 1_000_000_000, 1_500_000_000]
+    sparse = open_source(path)
+    third = list(zip(range(4), sparse.frames(), strict=False))[2][1]
+    image = sparse.read(third)
+    assert image is not None
+    assert abs(int(image.flat[0]) - 30) <= 2
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda p: p / "nowhere", "no such folder or file"),
+        (lambda p: write(p / "a.png"), "is an image"),
+        (lambda p: (p / "empty").mkdir() or p / "empty", "has no image"),
+        (lambda p: (p / "a.mp4").write_bytes(b"") or p / "none.mp4", "no such folder or file"),
+        (lambda p: (p / "a.mp4").write_bytes(b"x" * 999) and p / "a.mp4", "is no video"),
+        (lambda p: Path("/dev/null"), "is no regular file"),
+    ],
+)
+def test_what_is_no_source_is_refused(tmp_path: Path, make: object, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        open_source(make(tmp_path))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ("", "has no frame"),
+        ("#timestamp,filename\nx,1.png\n", "the stamp 'x'"),
+        ("1.png\n", "the line '1.png'; expected nanoseconds, a comma and a file name"),
+        ("5,1.png\n5,2.png\n", "has the stamp 5 ns in data.csv; expected one after 5 ns"),
+        ("1e99999999,1.png\n", "the stamp '1e99999999'"),
+        ("nan,1.png\n2,2.png\n", "the stamp 'nan'"),
+        ("timestamp,filename\n2,2.png\n", None),
+    ],
+)
+def test_lists_that_are_none(tmp_path: Path, rows: str, reason: str | None) -> None:
+    write(tmp_path / "data" / "1.png")
+    (tmp_path / "data.csv").write_text(rows)
+    if reason is None:  # a heading
+        assert open_source(tmp_path).count == 1
+        return
+    with pytest.raises(DataError, match=reason):
+        open_source(tmp_path)
+
+
+def folder_of(names: list[str], stamps: list[int] | None = None) -> ImageFolder:
+    listed = stamps or [n * 10**9 for n in range(len(names))]
+    return ImageFolder("left", "stamps", stamps is not None, [Path(name) for name in names], listed)
+
+
+def paired(left: ImageFolder, right: ImageFolder) -> list[str | None]:
+    pair = pair_up(left, right)
+    return [None if (found := pair(frame)) is None else found.name for frame in left.frames()]
+
+
+def test_pairs_are_found_by_stamps_names_or_numbers() -> None:
+    second = 10**9
+    left = folder_of(["a", "b", "c"], [second, 2 * second, 3 * second])
+    right = folder_of(["x", "y", "z"], [0, second + 900_000, 3 * second - 900_000])
+    assert paired(left, right) == ["y", None, "z"]
+    assert paired(left, folder_of(["x"], [2 * second])) == [None, "x", None]
+    with pytest.raises(DataError, match="no image has the stamp of one of left"):
+        pair_up(left, folder_of(["x", "y"], [5 * second, 6 * second]))
+    assert paired(folder_of(["a", "b"]), folder_of(["b", "c"])) == [None, "b"]
+    assert paired(folder_of(["l1", "l2"]), folder_of(["r1", "r2"])) == ["r1", "r2"]
+    with pytest.raises(DataError, match="has 1 images, left 2"):
+        pair_up(folder_of(["l1", "l2"]), folder_of(["r1"]))
+
+
+def test_a_mask_is_where_an_image_is_not_black(tmp_path: Path) -> None:
+    image = np.zeros((12, 16, 3), np.uint8)
+    image[3, 4] = (0, 0, 1)
+    cv2.imwrite(str(tmp_path / "mask.png"), image)
+    mask = read_mask(tmp_path / "mask.png")
+    assert (mask.shape, np.argwhere(mask).tolist()) == ((12, 16), [[3, 4]])
+    with pytest.raises(ImageError, match="black everywhere"):
+        read_mask(write(tmp_path / "black.png"))
