@@ -4,6 +4,10 @@ Every message names what was given and what was expected. All derive from :class
 can tell the library's refusals from its bugs.
 """
 
+from __future__ import annotations
+
+import re
+
 
 class FrontendError(Exception):
     """Base of every error that this library raises on purpose."""
@@ -37,7 +41,10 @@ class SequenceError(FrontendError):
     """A frame does not continue its sequence."""
 
 
-_NO_MEMORY = -4  # of cv2.error
+# of a RuntimeError: PyTorch's on the CPU and on a GPU, and OpenVINO's
+_NO_MEMORY = re.compile(r"allocate (\d+ bytes of )?memory|not enough memory|out of memory|bad_alloc")
+# OpenCV's code; as an attribute it is that of whatever error was the last, in any thread
+_NO_MEMORY_OF_OPENCV = re.compile(r"\(-4:|Failed to allocate \d+ bytes")
 
 
 def is_lack_of_memory(error: Exception) -> bool:
@@ -47,6 +54,6 @@ def is_lack_of_memory(error: Exception) -> bool:
         isinstance(error, MemoryError)
         or (package == "onnxruntime" and "alloc" in str(error))
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
-        or getattr(error, "code", 0) == _NO_MEMORY
+        or (package == "cv2" and _NO_MEMORY_OF_OPENCV.search(str(error)) is not None)
+        or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None)
     )

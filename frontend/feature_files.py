@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from frontend.atomic import atomic_path, remove_leftovers
 from frontend.errors import ConfigError, DataError, FrontendError, ImageError, is_lack_of_memory
 from frontend.extraction import Prepared
 from frontend.extractor import SuperPoint
 from frontend.folders import check_settings, find_images, output_path, read_ahead, reading_npz
-from frontend.image import read_image
+from frontend.image import quiet_decoders, read_image
 from frontend.progress import Progress
+from frontend.terminal import own_stderr
 from frontend.types import Features
 
 
 def extract_files(
-    extractor: SuperPoint, paths: Iterable[Path], *, batch: int = 1
-) -> Iterator[tuple[Path, Features | FrontendError]]:
+    extractor: SuperPoint,
+    paths: Iterable[Path],
+    *,
+    batch: int = 1,
+    read: Callable[[Path], NDArray[np.uint8]] | None = None,
+) -> Generator[tuple[Path, Features | FrontendError], None, None]:
     """Features of image files: while the network runs, the next images are read, decoded and resized.
 
     Args:
@@ -29,6 +36,7 @@ def extract_files(
         paths: of the images; taken as they are needed.
         batch: images that go through the network together, where neighbours in ``paths`` have one padded size. More
             than 1 gains on a GPU and next to nothing on a CPU.
+        read: reads an image, in a thread of its own; :func:`frontend.image.read_image` where None.
 
     Yields:
         Each path with its features, or with the error of an image that cannot be read or is too large for the memory,
@@ -37,33 +45,17 @@ def extract_files(
     Raises:
         ConfigError: batch is less than 1.
     """
-    if batch < 1:
-        raise ConfigError(f"batch is {batch}; expected 1 or more")
+    _check_batch(batch)
     group: list[tuple[Path, Prepared]] = []
 
     def finish() -> Iterator[tuple[Path, Features | FrontendError]]:
-        if not group:
-            return
-        paths = [path for path, _ in group]
-        try:
-            stacked = extractor.stack([prepared for _, prepared in group])
-            features = extractor.collect(extractor.postprocess(extractor.forward(stacked), stacked), stacked)
-        except Exception as error:
-            if not is_lack_of_memory(error):
-                raise
-            # the others may be smaller
-            width, height = group[0][1].geometry.resized
-            size = f"{len(group)} of {width} x {height}"
-            yield from [
-                (path, ImageError(f"{path}: out of memory at {size}; a smaller --resize needs less")) for path in paths
-            ]
-        else:
-            yield from zip(paths, features, strict=True)
+        yield from _of_batch(extractor, group)
         group.clear()
 
     def prepare(path: Path) -> Prepared:
         try:
-            return extractor.prepare(read_image(path, white=extractor.config.white))
+            image = read_image(path, white=extractor.config.white) if read is None else read(path)
+            return extractor.prepare(image)
         except Exception as error:
             if not is_lack_of_memory(error):
                 raise
@@ -81,6 +73,33 @@ def extract_files(
         if len(group) == batch:
             yield from finish()
     yield from finish()
+
+
+def _check_batch(batch: int) -> None:
+    if batch < 1:
+        raise ConfigError(f"batch is {batch}; expected 1 or more")
+
+
+def _of_batch(
+    extractor: SuperPoint, group: Sequence[tuple[Path, Prepared]]
+) -> list[tuple[Path, Features | FrontendError]]:
+    """Features of images of one size; where the memory does not suffice for all at once, of one after another."""
+    if not group:
+        return []
+    paths = [path for path, _ in group]
+    try:
+        stacked = extractor.stack([prepared for _, prepared in group])
+        features = extractor.collect(extractor.postprocess(extractor.forward(stacked), stacked), stacked)
+        return list(zip(paths, features, strict=True))
+    except Exception as error:
+        if not is_lack_of_memory(error):
+            raise
+    # the error is gone by now, and with it what the batch held
+    if len(group) > 1:
+        return [found for member in group for found in _of_batch(extractor, [member])]
+    width, height = group[0][1].geometry.resized
+    reason = f"out of memory at {width} x {height}; a smaller --resize needs less"
+    return [(paths[0], ImageError(f"{paths[0]}: {reason}"))]
 
 
 def write_features(path: Path, features: Features, *, half: bool = False) -> None:
@@ -159,19 +178,22 @@ class ExtractionReport:
         kept: images that had a feature file already.
         keypoints: of those extracted, in all.
         failed: one line for each image that could not be read.
+        damaged: of those extracted, how many have pixels that are not the photograph's, as their decoder says.
     """
 
     extracted: int = 0
     kept: int = 0
     keypoints: int = 0
     failed: list[str] = field(default_factory=list)
+    damaged: int = 0
 
     def summary(self) -> str:
         """One line."""
         mean = round(self.keypoints / self.extracted) if self.extracted else 0
+        damaged = f"; parts of {self.damaged} are damaged" if self.damaged else ""
         return (
             f"extracted {self.extracted} images with {mean} keypoints each; {self.kept} had features; "
-            f"{len(self.failed)} skipped as unreadable"
+            f"{len(self.failed)} skipped as unreadable{damaged}"
         )
 
 
@@ -187,7 +209,8 @@ def extract_folder(
     """Extract all images below a folder; go on where an earlier run stopped.
 
     Feature files lie in ``out`` under the images' relative names, each whole or not there. An image that cannot be read
-    is reported and skipped.
+    is reported and skipped; one of which parts are damaged is named. What decoders write to stderr meanwhile is kept
+    from it, for the whole process.
 
     Args:
         extractor: what makes the features.
@@ -198,8 +221,10 @@ def extract_folder(
         weights_sha256: of the model's weight file, recorded with the settings where it is known.
 
     Raises:
+        ConfigError: batch is less than 1.
         DataError: there are no images, or ``out`` holds features made with other settings.
     """
+    _check_batch(batch)  # before anything is recorded
     names = find_images(images)
     out.mkdir(parents=True, exist_ok=True)
     made_with = {"model": extractor.name, "weights_sha256": weights_sha256, "half": half, **asdict(extractor.config)}
@@ -209,13 +234,27 @@ def extract_folder(
     report = ExtractionReport(kept=len(names) - len(todo))
     for folder in {output_path(out, name).parent for name in todo}:
         remove_leftovers(folder)
-    with Progress(len(names), "extract", start=report.kept, unit="image") as progress:
-        for path, found in extract_files(extractor, (images / name for name in todo), batch=batch):
+    damage: dict[Path, str] = {}
+
+    def read(path: Path) -> NDArray[np.uint8]:
+        with quiet_decoders() as lines:
+            image = read_image(path, white=extractor.config.white)
+        if lines:
+            damage[path] = lines[0]
+        return image
+
+    extracted = extract_files(extractor, (images / name for name in todo), batch=batch, read=read)
+    # closed within: while it reads, nothing else is seen of what is written to stderr
+    with own_stderr(), Progress(len(names), "extract", start=report.kept, unit="image") as progress, closing(extracted):
+        for path, found in extracted:
             if isinstance(found, FrontendError):
                 report.failed.append(str(found))
                 progress.write(f"skipped: {found}")
             else:
                 write_features(output_path(out, path.relative_to(images)), found, half=half)
+                if path in damage:
+                    report.damaged += 1
+                    progress.write(f"damaged: {path}: {damage[path]}")
                 report.extracted += 1
                 report.keypoints += len(found)
             progress.update()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 import zlib
 from collections import deque
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from frontend.atomic import atomic_write
-from frontend.errors import DataError, FrontendError
+from frontend.errors import DataError, FrontendError, ImageError, is_lack_of_memory
 from frontend.image import is_image_name
 
 SETTINGS = "settings.json"
@@ -30,18 +31,39 @@ _Made = TypeVar("_Made")
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All images below a folder, sorted, as paths relative to it.
+    """All images below a folder, sorted, as paths relative to it; those in folders behind symbolic links, too.
 
     Raises:
         DataError: the folder is missing or has none.
     """
     if not folder.is_dir():
         raise DataError(f"image folder {folder} is {'a file' if folder.is_file() else 'missing'}")
-    found = (path for path in folder.rglob("*") if is_image_name(path) and path.is_file())
+    found = (path for path in _files_below(folder) if is_image_name(path) and path.is_file())
     images = sorted(path.relative_to(folder) for path in found if not path.name.startswith("."))
     if not images:
         raise DataError(f"image folder {folder} has no image")
     return images
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """What is in a folder and below, behind links too, though no folder twice: links may lead back.
+
+    A folder that is found by its own name keeps that, whatever links lead to it.
+    """
+    seen: set[str] = set()
+    tops = [os.fspath(folder)]
+    while tops:
+        links: list[str] = []
+        for top in tops:
+            for here, folders, files in os.walk(top):
+                real = os.path.realpath(here)
+                if real in seen:
+                    folders.clear()
+                    continue
+                seen.add(real)
+                yield from (Path(here, name) for name in files)
+                links += (path for name in folders if os.path.islink(path := os.path.join(here, name)))
+        tops = sorted(links)
 
 
 def output_path(out: Path, image: Path) -> Path:
@@ -58,7 +80,8 @@ def read_ahead(
     """Make something of each item in a thread, a few ahead of their use.
 
     Args:
-        read: what to do; its FrontendErrors are handed on, others are raised where the item is due.
+        read: what to do; its FrontendErrors are handed on, and a lack of memory as one; others are raised where the
+            item is due.
         items: in order; taken as they are needed.
         ahead: items at most that are being made or wait.
 
@@ -71,6 +94,10 @@ def read_ahead(
             return read(item)
         except FrontendError as error:
             return error
+        except Exception as error:
+            if not is_lack_of_memory(error):
+                raise
+            return ImageError(f"{item}: out of memory")
 
     rest = iter(items)
     with ThreadPoolExecutor(max_workers=1) as pool:
@@ -112,7 +139,7 @@ def reading_npz(path: Path, what: str) -> Iterator[Any]:
 def check_settings(
     out: Path, settings: Mapping[str, object], what: str, unstated: Mapping[str, object] | None = None
 ) -> None:
-    """Record what a folder is made with, or compare with the record that it has.
+    """Record what a folder is made with, or compare with the record that it has and that something was made by.
 
     Args:
         out: the folder; exists.
@@ -124,7 +151,7 @@ def check_settings(
         DataError: the folder was made with another value of one of them, or its record cannot be read.
     """
     path = out / SETTINGS
-    if not path.is_file():
+    if not path.is_file() or not _binds(out):
         atomic_write(path, json.dumps(dict(settings), indent=1) + "\n")
         return
     before = read_settings(out)
@@ -132,6 +159,20 @@ def check_settings(
         held = before.get(key, (unstated or {}).get(key))
         if held != value:
             raise DataError(f"{out} holds {what} made with {key} = {held}; got {value} (give another --out)")
+
+
+def _binds(folder: Path) -> bool:
+    """Whether a folder's record is of anything: some other file is there, and not only half of one."""
+    return any(not path.name.startswith(".") and path.name != SETTINGS and path.is_file() for path in folder.rglob("*"))
+
+
+def recorded_settings(out: Path) -> dict[str, Any]:
+    """What a folder's contents were made with, as far as it is recorded.
+
+    Raises:
+        DataError: the record cannot be read.
+    """
+    return read_settings(out) if (out / SETTINGS).is_file() and _binds(out) else {}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

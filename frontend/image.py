@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frontend.errors import ConfigError, ImageError, ShapeError, is_lack_of_memory
-from frontend.image_header import HeaderError, check_complete, header_size
+from frontend.image_header import HeaderError, check_complete, header_size, is_heif
 from frontend.types import Float32Array
 
 Image = NDArray[Any]
@@ -33,6 +33,7 @@ MIN_SIDE = 8
 
 _MAX_BYTES_PER_PIXEL = 32  # four channels of float64; a larger file cannot be one image within the pixel limit
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
+_PART = 1 << 20  # bytes of a file read at a time
 _STRIP = 1 << 16  # values brought to 8 bits at a time
 _SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".avif", ".gif", ".jp2"),
@@ -61,7 +62,7 @@ def read_image(
     limit = max_pixels * _MAX_BYTES_PER_PIXEL
     try:
         with open(name, "rb") as file:
-            data = file.read(limit + 1)
+            data = _read_parts(file, limit)
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except IsADirectoryError:
@@ -72,6 +73,16 @@ def read_image(
     if len(data) > limit:
         raise ImageError(f"{name}: has more than {limit} bytes, too many for an image of {max_pixels} pixels")
     return decode_image(data, name, max_pixels=max_pixels, white=white)
+
+
+def _read_parts(file: IO[bytes], limit: int) -> bytes:
+    """All of a file, or what is just more than a limit: asked for at once, the limit's memory would be taken."""
+    parts: list[bytes] = []
+    left = limit + 1
+    while left > 0 and (part := file.read(min(left, _PART))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def decode_image(
@@ -112,6 +123,8 @@ def decode_image(
             raise
         decoded = None
     if decoded is None:
+        if is_heif(data):
+            raise ImageError(f"{name}: is HEIC/HEIF, which OpenCV does not read; convert it to JPEG or PNG")
         if size is None:
             raise ImageError(f"{name}: is not an image in a format that OpenCV reads")
         raise ImageError(f"{name}: is truncated or corrupt (a header of {size[0]} x {size[1]} without its pixels)")

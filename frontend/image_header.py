@@ -22,6 +22,7 @@ _PAM_SIZE = re.compile(rb"^(WIDTH|HEIGHT)\s+(\d+)\s*$", re.MULTILINE)
 _HDR_SIZE = re.compile(rb"\n\n([-+][XY]) (\d+) ([-+][XY]) (\d+)\n")  # before the empty line are comments
 _JP2_SIZE = re.compile(b"ihdr")
 _AVIF_SIZE = re.compile(b"ispe")
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
 _MAX_SCANS = 50  # of a JPEG; encoders write ten or so, and each costs a pass over all pixels
 _TIFF_TYPES = {1: "B", 3: "H", 4: "L", 16: "Q"}
 
@@ -47,6 +48,11 @@ def header_size(data: bytes) -> Size | None:
             except (struct.error, LookupError, ValueError, OverflowError):
                 return None
     return None
+
+
+def is_heif(data: bytes) -> bool:
+    """Whether a file starts as phones' images do, coded by HEVC: HEIC, or HEIF in general, which AVIF may be, too."""
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
 
 
 def check_complete(data: bytes) -> None:

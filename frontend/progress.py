@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
+from frontend.terminal import emit
+
 _BAR = 24
 
 
@@ -16,7 +18,8 @@ class Progress:
     """Counts steps and shows how many are done, the rate and the time left.
 
     Use as a context manager. On a terminal the line is redrawn at most ten times a second and left complete at
-    the end; elsewhere a whole line is printed every ``interval_s`` seconds, and one at the end if any was.
+    the end; elsewhere a whole line is printed every ``interval_s`` seconds, and one at the end if any was. A reader of
+    the stream that has gone ends no work.
 
     Args:
         total: number of steps; None where it is not known.
@@ -111,8 +114,7 @@ class Progress:
             self._print(self._text() + "\n")
 
     def _print(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        emit(self._stream, text)
 
 
 def _clock_time(seconds: float) -> str:

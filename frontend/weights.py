@@ -322,7 +322,12 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except pickle.UnpicklingError:  # PyTorch's text is paragraphs of advice to unpickle whatever is in the file
+        raise WeightsError(
+            f"weight file {path} holds more than tensors, or is no PyTorch file; expected a state dict: "
+            "torch.save(model.state_dict(), FILE)"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"weights {path} are corrupt or no PyTorch state dict: {reason}") from None
     if isinstance(state, dict) and isinstance(state.get("model_state_dict"), dict):

@@ -30,14 +30,19 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
+def told(err: str) -> list[str]:
+    """Lines on stderr, without the one of the first run with a network."""
+    return [line for line in err.splitlines() if not line.startswith("superpoint-match: preparing ")]
+
+
 def refused(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
     """Run a command that has to fail on its input; return the one line that it prints."""
     assert run(*arguments) == 2
     printed = capfd.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("superpoint-match: ")
-    assert printed.err.count("\n") == 1, printed.err
-    return printed.err
+    (line,) = told(printed.err)
+    assert line.startswith("superpoint-match: ")
+    return line
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +107,9 @@ def test_honest_no_match(real: Path, tmp_path: Path, make_scene, capfd: pytest.C
     flags = ("--model", "untrained", "-o", tmp_path / "o.png", "--warp", tmp_path / "w.png")
     assert run(path, path, *flags) == 3
     out, err = capfd.readouterr()
-    assert err == ""
+    assert told(err) == []
     assert "no homography found" in out
+    assert out.endswith("no overlay: no homography\n")
     assert (tmp_path / "o.png").exists()
     assert not (tmp_path / "w.png").exists()
 
@@ -216,13 +222,14 @@ def test_ctrl_c_ends_in_one_line(real: Path, tmp_path: Path, make_scene) -> None
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
-    while process.poll() is None and not list((tmp_path / "out").glob("*.png")) and time.monotonic() < deadline:
+    while process.poll() is None and len(list((tmp_path / "out").glob("*.png"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert out == ""
-    assert err == "superpoint-match: interrupted\n"
+    assert told(err) == ["superpoint-match: interrupted"]
+    # what was done by then is not lost
+    assert 0 < len(out.splitlines()) - 1 <= len(list((tmp_path / "out").iterdir())) < 400
     for picture in (tmp_path / "out").iterdir():
         assert picture.suffix == ".png"
         read_image(picture)  # whole, every one

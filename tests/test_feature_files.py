@@ -106,6 +106,18 @@ def test_who_stops_early_waits_for_nothing() -> None:
     assert len(begun) <= 3
 
 
+def test_what_is_too_large_for_the_memory_ends_nothing_else() -> None:
+    def read(name: str) -> str:
+        if name == "b.png":
+            raise MemoryError
+        return name
+
+    found = dict(read_ahead(read, ["a.png", "b.png", "c.png"]))
+    assert (found["a.png"], found["c.png"]) == ("a.png", "c.png")
+    assert isinstance(found["b.png"], ImageError)
+    assert str(found["b.png"]) == "b.png: out of memory"
+
+
 def test_an_error_of_the_program_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         list(read_ahead(lambda item: 1 // item, [1, 0]))
@@ -178,7 +190,7 @@ def test_the_command_goes_on_after_kill_9(folder: Path, tmp_path: Path, capsys: 
     assert "holds features made with half = False; got True" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("stage", "where"), [("forward", " at 1 of 128 x 128"), ("prepare", ""), ("imdecode", "")])
+@pytest.mark.parametrize(("stage", "where"), [("forward", " at 128 x 128"), ("prepare", ""), ("imdecode", "")])
 def test_an_image_without_memory_for_it_does_not_end_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, where: str
 ) -> None:
@@ -212,6 +224,28 @@ def test_an_image_without_memory_for_it_does_not_end_the_others(
     found = list(extract_files(extractor, [tmp_path / f"{name}.png" for name in "abc"]))
     assert [type(result).__name__ for _, result in found] == ["Features", "ImageError", "Features"]
     assert str(found[1][1]).endswith(f"b.png: out of memory{where}; a smaller --resize needs less")
+
+
+def test_a_batch_without_memory_for_it_is_taken_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor = SuperPoint(network("edge"), device="cpu")
+    paths = [tmp_path / f"{name}.png" for name in "abcde"]
+    for path, size in zip(paths, (64, 64, 64, 64, 128), strict=True):
+        cv2.imwrite(str(path), np.full((size, size), 90, np.uint8))
+    sizes: list[int] = []
+    forward = SuperPoint.forward
+
+    def forward_few(self: SuperPoint, batch: Batch) -> object:
+        sizes.append(len(batch.images))
+        if len(batch.images) > 2 or batch.images.shape[-1] > 100:
+            raise RuntimeError("Failed to allocate 2500000000 bytes of memory")
+        return forward(self, batch)
+
+    monkeypatch.setattr(SuperPoint, "forward", forward_few)
+    found = list(extract_files(extractor, paths, batch=4))
+    assert [path for path, _ in found] == paths
+    assert [type(result).__name__ for _, result in found] == ["Features"] * 4 + ["ImageError"]
+    assert str(found[4][1]).endswith("e.png: out of memory at 128 x 128; a smaller --resize needs less")
+    assert sizes == [4, 1, 1, 1, 1, 1]
 
 
 def test_another_error_while_an_image_is_prepared_is_not_hidden(

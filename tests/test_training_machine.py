@@ -296,6 +296,16 @@ def test_compact_states_are_smaller_and_nearly_exact(tmp_path: Path) -> None:
         assert (np.abs(tensor.numpy() - state["average"][name].numpy()) <= distance / 200 + 1e-6).all()
 
 
+def test_a_checkpoint_of_something_else_is_refused_in_our_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(bytes(range(256)) * 9)
+    assert main(["state", "export", str(tmp_path), "--out", str(tmp_path / "file")]) == 2
+    expected = f"superpoint state: {path} cannot be read: it is no PyTorch file, or holds more than tensors\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_what_is_no_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text").write_text("no state")
     assert main(["state", "import", str(tmp_path / "text"), "--out", str(tmp_path / "run")]) == 2

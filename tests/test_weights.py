@@ -104,7 +104,12 @@ def test_files_of_other_content(folder: Path) -> None:
     torch.save([1, 2], folder / "list.pth")
     assert "hold list; expected a state dict" in refused(folder / "list.pth")
     torch.save({"f": Path}, folder / "code.pth")
-    assert "code.pth" in refused(folder / "code.pth")
+    (folder / "noise.pth").write_bytes(bytes(range(256)) * 9)
+    for name in ("code.pth", "noise.pth"):  # not PyTorch's advice to unpickle whatever is in them, in bold
+        assert refused(folder / name) == (
+            f"weight file {folder / name} holds more than tensors, or is no PyTorch file; expected a state dict: "
+            "torch.save(model.state_dict(), FILE)"
+        )
     network = SuperPointNet()
     del network.descriptor.out
     save_network(folder / "part.safetensors", network)

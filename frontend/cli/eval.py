@@ -52,7 +52,7 @@ def add_homography_parser(benchmarks: Any) -> None:
         metavar="PX",
         help="reduce longer images to this side; 0 never (default: 640)",
     )
-    parser.add_argument("--pairs", choices=("viewpoint", "illumination", "both"), default="both", help="which pairs")
+    parser.add_argument("--pairs", choices=("viewpoint", "illumination", "both"), help="which pairs (default: both)")
     parser.add_argument(
         "--rotations",
         metavar="DEG,DEG,...",
@@ -145,11 +145,17 @@ def run(args: argparse.Namespace) -> int:
     if args.rotations is not None:
         if args.plot is not None:
             raise ConfigError(f"--plot {args.plot} was given with --rotations; expected one of them")
+        if args.pairs is not None:
+            raise ConfigError(f"--pairs {args.pairs} was given with --rotations; expected one of them")
+        if args.kind not in ("auto", "photos"):
+            raise ConfigError(
+                f"--kind {args.kind} was given with --rotations, which takes photographs; expected photos"
+            )
         angles = parse_angles(args.rotations)
         dataset = rotation_dataset(args.dataset, angles, seed=args.seed, resize=resize, limit=args.limit)
     else:
         dataset = open_dataset(
-            args.dataset, kind=args.kind, pairs=args.pairs, seed=args.seed, resize=resize, limit=args.limit
+            args.dataset, kind=args.kind, pairs=args.pairs or "both", seed=args.seed, resize=resize, limit=args.limit
         )
     for option, target in (("--json", None if args.json == "-" else args.json), ("--plot", args.plot)):
         if target is not None:

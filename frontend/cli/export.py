@@ -78,6 +78,8 @@ def _run(args: argparse.Namespace) -> int:
     size = parse_size(values["size"])
     if args.dynamic and (size is not None or values["batch"]):
         raise ConfigError("--dynamic with --size or --batch; expected one of them")
+    if args.dynamic and values["format"] in (_HALF, "superpoint-v1"):
+        raise ConfigError(f"--dynamic has no effect: --format {values['format']} has weights alone; expected none")
     if values["precision"] == "int8":
         _refuse_others(values, ("precision", "calibration"), "--precision int8 quantises the dense part for any size")
         return _quantise(args.model, values["calibration"], args.out)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from frontend.cli.options import Option, add_options, resolve_options
+
+if TYPE_CHECKING:
+    from frontend.extractor import ExtractorConfig, SuperPoint
 
 EXTRACT_OPTIONS = (
     Option("max_keypoints", 1024, "keypoints of an image"),
@@ -23,7 +26,8 @@ EXTRACT_OPTIONS = (
 _FILES = """\
 a.jpg becomes OUT/a.jpg.npz: keypoints (N, 2) float32 pixels of the image, scores (N,), descriptors (N, D) of unit norm,
 sigmas (N,) where the model knows how exact its keypoints are, image_size (width, height), model. Images that have a
-file are left alone, so the command goes on where it was stopped. frontend.feature_files reads the files.
+file are left alone, so the command goes on where it was stopped, by --precision auto in the precision that it began
+with. frontend.feature_files reads the files.
 """
 
 
@@ -38,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from frontend.extractor import ExtractorConfig, SuperPoint
+    from frontend.extractor import ExtractorConfig
     from frontend.feature_files import extract_folder
     from frontend.weights import resolve, sha256_of
 
@@ -46,8 +50,32 @@ def _run(args: argparse.Namespace) -> int:
     batch, half, resize, white = (values.pop(name) for name in ("batch", "half", "resize", "white"))
     where = {name: values.pop(name) for name in ("device", "runtime", "precision")}
     config = ExtractorConfig(**values, resize=resize or None, white=white or None)
-    extractor = SuperPoint.from_pretrained(args.model, config=config, **where)
+    extractor = _extractor(args, config, where)
     digest = sha256_of(resolve(args.model)[1])
     report = extract_folder(extractor, args.images, args.out, batch=batch, half=half, weights_sha256=digest)
     print(report.summary())
     return 0 if report.extracted or report.kept else 2
+
+
+def _extractor(args: argparse.Namespace, config: ExtractorConfig, where: dict[str, Any]) -> SuperPoint:
+    """The extractor; of a folder that was begun with a precision, "auto" is that: timed anew it may be another.
+
+    Raises:
+        ConfigError: there is no such device or runtime, or it has no such precision.
+        WeightsError: there are no such weights, or they cannot be used.
+        DataError: the folder's record cannot be read.
+    """
+    from frontend.errors import ConfigError
+    from frontend.extractor import SuperPoint
+    from frontend.folders import recorded_settings
+
+    recorded = recorded_settings(args.out).get("precision") if where["precision"] == "auto" else None
+    if recorded is None:
+        return SuperPoint.from_pretrained(args.model, config=config, **where)
+    try:
+        return SuperPoint.from_pretrained(args.model, config=config, **{**where, "precision": recorded})
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error} ({args.out} holds features made with precision = {recorded}; give another --out where that is "
+            "not to be had)"
+        ) from None

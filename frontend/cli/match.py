@@ -15,30 +15,39 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from frontend import __version__
+from frontend.cli.console import open_streams, run_command, tell
+from frontend.cli.match_outputs import (
+    check_outputs,
+    names_folder,
+    picture_paths,
+    write_json,
+    write_matches,
+    write_overlay,
+)
+from frontend.cli.options import Parser
 from frontend.cli.report import Report, Row, summary, table, to_json
-from frontend.errors import ConfigError, FrontendError, ImageError, is_lack_of_memory
+from frontend.errors import FrontendError, ImageError, is_lack_of_memory
+from frontend.terminal import emit
 
 if TYPE_CHECKING:
     from frontend.pipeline import MatchPipeline
     from frontend.types import Features
 
 PROG = "superpoint-match"
-MATCHED, BAD_INPUT, NO_MATCH, INTERRUPTED = 0, 2, 3, 130
+MATCHED, NO_MATCH = 0, 3
+_LESS_MEMORY = "a smaller --resize needs less"
 
 _EPILOG = """\
+One IMG1 that is given as a file is a pair: OUT.png is a file, the JSON one document. Several, a directory, a glob, or
+an OUT that is a directory or ends in '/' make it many, whatever their number: OUT is a directory of pictures, the JSON
+a list.
+
 exit codes: 0 matched, 2 bad input (one line says which and why), 3 no geometry found (with --geometry none: no
 match). With many images 0 means that at least one matched; those that cannot be read are reported and skipped.
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """Refuses in one line; argparse would print the whole usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def _number(kind: Callable[[str], float], low: float, high: float, expected: str) -> Callable[[str], Any]:
@@ -64,7 +73,7 @@ def _device(text: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = _Parser(
+    parser = Parser(
         prog=PROG,
         description="Match two images, or one against many, and find the geometry between them.",
         epilog=_EPILOG,
@@ -118,59 +127,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 matched, 2 bad input, 3 no match, 130 interrupted.
     """
+    open_streams()
     parser = build_parser()
-    try:
-        args = parser.parse_args(argv)
-        if args.warp and args.geometry != "homography":
-            parser.error(f"argument --warp: needs --geometry homography, not {args.geometry}")
-        if args.geometry == "essential" and args.camera0 is None:
-            parser.error("argument --geometry: essential needs --camera0")
-        if args.geometry != "essential" and (args.camera0 is not None or args.camera1 is not None):
-            parser.error(f"argument --camera0, --camera1: need --geometry essential, not {args.geometry}")
-        return _run(args)
-    except FrontendError as error:
-        return _refuse(str(error))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _refuse(f"{where}{error.strerror or error}")
-    except Exception as error:
-        if is_lack_of_memory(error):
-            return _refuse("out of memory; a smaller --resize needs less")
-        raise
-    except KeyboardInterrupt:
-        _refuse("interrupted")
-        return INTERRUPTED
-
-
-def _refuse(reason: str) -> int:
-    _emit(sys.stderr, f"{PROG}: {' '.join(reason.split())}\n")
-    return BAD_INPUT
-
-
-def _emit(stream: TextIO, text: str) -> None:
-    """Write and flush; a reader that has gone away (``| head``) is no error and ends no work."""
-    try:
-        # names need not be of the locale's encoding
-        encoding = stream.encoding or "utf-8"
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        stream.flush()
-    except BrokenPipeError:
-        # What is left in the buffer would fail again, loudly, when Python closes the stream at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    args = parser.parse_args(argv)
+    if args.warp and args.geometry != "homography":
+        parser.error(f"argument --warp: needs --geometry homography, not {args.geometry}")
+    if args.geometry == "essential" and args.camera0 is None:
+        parser.error("argument --geometry: essential needs --camera0")
+    if args.geometry != "essential" and (args.camera0 is not None or args.camera1 is not None):
+        parser.error(f"argument --camera0, --camera1: need --geometry essential, not {args.geometry}")
+    return run_command(PROG, lambda: _run(args), less_memory=_LESS_MEMORY)
 
 
 def _run(args: argparse.Namespace) -> int:
     watch = _Stopwatch()
-    paths, many = _targets(args.image0, args.image1)
-    _check_outputs(args, [args.image0, *paths], many)
+    paths, many = _targets(args)
+    check_outputs(args, [args.image0, *paths], many)
     return _run_many(args, paths) if many else _run_pair(args, paths[0], watch)
 
 
-def _targets(image0: str, images1: list[str]) -> tuple[list[str], bool]:
-    """Resolve IMG1 to files, and say whether it was a directory, a glob, or several names."""
+def _targets(args: argparse.Namespace) -> tuple[list[str], bool]:
+    """Resolve IMG1 to files, and say whether it was a directory, a glob, or several names, or its picture needs one.
+
+    How many files a pattern finds, the shell's included, need not decide what the outputs are.
+    """
     from frontend.image import is_image_name
 
-    many = len(images1) > 1
+    image0, images1 = args.image0, args.image1
+    many = len(images1) > 1 or names_folder(args.output) or names_folder(args.warp)
     paths: list[str] = []
     for name in images1:
         if Path(name).is_dir():
@@ -195,42 +179,17 @@ def _targets(image0: str, images1: list[str]) -> tuple[list[str], bool]:
     return list(dict.fromkeys(paths)), many
 
 
-def _check_outputs(args: argparse.Namespace, inputs: list[str], many: bool) -> None:
-    """Refuse outputs that cannot be written, before any work is done for them.
-
-    Raises:
-        ConfigError: with the file and the reason.
-    """
-    import cv2
-
-    taken = {os.path.realpath(path) for path in inputs}
-    for option, name in (("-o", args.output), ("--warp", args.warp), ("--json", args.json)):
-        if not name or (option == "--json" and name == "-"):
-            continue
-        path = Path(name)
-        outputs = [name]
-        if many and option != "--json":
-            if path.exists() and not path.is_dir():
-                raise ConfigError(f"{name}: is a file; {option} is a directory where many images are matched")
-            outputs = list(_picture_paths(name, inputs[1:], option == "--warp").values())
-        elif path.is_dir():
-            raise ConfigError(f"{name}: is a directory, expected a file name for {option}")
-        # of the ending alone: OpenCV does not survive a name that is no UTF-8
-        elif option != "--json" and not (path.suffix and cv2.haveImageWriter(f"picture{path.suffix}")):
-            raise ConfigError(f"{name}: OpenCV writes no images with the ending '{path.suffix}'")
-        for output in outputs:
-            if os.path.realpath(output) in taken:
-                raise ConfigError(f"{output}: {option} would overwrite an input or another output")
-            taken.add(os.path.realpath(output))
+def _say(line: str) -> None:
+    emit(sys.stderr, line + "\n")
 
 
-def _read(path: str, white: int | None) -> Any:
+def _read(path: str, white: int | None, say: Callable[[str], None] = _say) -> Any:
     from frontend.image import quiet_decoders, read_image
 
     with quiet_decoders() as damage:
         image = read_image(path, white=white)
     if damage:
-        print(f"{PROG}: {path}: parts of it are damaged ({damage[0]})", file=sys.stderr)
+        say(f"{PROG}: {path}: parts of it are damaged ({damage[0]})")
     return image
 
 
@@ -285,74 +244,98 @@ def _run_pair(args: argparse.Namespace, path1: str, watch: _Stopwatch) -> int:
     timings = {"load": load_ms + watch.lap(), "read": read_ms}
     result = pipeline.match(image0, image1)
     report = Report(args.image0, path1, result, pipeline.extractor.name, args.matcher, {**timings, **result.timings_ms})
-    written = []
+    lines = []
     if args.output:
-        written.append(_draw_matches(args.output, image0, image1, report))
+        lines.append(f"wrote      {write_matches(args.output, image0, image1, report)}\n")
     if args.warp:
-        written += _draw_warp(args.warp, image0, image1, report)
+        drawn = write_overlay(args.warp, image0, image1, report)
+        lines.append(f"wrote      {args.warp}\n" if drawn else "no overlay: no homography\n")
     if args.json:
-        written += _write_json(args.json, to_json(report))
-    text = summary(report) + "".join(f"wrote      {name}\n" for name in written)
-    _emit(_human(args), text)
+        lines += [f"wrote      {name}\n" for name in write_json(args.json, [_document(report)], many=False)]
+    emit(_human(args), summary(report) + "".join(lines))
     return MATCHED if report.matched else NO_MATCH
 
 
 def _run_many(args: argparse.Namespace, paths: list[str]) -> int:
-    from frontend.progress import Progress
-
     image0 = _read(args.image0, args.white)
     pipeline = _load(args, brief=False)
     features0 = pipeline.extractor.extract(image0)
-    pictures, warps = (_picture_paths(args.output or "", paths), _picture_paths(args.warp or "", paths, warped=True))
-    rows: list[tuple[Row, Any]] = []
-    with Progress(len(paths), "matching", unit="image") as progress:
-        for path in paths:
-            try:
-                report, image1 = _match_one(args, pipeline, image0, features0, path)
-            except ImageError as error:
-                progress.write(f"{PROG}: skipped {error}")
-                progress.update()
-                continue
-            if args.output:
-                _draw_matches(pictures[path], image0, image1, report)
-            if args.warp:
-                _draw_warp(warps[path], image0, image1, report)
-            rows.append((Row.of(report), to_json(report) if args.json else None))
-            progress.update()
+    rows: list[tuple[Row, str]] = []
+    ended: BaseException | None = None
+    try:
+        _match_all(args, pipeline, image0, features0, paths, rows)
+    except (KeyboardInterrupt, FrontendError, OSError) as error:
+        ended = error  # after what has been done by then is written
     if not rows:
-        raise ImageError(f"none of the {len(paths)} images could be read")
+        raise ended or ImageError(f"none of the {len(paths)} images could be read")
     rows.sort(key=lambda pair: pair[0].rank)
-    if args.json:
-        _write_json(args.json, [document for _, document in rows])
-    _emit(_human(args), table([row for row, _ in rows]))
+    try:
+        if args.json:
+            write_json(args.json, [document for _, document in rows], many=True)
+    finally:
+        emit(_human(args), table([row for row, _ in rows]))
+    flat = sum(row.status != "ok" for row, _ in rows)
+    if args.warp and flat:
+        tell(PROG, f"no overlay of {flat} of {len(rows)} images: no homography")
+    if ended is not None:
+        raise ended
     found = any(row.status == "ok" or (row.status == "not_requested" and row.matches) for row, _ in rows)
     return MATCHED if found else NO_MATCH
 
 
+def _match_all(
+    args: argparse.Namespace,
+    pipeline: MatchPipeline,
+    image0: Any,
+    features0: Features,
+    paths: list[str],
+    rows: list[tuple[Row, str]],
+) -> None:
+    """Match image 0 against each, and draw what was asked for; those that cannot be read are said and left out.
+
+    Args:
+        args: of the command.
+        pipeline: matches.
+        image0: the first image.
+        features0: its features.
+        paths: of the others.
+        rows: a row of the table is added for each, and its JSON where it was asked for.
+    """
+    from frontend.progress import Progress
+
+    pictures, warps = (picture_paths(args.output or "", paths), picture_paths(args.warp or "", paths, warped=True))
+    with Progress(len(paths), "matching", unit="image") as progress:
+        for path in paths:
+            try:
+                report, image1 = _match_one(args, pipeline, image0, features0, path, progress.write)
+                if args.output:
+                    write_matches(pictures[path], image0, image1, report)
+                if args.warp:
+                    write_overlay(warps[path], image0, image1, report)
+                rows.append((Row.of(report), _document(report) if args.json else ""))
+            except ImageError as error:
+                progress.write(f"{PROG}: skipped {error}")
+            except Exception as error:
+                if not is_lack_of_memory(error):
+                    raise
+                progress.write(f"{PROG}: skipped {path}: out of memory; {_LESS_MEMORY}")
+            progress.update()
+
+
 def _match_one(
-    args: argparse.Namespace, pipeline: MatchPipeline, image0: Any, features0: Features, path: str
+    args: argparse.Namespace,
+    pipeline: MatchPipeline,
+    image0: Any,
+    features0: Features,
+    path: str,
+    say: Callable[[str], None],
 ) -> tuple[Report, Any]:
     watch = _Stopwatch()
-    image1 = _read(path, args.white)
+    image1 = _read(path, args.white, say)
     read_ms = watch.lap()
     result = pipeline.match(image0, image1, features0)
     timings = {"read": read_ms, **result.timings_ms}
     return Report(args.image0, path, result, pipeline.extractor.name, args.matcher, timings), image1
-
-
-def _picture_paths(folder: str, paths: list[str], warped: bool = False) -> dict[str, str]:
-    """Where the picture of each image goes: by its stem, with what it takes to tell two apart."""
-    names: dict[str, str] = {}
-    used: set[str] = set()
-    for path in paths:
-        stem = Path(path).stem
-        name, tries = stem, 1
-        while name in used:
-            tries += 1
-            name = f"{stem}_{tries}"
-        used.add(name)
-        names[path] = str(Path(folder) / f"{name}{'_warp' if warped else ''}.png")
-    return names
 
 
 def _human(args: argparse.Namespace) -> TextIO:
@@ -360,48 +343,9 @@ def _human(args: argparse.Namespace) -> TextIO:
     return sys.stderr if args.json == "-" else sys.stdout
 
 
-def _draw_matches(name: str, image0: Any, image1: Any, report: Report) -> str:
-    from frontend.viz import draw_matches
-
-    return _write_picture(name, draw_matches(image0, image1, report.result))
-
-
-def _draw_warp(name: str, image0: Any, image1: Any, report: Report) -> list[str]:
-    from frontend.types import Homography
-    from frontend.viz import warp_overlay
-
-    geometry = report.result.geometry
-    if not isinstance(geometry, Homography) or geometry.H is None:
-        return []
-    return [_write_picture(name, warp_overlay(image0, image1, geometry.H))]
-
-
-def _write_picture(name: str, picture: Any) -> str:
-    import cv2
-
-    encoded, data = cv2.imencode(Path(name).suffix, picture)
-    if not encoded:
-        raise ConfigError(f"{name}: OpenCV could not encode a picture of {picture.shape[1]} x {picture.shape[0]}")
-    _save(name, data.tobytes())
-    return name
-
-
-def _save(name: str, data: bytes | str) -> None:
-    from frontend.atomic import atomic_write
-
-    try:
-        atomic_write(name, data)
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be written ({error.strerror or error})") from None
-
-
-def _write_json(name: str, document: Any) -> list[str]:
-    text = json.dumps(document, allow_nan=False) + "\n"
-    if name == "-":
-        _emit(sys.stdout, text)
-        return []
-    _save(name, text)
-    return [name]
+def _document(report: Report) -> str:
+    """The JSON of a pair; as text it takes a seventh of the memory."""
+    return json.dumps(to_json(report), allow_nan=False)
 
 
 class _Stopwatch:

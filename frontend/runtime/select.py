@@ -144,6 +144,13 @@ class _Network:
         self._source = source
         self.digest = digest
         self._graphs = store.load(digest) if digest else None
+        self._told = False
+
+    def tell(self) -> None:
+        """Once, before some seconds of work for a weight file; the result is kept where that can be written."""
+        if self.digest and not self._told:
+            self._told = True
+            _LOG.info("preparing %s for this machine, once", resolve(self._source or "")[0])
 
     @property
     def network(self) -> SuperPointNet:
@@ -154,6 +161,7 @@ class _Network:
     @property
     def graphs(self) -> store.Graphs:
         if self._graphs is None:
+            self.tell()
             self._graphs = export(self.network)
             self._keep()
         return self._graphs
@@ -174,6 +182,7 @@ class _Network:
             return
         from frontend.runtime.ncnn_graph import export_ncnn
 
+        self.tell()
         made = export_ncnn(self.network)
         self._graphs = replace(graphs, files={**graphs.files, **made})
         self._keep(made)
@@ -232,6 +241,7 @@ def _choose(source: _Network, runtime: str, precision: str, brief: bool = False)
         # what was right once may be broken by now
         with suppress(ConfigError):
             return source.build(name, kind)
+    source.tell()
     timed = _timed(source, installed, precision)
     order = [t[:2] for t in sorted(timed, key=lambda t: t.ms)]
     sooner = [t[:2] for t in sorted(timed, key=lambda t: t.load_ms + t.pair_ms)]

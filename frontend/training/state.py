@@ -42,7 +42,9 @@ def read_checkpoint(run: Path) -> dict[str, Any]:
         raise DataError(f"{run} has no {CHECKPOINT}; expected the folder of a training run")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except pickle.UnpicklingError:  # PyTorch's text is paragraphs of advice to unpickle whatever is in the file
+        raise DataError(f"{path} cannot be read: it is no PyTorch file, or holds more than tensors") from None
+    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read: {(str(error).splitlines() or ['damaged'])[0]}") from None
     return state
 

@@ -95,6 +95,8 @@ def test_the_worst_come_first() -> None:
         (["--rotations", "10", "--limit", "0"], "limit is 0"),
         (["--worst", "3"], "expected both, or neither"),
         (["--rotations", "0", "--plot", "a.png"], "was given with --rotations"),
+        (["--rotations", "0", "--kind", "hpatches"], "--kind hpatches was given with --rotations, which takes photo"),
+        (["--rotations", "0", "--pairs", "both"], "--pairs both was given with --rotations; expected one of them"),
     ],
 )
 def test_bad_options_are_one_line(

@@ -141,6 +141,8 @@ def test_dense_maps_and_the_refiner_beside_them_of_one_size(tmp_path: Path) -> N
         (("--size", "480"), "export size is '480'; expected HEIGHTxWIDTH"),
         (("--size", "60x64"), "export size is 60x64; expected multiples of 8"),
         (("--size", "64x64", "--dynamic"), "--dynamic with --size or --batch"),
+        (("--format", "weights-float16", "--dynamic"), "--dynamic has no effect: --format weights-float16 has weights"),
+        (("--format", "superpoint-v1", "--dynamic"), "--dynamic has no effect: --format superpoint-v1 has weights"),
         (("--format", "openvino"), "expected a name that ends in .xml"),
         (("--batch", "-1"), "export batch is -1; expected 1 or more"),
         (("--precision", "int8"), "--calibration is missing"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -172,6 +173,20 @@ def test_a_cache_that_cannot_be_written_stops_nothing_and_is_told_of(
     assert load_runtime(weights, "openvino").name == "openvino"
     (line,) = caplog.messages
     assert "cannot be kept in " + str(blocked) in line
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "auto"])
+def test_seconds_of_preparation_are_told_of_once(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, runtime: str
+) -> None:
+    monkeypatch.setattr(parity, "TRIAL", (64, 96))
+    caplog.set_level(logging.INFO, "superpoint")
+    load_runtime(weights, runtime)
+    assert caplog.messages == [f"preparing {weights.stem} for this machine, once"]
+    load_runtime(weights, runtime)
+    assert len(caplog.messages) == 1
+    load_runtime(weights, "torch")
+    assert len(caplog.messages) == 1
 
 
 def test_a_note_of_what_is_fastest_may_be_damaged(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
