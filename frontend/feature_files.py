@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frontend.atomic import atomic_path, remove_leftovers
-from frontend.errors import ConfigError, DataError, FrontendError, ImageError, is_lack_of_memory
+from frontend.errors import ConfigError, DataError, FrontendError, ImageError, ShapeError, is_lack_of_memory
 from frontend.extraction import Prepared
 from frontend.extractor import SuperPoint
 from frontend.folders import check_settings, find_images, output_path, read_ahead, reading_npz
 from frontend.image import quiet_decoders, read_image
+from frontend.masks import MaskOf, masks_of
 from frontend.progress import Progress
 from frontend.terminal import own_stderr
 from frontend.types import Features
@@ -28,6 +29,7 @@ def extract_files(
     *,
     batch: int = 1,
     read: Callable[[Path], NDArray[np.uint8]] | None = None,
+    mask_of: MaskOf | None = None,
 ) -> Generator[tuple[Path, Features | FrontendError], None, None]:
     """Features of image files: while the network runs, the next images are read, decoded and resized.
 
@@ -37,6 +39,7 @@ def extract_files(
         batch: images that go through the network together, where neighbours in ``paths`` have one padded size. More
             than 1 gains on a GPU and next to nothing on a CPU.
         read: reads an image, in a thread of its own; :func:`frontend.image.read_image` where None.
+        mask_of: gives an image's mask, in that thread, see :func:`frontend.masks.masks_of`; anywhere where None.
 
     Yields:
         Each path with its features, or with the error of an image that cannot be read or is too large for the memory,
@@ -55,7 +58,9 @@ def extract_files(
     def prepare(path: Path) -> Prepared:
         try:
             image = read_image(path, white=extractor.config.white) if read is None else read(path)
-            return extractor.prepare(image)
+            return extractor.prepare(image, mask=None if mask_of is None else mask_of(path))
+        except ShapeError as error:  # of the mask: what is read is an image
+            raise ImageError(f"{path}: {error}") from None
         except Exception as error:
             if not is_lack_of_memory(error):
                 raise
@@ -205,6 +210,7 @@ def extract_folder(
     batch: int = 1,
     half: bool = False,
     weights_sha256: str | None = None,
+    masks: Path | None = None,
 ) -> ExtractionReport:
     """Extract all images below a folder; go on where an earlier run stopped.
 
@@ -219,17 +225,20 @@ def extract_folder(
         batch: see :func:`extract_files`.
         half: see :func:`write_features`.
         weights_sha256: of the model's weight file, recorded with the settings where it is known.
+        masks: see :func:`frontend.masks.masks_of`.
 
     Raises:
         ConfigError: batch is less than 1.
-        DataError: there are no images, or ``out`` holds features made with other settings.
+        ImageError: the mask of all images cannot be read.
+        DataError: there are no images or no masks, or ``out`` holds features made with other settings.
     """
     _check_batch(batch)  # before anything is recorded
     names = find_images(images)
+    mask_of, masked = (None, None) if masks is None else masks_of(images, masks)
     out.mkdir(parents=True, exist_ok=True)
     made_with = {"model": extractor.name, "weights_sha256": weights_sha256, "half": half, **asdict(extractor.config)}
-    precision = {"precision": extractor.precision}
-    check_settings(out, {**made_with, **precision}, "features", unstated=precision)
+    later = {"precision": extractor.precision, "masks": masked}
+    check_settings(out, {**made_with, **later}, "features", unstated={**later, "masks": None})
     todo = [name for name in names if not output_path(out, name).is_file()]
     report = ExtractionReport(kept=len(names) - len(todo))
     for folder in {output_path(out, name).parent for name in todo}:
@@ -243,7 +252,8 @@ def extract_folder(
             damage[path] = lines[0]
         return image
 
-    extracted = extract_files(extractor, (images / name for name in todo), batch=batch, read=read)
+    paths = (images / name for name in todo)
+    extracted = extract_files(extractor, paths, batch=batch, read=read, mask_of=mask_of)
     # closed within: while it reads, nothing else is seen of what is written to stderr
     with own_stderr(), Progress(len(names), "extract", start=report.kept, unit="image") as progress, closing(extracted):
         for path, found in extracted:

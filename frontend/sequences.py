@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from frontend.errors import DataError, ImageError
+from frontend.errors import DataError
 from frontend.image import is_image_name, read_image
 
 DEFAULT_FPS = 30.0
@@ -380,19 +380,6 @@ def _stamp_of(stem: str) -> int | None:
     if _SECONDS.fullmatch(stem) and abs(float(stem)) * 1e9 < _FARTHEST_NS:
         return int((Decimal(stem) * 10**9).to_integral_value())
     return None
-
-
-def read_mask(path: Path) -> _Image:
-    """Where keypoints may be, (H, W) uint8: what is not black in an image.
-
-    Raises:
-        ImageError: it cannot be read, or is black everywhere.
-    """
-    image = read_image(path)
-    mask: _Image = image if image.ndim == 2 else image.max(axis=2)
-    if not mask.any():
-        raise ImageError(f"{path}: is black everywhere; expected a mask that is not where keypoints may be")
-    return mask
 
 
 def check_rate(fps: float) -> float:

@@ -15,7 +15,7 @@ from frontend.types import Features, Fundamental, Homography, Matches, MatchResu
 class FakeExtractor:
     name = "fake"
 
-    def extract(self, image: np.ndarray) -> Features:
+    def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
         count = int(image.flat[0]) // 10
         points = np.linspace(1.1, 12.3, 2 * count, dtype=np.float32).reshape(-1, 2)
         scores = np.linspace(0.9, 0.1, count, dtype=np.float32)
@@ -30,7 +30,9 @@ class FakePipeline:
     def __init__(self, geometry: str) -> None:
         self.geometry = geometry
 
-    def match(self, image0: np.ndarray, image1: np.ndarray, features0: Features | None = None) -> MatchResult:
+    def match(
+        self, image0: np.ndarray, image1: np.ndarray, features0: Features | None = None, **_: object
+    ) -> MatchResult:
         return self._match(features0 or self.extractor.extract(image0), self.extractor.extract(image1))
 
     def _match(self, features0: Features, features1: Features) -> MatchResult:

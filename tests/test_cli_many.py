@@ -32,11 +32,11 @@ def failing_at(nth: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) 
     """The nth image's match raises."""
     match, calls = FakePipeline.match, [0]
 
-    def fail(self: FakePipeline, *images: np.ndarray | Features | None) -> MatchResult:
+    def fail(self: FakePipeline, *images: np.ndarray | Features | None, **masks: object) -> MatchResult:
         calls[0] += 1
         if calls[0] == nth:
             raise error
-        return match(self, *images)  # type: ignore[arg-type]
+        return match(self, *images, **masks)  # type: ignore[arg-type]
 
     monkeypatch.setattr(FakePipeline, "match", fail)
 

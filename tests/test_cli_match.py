@@ -230,7 +230,7 @@ class TestCommand:
     def test_interrupt(
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def interrupt(*_: object) -> MatchResult:
+        def interrupt(*_: object, **__: object) -> MatchResult:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(FakePipeline, "match", interrupt)
@@ -254,7 +254,7 @@ class TestCommand:
         monkeypatch: pytest.MonkeyPatch,
         error: Exception,
     ) -> None:
-        def fail(*_: object) -> MatchResult:
+        def fail(*_: object, **__: object) -> MatchResult:
             raise error
 
         monkeypatch.setattr(FakePipeline, "match", fail)
@@ -262,7 +262,7 @@ class TestCommand:
         assert "out of memory; a smaller --resize needs less" in refused(capfd, image, image)
 
     def test_bugs_are_not_hidden(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def broken(*_: object) -> MatchResult:
+        def broken(*_: object, **__: object) -> MatchResult:
             raise RuntimeError("a bug")
 
         monkeypatch.setattr(FakePipeline, "match", broken)

@@ -204,10 +204,10 @@ def test_an_image_without_memory_for_it_does_not_end_the_others(
             raise MemoryError
         return forward(self, batch)
 
-    def prepare_small(self: SuperPoint, image: np.ndarray) -> object:
+    def prepare_small(self: SuperPoint, image: np.ndarray, **masks: None) -> object:
         if image.shape[1] > 100:
             raise MemoryError
-        return prepare(self, image)
+        return prepare(self, image, **masks)
 
     def decode_small(data: np.ndarray, flags: int) -> np.ndarray:
         image = imdecode(data, flags)
@@ -251,7 +251,7 @@ def test_a_batch_without_memory_for_it_is_taken_one_by_one(tmp_path: Path, monke
 def test_another_error_while_an_image_is_prepared_is_not_hidden(
     folder: Path, extractor: SuperPoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: SuperPoint, image: np.ndarray) -> object:
+    def fail(self: SuperPoint, image: np.ndarray, **masks: None) -> object:
         raise ZeroDivisionError
 
     monkeypatch.setattr(SuperPoint, "prepare", fail)

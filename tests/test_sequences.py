@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from frontend.errors import DataError, ImageError
-from frontend.sequences import ImageFolder, Source, open_source, pair_up, read_mask
+from frontend.masks import read_mask
+from frontend.sequences import ImageFolder, Source, open_source, pair_up
 
 
 def write(path: Path, level: int = 0, size: tuple[int, int] = (16, 12)) -> Path:

@@ -37,6 +37,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of images")
     parser.add_argument("--out", type=Path, required=True, help="folder of the feature files; what is there is kept")
     parser.add_argument("--model", default="superpoint-edge", metavar="NAME|PATH", help="model name or weight file")
+    masks = "no keypoints where this image is black; or a folder of such images, a.jpg.png (or a.png) for a.jpg"
+    parser.add_argument("--masks", type=Path, metavar="IMAGE|FOLDER", help=masks)
     add_options(parser, EXTRACT_OPTIONS)
     parser.set_defaults(run=_run)
 
@@ -50,9 +52,10 @@ def _run(args: argparse.Namespace) -> int:
     batch, half, resize, white = (values.pop(name) for name in ("batch", "half", "resize", "white"))
     where = {name: values.pop(name) for name in ("device", "runtime", "precision")}
     config = ExtractorConfig(**values, resize=resize or None, white=white or None)
+    digest = sha256_of(resolve(args.model)[1])  # before it is loaded: a file that is replaced then is not named wrongly
     extractor = _extractor(args, config, where)
-    digest = sha256_of(resolve(args.model)[1])
-    report = extract_folder(extractor, args.images, args.out, batch=batch, half=half, weights_sha256=digest)
+    given = {"batch": batch, "half": half, "weights_sha256": digest, "masks": args.masks}
+    report = extract_folder(extractor, args.images, args.out, **given)
     print(report.summary())
     return 0 if report.extracted or report.kept else 2
 

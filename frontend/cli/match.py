@@ -97,6 +97,9 @@ def build_parser() -> argparse.ArgumentParser:
     matcher = "mnn: mutual nearest neighbours; lightglue: the model's learned matcher, or its weight file [%(default)s]"
     add("--matcher", metavar="NAME|PATH", default="mnn", help=matcher)
     white = _number(int, 255, 2**32 - 1, "a whole number from 255 on")
+    mask = "no keypoints where this image is black, in"
+    add("--mask0", metavar="IMAGE", help=f"{mask} IMG0")
+    add("--mask1", metavar="IMAGE", help=f"{mask} IMG1 (many images: in each)")
     add("--white", metavar="VALUE", type=white, help="white of images of 16 bits, such as 4095 [by the image]")
     kinds = ("homography", "fundamental", "essential", "none")
     add("--geometry", choices=kinds, default="homography", help="[%(default)s]")
@@ -193,6 +196,19 @@ def _read(path: str, white: int | None, say: Callable[[str], None] = _say) -> An
     return image
 
 
+def _mask(path: str | None, image: Any, name: str) -> Any:
+    """The mask of an image, None without one; of another size it is that image's error."""
+    if path is None:
+        return None
+    from frontend.masks import read_mask
+
+    mask = read_mask(Path(path))
+    if mask.shape != image.shape[:2]:
+        given, expected = (f"{shape[1]} x {shape[0]}" for shape in (mask.shape, image.shape))
+        raise ImageError(f"{name}: mask {path} is {given}; expected {expected}, as the image")
+    return mask
+
+
 def _load(args: argparse.Namespace, brief: bool) -> MatchPipeline:
     """Load the model; torch too, unless an exported graph and a runtime for it are there.
 
@@ -242,7 +258,8 @@ def _run_pair(args: argparse.Namespace, path1: str, watch: _Stopwatch) -> int:
     read_ms = watch.lap()
     pipeline = _load(args, brief=True)
     timings = {"load": load_ms + watch.lap(), "read": read_ms}
-    result = pipeline.match(image0, image1)
+    mask0, mask1 = _mask(args.mask0, image0, args.image0), _mask(args.mask1, image1, path1)
+    result = pipeline.match(image0, image1, mask0=mask0, mask1=mask1)
     report = Report(args.image0, path1, result, pipeline.extractor.name, args.matcher, {**timings, **result.timings_ms})
     lines = []
     if args.output:
@@ -259,7 +276,7 @@ def _run_pair(args: argparse.Namespace, path1: str, watch: _Stopwatch) -> int:
 def _run_many(args: argparse.Namespace, paths: list[str]) -> int:
     image0 = _read(args.image0, args.white)
     pipeline = _load(args, brief=False)
-    features0 = pipeline.extractor.extract(image0)
+    features0 = pipeline.extractor.extract(image0, mask=_mask(args.mask0, image0, args.image0))
     rows: list[tuple[Row, str]] = []
     ended: BaseException | None = None
     try:
@@ -333,7 +350,7 @@ def _match_one(
     watch = _Stopwatch()
     image1 = _read(path, args.white, say)
     read_ms = watch.lap()
-    result = pipeline.match(image0, image1, features0)
+    result = pipeline.match(image0, image1, features0, mask1=_mask(args.mask1, image1, path))
     timings = {"read": read_ms, **result.timings_ms}
     return Report(args.image0, path, result, pipeline.extractor.name, args.matcher, timings), image1
 

@@ -121,8 +121,9 @@ def _run(args: argparse.Namespace) -> int:
     from frontend.cli.track_report import TrackReport
     from frontend.errors import ConfigError, FrontendError
     from frontend.extractor import ExtractorConfig, SuperPoint
+    from frontend.masks import read_mask
     from frontend.odometry import StereoOdometry
-    from frontend.sequences import open_source, read_mask
+    from frontend.sequences import open_source
     from frontend.tracking import Tracker, TrackerConfig
 
     values = resolve_options(args, TRACK_OPTIONS)
