@@ -23,8 +23,17 @@ for seed in 40 41 42 43; do
 done
 superpoint train superpoint --images "$runs/scenes3" --labels "$runs/synthetic-labels3" --workers 4 \
     --init "$runs/synthetic/superpoint.safetensors" --config "$recipes/synthetic-superpoint3.toml" --out "$runs/synthetic3"
-superpoint export --format weights-float16 --refiner-passes 2 --model "$runs/synthetic3/superpoint.safetensors" --out "$runs/superpoint-synthetic.safetensors"
-# the matcher; it is for the model that the name of the weights says
+superpoint export --format weights-float16 --refiner-passes 2 --model "$runs/synthetic3/superpoint.safetensors" --out "$runs/superpoint-synthetic-3.safetensors"
+# on, on labels that its own refiner has settled; other scenes, on two CPU cores
+for seed in 44 45; do
+    superpoint make-scenes "$runs/scenes6/$seed" --count 700 --seed $seed
+    superpoint label "$runs/scenes6/$seed" --model "$runs/superpoint-synthetic-3.safetensors" --refiner "$runs/superpoint-synthetic-3.safetensors" \
+        --config "$recipes/synthetic-label4.toml" --seed $seed --out "$runs/synthetic-labels4/$seed"
+done
+superpoint train superpoint --images "$runs/scenes6" --labels "$runs/synthetic-labels4" --workers 1 \
+    --init "$runs/superpoint-synthetic-3.safetensors" --config "$recipes/synthetic-superpoint4.toml" --out "$runs/synthetic4"
+superpoint export --format weights-float16 --refiner-passes 2 --model "$runs/synthetic4/superpoint.safetensors" --out "$runs/superpoint-synthetic.safetensors"
+# the matcher; it is for the model that the name of the weights says, and learnt from the features of the run before the last
 mkdir -p "$runs/now"
 cp "$runs/synthetic3/superpoint.safetensors" "$runs/now/superpoint-synthetic.safetensors"
 for seed in 80 81 82 83 84; do
