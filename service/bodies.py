@@ -9,6 +9,10 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import BadRequestError
+from service.masks import Encoded, Mask
+
+MASK = "mask"
+"""How names of files that are masks start, where those of their images start with ``image``."""
 
 
 class Budget:
@@ -28,8 +32,8 @@ class Budget:
 
 async def read_images(
     request: Request, names: tuple[str, ...], limit: int, optional: tuple[str, ...] = ()
-) -> list[tuple[str, bytes]]:
-    """Encoded images of a request.
+) -> list[Encoded]:
+    """Encoded images of a request, masks among them.
 
     Args:
         request: multipart/form-data with one file for each name, or, where one image is expected, its bytes as body.
@@ -45,7 +49,9 @@ async def read_images(
     """
     if not names:
         if await request.body():
-            raise BadRequestError("every image is given by its features' id, and there is a body; expected none")
+            raise BadRequestError(
+                "every image is given by its features' id, and there is a body; expected none, nor masks"
+            )
         return []
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
@@ -59,9 +65,27 @@ async def read_images(
     raise BadRequestError(f"content type is '{kind or 'missing'}'; expected {expected}")
 
 
-async def _from_form(
-    request: Request, names: tuple[str, ...], optional: tuple[str, ...], limit: int
-) -> list[tuple[str, bytes]]:
+def split_masks(found: list[Encoded]) -> tuple[list[Encoded], dict[str, list[Mask]]]:
+    """Images of a request, and the masks of each by its name: `mask` is of `image`, `mask0` of `image0`.
+
+    Args:
+        found: see :func:`read_images`.
+
+    Raises:
+        BadRequestError: a mask's image is no file of the request.
+    """
+    images = [(name, data) for name, data in found if not name.startswith(MASK)]
+    masks: dict[str, list[Mask]] = {name: [] for name, _ in images}
+    for name, data in found:
+        if name.startswith(MASK):
+            of = name.replace(MASK, "image")
+            if of not in masks:
+                raise BadRequestError(f"{name} is given with stored features; expected it with a file '{of}'")
+            masks[of].append((name, data))
+    return images, masks
+
+
+async def _from_form(request: Request, names: tuple[str, ...], optional: tuple[str, ...], limit: int) -> list[Encoded]:
     every = (*names, *optional)
     parser = MultiPartParser(request.headers, request.stream(), max_files=len(every) + 1, max_fields=16)
     # images stay in memory, where they are counted: a temporary folder may be small, and is nobody's business

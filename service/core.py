@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from frontend.errors import ConfigError, ImageError, ShapeError, is_lack_of_memory
+from frontend.errors import ConfigError
 from frontend.extractor import Prepared, SuperPoint
-from frontend.image import decode_image
-from frontend.image_header import header_size
 from frontend.types import Features
 from service.admission import Slot
 from service.bodies import Budget
+from service.decoding import Decoder
 from service.engine import Engine, EngineConfig, configuration
 from service.errors import (
-    BadImageError,
     BadRequestError,
     DeadlineError,
     NotFoundError,
-    TooLargeError,
     UnavailableError,
 )
+from service.masks import Mask, PackedMask
 from service.matchers import Matchers
 from service.metrics import Metrics
 from service.room import Room
@@ -75,6 +72,7 @@ class Core:
         self.sessions = Sessions(limits, self.metrics)
         self.metrics.sequence_limit.set(limits.max_bytes)
         self.bodies = Budget(int(settings.max_bodies_mb * 1e6))
+        self.decoder = Decoder(settings.max_pixels_mp)
         self.decoded = Room(int(settings.max_decoded_mb * 1e6))
         self.streams: set[Stream] = set()
         self.stopping = False
@@ -188,60 +186,41 @@ class Core:
         """When a request that is admitted now has to be done, by the engine's clock."""
         return time.monotonic() + self.settings.deadline_s
 
-    def _check_pixels(self, extractor: SuperPoint, name: str, size: tuple[int, int]) -> None:
-        """Refuse an image that is over the limit as it is, or as resized.
-
-        Raises:
-            TooLargeError: it is.
-        """
-        most, (width, height) = self.settings.max_pixels_mp, size
-        if width * height > most * 1e6:
-            raise TooLargeError(f"{name} is {width} x {height} pixels; expected at most {most:g} megapixels")
-        pixels = _network_pixels(extractor, width, height)
-        if pixels > most * 1e6:
-            made = f"resize makes {pixels / 1e6:.1f} megapixels of {name}, {width} x {height}"
-            raise TooLargeError(f"{made}; expected at most {most:g}")
-
-    def _decoded_bytes(self, extractor: SuperPoint, data: bytes, name: str) -> int:
-        """The most that an image holds at once until the device has worked on it, by its header.
-
-        That is, of colours of 16 bits, the decoder's pixels and their copy, and later bytes of colours, the network's
-        input and its copy with padding. Floats, JPEG 2000 and AVIF, which are rare, take up to twice as much.
-
-        Raises:
-            TooLargeError: it is over the limit of pixels.
-        """
-        size = header_size(data)
-        if size is not None:
-            self._check_pixels(extractor, name, size)
-        most = self.settings.max_pixels_mp * 1e6
-        width, height = size or (most**0.5, most**0.5)  # the most that it may be
-        given, seen = width * height, min(_network_pixels(extractor, width, height), most)
-        return int(max(12 * given, 3 * given + 8 * seen))
-
-    def _prepare(self, extractor: SuperPoint, data: bytes, name: str) -> Prepared:
+    def _prepare(self, extractor: SuperPoint, data: bytes, name: str, masks: Sequence[Mask]) -> Prepared:
         began = time.perf_counter()
-        try:
-            # without its own limit: too many pixels are another refusal than what cannot be read
-            image = decode_image(data, name, max_pixels=sys.maxsize, white=extractor.config.white)
-            self._check_pixels(extractor, name, (image.shape[1], image.shape[0]))
-            prepared = extractor.prepare(image)
-        except (ImageError, ShapeError) as error:
-            raise BadImageError(str(error)) from None
-        except Exception as error:
-            if not is_lack_of_memory(error):
-                raise
-            raise UnavailableError(f"{name} does not fit into the memory that is free now") from None
+        prepared = self.decoder.prepare(extractor, data, name, masks)
         self.metrics.stage.labels("decode").observe(time.perf_counter() - began)
         return prepared
 
-    async def features(
-        self, extractor: SuperPoint, images: list[tuple[str, bytes]], deadline: float, slots: list[Slot]
-    ) -> list[Features]:
-        """Features of encoded images, one slot for each.
+    async def mask(self, extractor: SuperPoint, data: bytes, deadline: float) -> PackedMask:
+        """An encoded mask, decoded, for a sequence to keep.
 
         Raises:
-            BadImageError: an image cannot be used.
+            BadImageError: it cannot be read, or is black everywhere.
+            TooLargeError: it has more pixels than an image may have.
+            DeadlineError: it was not ready in time.
+        """
+
+        loop = asyncio.get_running_loop()
+
+        async def decode() -> PackedMask:
+            async with self.decoded.hold(self.decoder.nbytes(extractor, data, "mask")):
+                return await loop.run_in_executor(self._pool, self.decoder.mask, extractor, data)
+
+        return await self.in_time(decode(), deadline)
+
+    async def features(
+        self,
+        extractor: SuperPoint,
+        images: list[tuple[str, bytes]],
+        deadline: float,
+        slots: list[Slot],
+        masks: Mapping[str, Sequence[Mask]] | None = None,
+    ) -> list[Features]:
+        """Features of encoded images, one slot for each; where all of its masks, by its name, allow keypoints.
+
+        Raises:
+            BadImageError: an image or a mask cannot be used.
             TooLargeError: one has more pixels than the limit, as it is or as resized.
             DeadlineError: they were not ready in time.
             UnavailableError: the device failed, or the service is stopping.
@@ -249,10 +228,12 @@ class Core:
         loop = asyncio.get_running_loop()
 
         async def one(name: str, data: bytes, slot: Slot) -> Features:
-            submitted = False
+            submitted, given = False, (masks or {}).get(name, ())
             try:
-                async with self.decoded.hold(self._decoded_bytes(extractor, data, name)):
-                    prepared = await loop.run_in_executor(self._pool, self._prepare, extractor, data, name)
+                nbytes = self.decoder.nbytes(extractor, data, name)
+                nbytes += sum(self.decoder.mask_nbytes(extractor, mask) for mask in given)
+                async with self.decoded.hold(nbytes):
+                    prepared = await loop.run_in_executor(self._pool, self._prepare, extractor, data, name, given)
                     submitted = True
                     return await asyncio.wrap_future(self.engine.submit(extractor, prepared, deadline, slot))
             except BaseException as error:
@@ -380,10 +361,3 @@ class Core:
         else:
             self.require_ready()
         return self.engine.reserve(count, searches=searches)
-
-
-def _network_pixels(extractor: SuperPoint, width: float, height: float) -> float:
-    """Pixels that the network sees of an image, but for padding."""
-    # a header may say 0 x 0
-    scale = 1.0 if extractor.config.resize is None else extractor.config.resize / max(width, height, 1)
-    return width * height * scale**2

@@ -45,9 +45,11 @@ class Metrics:
             self.store_removed.labels(reason)
 
         self.sequences = Gauge("superpoint_sequences", "Sequences that are open", registry=self.registry)
-        self.sequence_bytes = Gauge("superpoint_sequence_bytes", "Memory of their tracks", registry=self.registry)
+        self.sequence_bytes = Gauge(
+            "superpoint_sequence_bytes", "Memory of their tracks and masks", registry=self.registry
+        )
         self.sequence_reserved = Gauge(
-            "superpoint_sequence_reserved_bytes", "Memory that their tracks may come to", registry=self.registry
+            "superpoint_sequence_reserved_bytes", "Memory that these may come to", registry=self.registry
         )
         self.sequence_limit = Gauge(
             "superpoint_sequence_limit_bytes", "Memory that open sequences may come to", registry=self.registry

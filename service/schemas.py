@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.bodies import MASK
 from service.errors import PROBLEM_TYPE, ServiceError, UnauthorizedError
 from service.wire import MSGPACK, NPZ
 
@@ -248,6 +249,7 @@ class Problem(BaseModel):
 
 _BINARY = {"type": "string", "format": "binary"}
 _IMAGE = {**_BINARY, "description": "JPEG, PNG, TIFF, WebP, ..."}
+_MASK = {**_BINARY, "description": "An image of its image's size (PNG, ...): keypoints lie where it is not black."}
 _PROBLEM = {"content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 _MSGPACK_TEXT = "The same document; an array is a map of dtype, shape and data (its bytes, little-endian, in C order)."
 _NPZ_TEXT = "The arrays by their names, nested names joined by /; the rest as JSON in the bytes of the member `meta`."
@@ -290,12 +292,11 @@ def images_body(
         required: whether there has to be a body, and each of the files in it.
         optional: files that a form may have besides.
     """
-    properties = dict.fromkeys((*names, *optional), _IMAGE)
+    properties = {name: _MASK if name.startswith(MASK) else _IMAGE for name in (*names, *optional)}
     schema = {"type": "object", "properties": properties, "required": list(names) if required else []}
     content: dict[str, Any] = {"multipart/form-data": {"schema": schema}}
     if raw:
-        content["application/octet-stream"] = {"schema": _IMAGE}
-        content["image/*"] = {"schema": _IMAGE}
+        content |= {kind: {"schema": properties[names[0]]} for kind in ("application/octet-stream", "image/*")}
     return {"requestBody": {"required": required, "content": content}}
 
 

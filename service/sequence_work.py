@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from frontend.types import Features, TrackedFrame
 from service.admission import Slot
 from service.core import Core
 from service.errors import BadImageError, BadRequestError
+from service.masks import Encoded, Mask
 from service.routes.common import Encoding, encoded_descriptors
 from service.sequence_documents import CameraDocument, OpenSequence
 from service.sessions import Session, Turn
@@ -32,11 +34,13 @@ class Given:
         stamp_ns: nanoseconds.
         frame_id: echoed.
         images: (name, bytes) of the image and, of a stereo pair, of the right one.
+        masks: of the images by their names, beside the sequence's.
     """
 
     stamp_ns: int
     frame_id: str | None
-    images: list[tuple[str, bytes]]
+    images: list[Encoded]
+    masks: Mapping[str, Sequence[Mask]] = field(default_factory=dict)
 
 
 def _camera(document: CameraDocument) -> Camera:
@@ -101,6 +105,21 @@ def status_document(session: Session) -> dict[str, Any]:
     }
 
 
+async def mask_session(core: Core, sequence_id: str, data: bytes) -> None:
+    """Give a sequence a mask, see :meth:`service.sessions.Sessions.set_mask`; frames that come from then on have it.
+
+    Args:
+        core: of the application.
+        sequence_id: of the sequence.
+        data: an encoded image.
+
+    Raises:
+        ServiceError: see there, and :meth:`service.core.Core.mask`.
+    """
+    mask = await core.mask(core.sessions.get(sequence_id).extractor, data, core.deadline())
+    core.sessions.set_mask(core.sessions.get(sequence_id), mask)  # it may have gone meanwhile
+
+
 async def track_frame(core: Core, session: Session, given: Given, descriptors: Encoding) -> dict[str, Any]:
     """Extract the features of a frame, and track it when its turn has come.
 
@@ -127,7 +146,10 @@ async def track_frame(core: Core, session: Session, given: Given, descriptors: E
     try:
         turn = session.queue(given.stamp_ns)
         slots = core.reserve(len(given.images), accepted=True)
-        features = await core.features(session.extractor, given.images, deadline, slots)
+        # the right image has none: what is hidden on the left has no match there
+        own = [] if session.mask is None else [session.mask]
+        masks = {"image": [*own, *given.masks.get("image", ())]}
+        features = await core.features(session.extractor, given.images, deadline, slots, masks)
         extracted = time.perf_counter()
         await core.in_time(turn.come(), deadline)
         begun = time.perf_counter()

@@ -21,6 +21,7 @@ from frontend.extractor import SuperPoint
 from frontend.tracking import Tracker
 from frontend.types import TrackedFrame
 from service.errors import OutOfOrderError, SequenceNotFoundError, SequencesFullError, TooLargeError
+from service.masks import PackedMask, check_size
 
 Clock = Callable[[], float]
 
@@ -29,13 +30,13 @@ class Observer(Protocol):
     """What the table tells of itself."""
 
     def sessions(self, count: int, nbytes: int, reserved: int) -> None:
-        """Its content has changed: sequences, bytes that their tracks take, and bytes that they may come to."""
+        """Its content has changed: sequences, bytes that tracks and masks take, and bytes that they may come to."""
 
     def session_closed(self, reason: str) -> None:
         """A sequence is gone: "expired" or "deleted"."""
 
     def session_refused(self) -> None:
-        """There was no room for one."""
+        """There was no room for one, or for its mask."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class SessionConfig:
     Attributes:
         ttl_s: seconds without a frame after which a sequence expires; it may ask for less.
         max_sequences: open at a time.
-        max_bytes: that their tracks may come to, together.
+        max_bytes: that their tracks and masks may come to, together.
     """
 
     ttl_s: float = 300.0
@@ -94,13 +95,15 @@ class Session:
         extractor: of its frames.
         camera_id: echoed.
         ttl_s: seconds without a frame after which it expires.
-        reserved: bytes that its tracks may come to.
+        tracks_bytes: that its tracks may come to.
         clock: seconds that never go back.
 
     Attributes:
         id: random, not to be guessed.
         frames: that have been tracked.
         last_stamp_ns: of the last frame that has been tracked; None before the first.
+        image_size: (width, height) of its frames; None before the first.
+        mask: where keypoints of its frames may be, those of right images aside; None for anywhere.
         gone: set once it has expired or was deleted.
     """
 
@@ -111,20 +114,36 @@ class Session:
         *,
         camera_id: str | None,
         ttl_s: float,
-        reserved: int,
+        tracks_bytes: int,
         clock: Clock,
     ) -> None:
         self.id = secrets.token_urlsafe(16)
         self.tracker, self.extractor, self.camera_id = tracker, extractor, camera_id
-        self.ttl_s, self.reserved = ttl_s, reserved
-        self.frames = self.tracks = self.nbytes = 0
+        self.ttl_s, self._most_bytes = ttl_s, tracks_bytes
+        self.frames = self.tracks = self._tracks_bytes = 0
         self.last_stamp_ns: int | None = None
+        self.image_size: tuple[int, int] | None = None
+        self.mask: PackedMask | None = None
         self.gone = asyncio.Event()
         self._observations = 0
         self._clock = clock
         self._used = clock()
         self._turns: list[Turn] = []
         self._running_ns: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its state takes."""
+        return self._tracks_bytes + self._mask_bytes
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that its state may come to, with the mask that it has now."""
+        return self._most_bytes + self._mask_bytes
+
+    @property
+    def _mask_bytes(self) -> int:
+        return 0 if self.mask is None else self.mask.nbytes
 
     @property
     def mean_track_length(self) -> float:
@@ -184,7 +203,8 @@ class Session:
         self.last_stamp_ns = frame.stamp_ns
         self.tracks = self.tracker.num_tracks
         self._observations += len(frame.track_ids)
-        self.nbytes = self.tracker.nbytes
+        self._tracks_bytes = self.tracker.nbytes
+        self.image_size = frame.image_size
 
     def _call_first(self) -> None:
         for turn in self._turns[1:]:
@@ -244,7 +264,7 @@ class Sessions:
             extractor,
             camera_id=camera_id,
             ttl_s=min(config.ttl_s if ttl_s is None else ttl_s, config.ttl_s),
-            reserved=needed,
+            tracks_bytes=needed,
             clock=self._clock,
         )
         self._sessions[session.id] = session
@@ -262,6 +282,28 @@ class Sessions:
         if session is None:
             raise not_open(sequence_id)
         return session
+
+    def set_mask(self, session: Session, mask: PackedMask | None) -> None:
+        """Give a sequence a mask, in place of the one that it has; None takes that away.
+
+        Raises:
+            BadImageError: it has another size than the frames before.
+            TooLargeError: the sequence may come to more memory with it than all sequences together.
+            SequencesFullError: there is no room for it; the sequence keeps the one that it has.
+        """
+        if mask is not None:
+            if session.image_size is not None:
+                check_size("mask", mask.size, session.image_size, "the frames before")
+            needed, most = session._most_bytes + mask.nbytes, self.config.max_bytes
+            if needed > most:
+                raise TooLargeError(f"mask and tracks may come to {needed} bytes; expected at most {most}")
+            others = sum(one.reserved for one in self._sessions.values()) - session._mask_bytes
+            if others + mask.nbytes > most:
+                self._observer.session_refused()
+                reason = f"mask takes {mask.nbytes} bytes, {others} of {most} bytes are reserved"
+                raise SequencesFullError(f"{reason}; close some sequences, or wait until some expire", retry_after=1)
+        session.mask = mask
+        self.tell()
 
     def all(self) -> list[Session]:
         """Those that are open, the oldest first."""

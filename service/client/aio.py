@@ -189,6 +189,7 @@ class AsyncSequence:
         self.context = client.context
 
     track = Method(sequence_calls.track, _run)
+    set_mask = Method(sequence_calls.set_mask, _run)
     status = Method(sequence_calls.sequence_status, _run)
     close = Method(sequence_calls.close_sequence, _run)
 
@@ -204,6 +205,12 @@ class AsyncSequence:
     async def open(self) -> None:
         """Open it, without ``async with``."""
         self.context = sequence_calls.within(self.context, await self.run(self._opening))
+        if self._opening.then is not None:
+            try:
+                await self.run(await asyncio.to_thread(self._opening.then, self.id))
+            except BaseException:
+                await self.__aexit__()
+                raise
 
     async def __aenter__(self) -> AsyncSequence:
         await self.open()

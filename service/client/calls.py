@@ -20,7 +20,7 @@ from frontend.types import Features, Homography, MatchResult
 from service.client import results
 from service.client.cameras import Calibration, camera_query
 from service.client.faults import BadAnswer, fault_of_answer
-from service.client.images import Image, encoded
+from service.client.images import Image, encoded, encoded_mask
 from service.client.results import ManyMatches, Model, StoredFeatures
 from service.wire import FORMATS, JSON, MSGPACK, decode, encode
 
@@ -56,6 +56,7 @@ class Call(Generic[T]):
         content_type: of the body.
         files: of a multipart form, instead of a body.
         repeatable: whether doing it twice does the same as once.
+        then: makes, of the result, the call without which this one is not complete; None where there is none.
     """
 
     method: str
@@ -66,6 +67,7 @@ class Call(Generic[T]):
     content_type: str = ""
     files: Mapping[str, bytes] = field(default_factory=dict)
     repeatable: bool = False
+    then: Callable[[T], Call[None]] | None = None
 
     def request(self) -> dict[str, Any]:
         """Arguments of the same names of ``httpx.Client.request``."""
@@ -128,6 +130,7 @@ def features(
     context: Context,
     image: Image,
     *,
+    mask: Image | None = None,
     model: str | None = None,
     max_keypoints: int | None = None,
     detection_threshold: float | None = None,
@@ -142,6 +145,7 @@ def features(
 
     Args:
         image: see :data:`service.client.images.Image`.
+        mask: an image of the same size, pixels may be bool: keypoints lie where it is not black. Anywhere where None.
         model: a served one; the service's default where None.
         max_keypoints: at most.
         detection_threshold: probability that a keypoint exceeds, in [0, 1).
@@ -163,8 +167,16 @@ def features(
         store=store or None,
         collection=collection,
     )
-    body, kind = encoded(image, context.quality), "application/octet-stream"
-    return Call("POST", "/v1/features", results.features, query, body, kind, repeatable=not store)
+    call = Call("POST", "/v1/features", results.features, query, repeatable=not store)
+    return with_image(call, encoded(image, context.quality), mask)
+
+
+def with_image(call: Call[T], image: bytes, mask: Image | None, **others: bytes) -> Call[T]:
+    """A call that brings an image: as its body, or in a form where a mask or others come with it."""
+    files = {"image": image, **others, **({} if mask is None else {"mask": encoded_mask(mask)})}
+    if len(files) > 1:
+        return dataclasses.replace(call, files=files)
+    return dataclasses.replace(call, body=image, content_type="application/octet-stream")
 
 
 def get_features(_: Context, feature_id: str, *, descriptors: Encoding = "float32") -> Call[StoredFeatures]:
@@ -196,6 +208,8 @@ def match(
     image0: Image | str | StoredFeatures,
     image1: Image | str | StoredFeatures,
     *,
+    mask0: Image | None = None,
+    mask1: Image | None = None,
     model: str | None = None,
     max_keypoints: int | None = None,
     detection_threshold: float | None = None,
@@ -216,6 +230,8 @@ def match(
     Args:
         image0: an image, or stored features or their id (a str is always an id).
         image1: the same.
+        mask0: of image 0, see :func:`features`; stored features have been made with theirs.
+        mask1: of image 1.
         model: see :func:`features`, and the following.
         max_keypoints: of each image.
         detection_threshold: see there.
@@ -245,12 +261,21 @@ def match(
         **_match_query(matcher, ratio, min_similarity, geometry, threshold, camera0, camera1),
         descriptors=descriptors,
     )
-    given: list[tuple[str, Any, str | None]] = [
-        ("image0", image0, ids["features0"]),
-        ("image1", image1, ids["features1"]),
-    ]
-    files = {name: encoded(image, context.quality) for name, image, known in given if known is None}
+    files: dict[str, bytes] = {}
+    given: list[tuple[Any, Image | None]] = [(image0, mask0), (image1, mask1)]
+    for index, (image, mask) in enumerate(given):
+        if ids[f"features{index}"] is None:
+            files[f"image{index}"] = encoded(image, context.quality)
+            if mask is not None:
+                files[f"mask{index}"] = encoded_mask(mask)
+        else:
+            _refuse_mask(f"mask{index}", mask)
     return Call("POST", "/v1/match", results.match, query, files=files, repeatable=True)
+
+
+def _refuse_mask(name: str, mask: Image | None) -> None:
+    if mask is not None:
+        raise ConfigError(f"{name} is given with stored features; expected it with an image")
 
 
 def _match_query(
@@ -277,6 +302,7 @@ def match_many(
     context: Context,
     image: Image | str | StoredFeatures,
     *,
+    mask: Image | None = None,
     against: Iterable[str | StoredFeatures] | None = None,
     collection: str | None = None,
     limit: int | None = None,
@@ -299,6 +325,7 @@ def match_many(
 
     Args:
         image: an image, or stored features or their id.
+        mask: of an image, see :func:`features`.
         against: stored features or their ids; a whole collection where None.
         collection: which one; the service's default where None.
         limit: results, at most.
@@ -337,9 +364,10 @@ def match_many(
     )
     call = Call("POST", "/v1/match/many", results.many_matches, query, repeatable=True)
     if known is not None:
+        _refuse_mask("mask", mask)
         return call
     pixels: Any = image
-    return dataclasses.replace(call, body=encoded(pixels, context.quality), content_type="application/octet-stream")
+    return with_image(call, encoded(pixels, context.quality), mask)
 
 
 def homography(

@@ -12,9 +12,9 @@ import numpy as np
 
 from frontend.errors import ConfigError
 from service.client import results
-from service.client.calls import Call, Context, Encoding, nothing, pairs, v1
+from service.client.calls import Call, Context, Encoding, nothing, pairs, v1, with_image
 from service.client.cameras import Calibration, StereoLike, camera_document, stereo_document
-from service.client.images import Image, encoded
+from service.client.images import Image, encoded, encoded_mask
 from service.client.results import SequenceFrame, SequenceStatus
 from service.wire import JSON
 
@@ -33,8 +33,9 @@ def _plain(value: Any) -> Any:
 
 
 def open_sequence(
-    _: Context,
+    context: Context,
     *,
+    mask: Image | None = None,
     camera_id: str | None = None,
     camera: Calibration | None = None,
     distortion: Sequence[float] = (),
@@ -51,6 +52,7 @@ def open_sequence(
     """A sequence of frames of one camera, tracked by the service.
 
     Args:
+        mask: of all frames, see :func:`set_mask`.
         camera_id: echoed with each frame.
         camera: a camera with K and distortion, or K alone; without one there are no normalised points and no pose.
         distortion: with K.
@@ -83,11 +85,28 @@ def open_sequence(
     }
     given = {name: value for name, value in document.items() if value is not None}
     body = json.dumps(given, allow_nan=False, default=_plain).encode()
-    return Call("POST", "/v1/sequences", _opened, body=body, content_type=JSON)
+    call = Call("POST", "/v1/sequences", _opened, body=body, content_type=JSON)
+    if mask is None:
+        return call
+    return dataclasses.replace(call, then=lambda name: set_mask(within(context, name), mask))
 
 
 def _opened(document: Mapping[str, Any]) -> str:
     return str(document["id"])
+
+
+def set_mask(context: Context, mask: Image | None) -> Call[None]:
+    """Say where keypoints of the sequence's frames may be, from the next one on: over streams, too.
+
+    Args:
+        mask: they lie where it is not black, an image of the frames' size; pixels may be bool. Anywhere where None.
+            Right images have none.
+    """
+    path = v1("sequences", context.sequence_id, "mask")
+    if mask is None:
+        return Call("DELETE", path, nothing, repeatable=True)
+    body, kind = encoded_mask(mask), "application/octet-stream"
+    return Call("PUT", path, nothing, body=body, content_type=kind, repeatable=True)
 
 
 def sequences(_: Context) -> Call[list[SequenceStatus]]:
@@ -112,6 +131,7 @@ def track(
     *,
     frame_id: str | None = None,
     right: Image | None = None,
+    mask: Image | None = None,
     descriptors: Encoding = "none",
 ) -> Call[SequenceFrame]:
     """The tracks of the next frame.
@@ -124,14 +144,13 @@ def track(
         stamp_ns: nanoseconds, later than the frame's before; OutOfOrder otherwise.
         frame_id: echoed.
         right: the right image of a pair.
+        mask: of this frame's ``image`` alone, beside the sequence's; see :func:`set_mask`.
         descriptors: how they are sent.
     """
     path = v1("sequences", context.sequence_id, "frames")
     query = pairs(stamp_ns=int(stamp_ns), frame_id=frame_id, descriptors=descriptors)
-    left = encoded(image, context.quality)
-    if right is None:
-        return Call("POST", path, results.frame, query, left, "application/octet-stream")
-    return Call("POST", path, results.frame, query, files={"image": left, "right": encoded(right, context.quality)})
+    others = {} if right is None else {"right": encoded(right, context.quality)}
+    return with_image(Call("POST", path, results.frame, query), encoded(image, context.quality), mask, **others)
 
 
 def within(context: Context, sequence_id: str) -> Context:

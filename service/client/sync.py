@@ -190,6 +190,7 @@ class Sequence:
         self.context = client.context
 
     track = Method(sequence_calls.track, _run)
+    set_mask = Method(sequence_calls.set_mask, _run)
     status = Method(sequence_calls.sequence_status, _run)
     close = Method(sequence_calls.close_sequence, _run)
 
@@ -205,6 +206,12 @@ class Sequence:
     def open(self) -> None:
         """Open it, without ``with``."""
         self.context = sequence_calls.within(self.context, self.run(self._opening))
+        if self._opening.then is not None:
+            try:
+                self.run(self._opening.then(self.id))
+            except BaseException:
+                self.__exit__()
+                raise
 
     def __enter__(self) -> Sequence:
         self.open()

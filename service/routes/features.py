@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import StringConstraints
 
-from service.bodies import read_images
+from service.bodies import read_images, split_masks
 from service.errors import BadRequestError, FeaturesNotFoundError, StoreFullError
 from service.routes.common import IMAGE_PROBLEMS, Descriptors, Extractor, accepted, answer, core_of, features_document
 from service.schemas import StoredFeaturesDocument, images_body, problems, result
@@ -24,7 +24,7 @@ Collection = Annotated[str, StringConstraints(pattern="^[A-Za-z0-9._-]{1,64}$")]
     summary="Features of one image",
     dependencies=[Depends(accepted)],
     responses={**result(StoredFeaturesDocument), **problems(*IMAGE_PROBLEMS, StoreFullError)},
-    openapi_extra=images_body("image", raw=True),
+    openapi_extra=images_body("image", raw=True, optional=("mask",)),
 )
 async def extract_features(
     request: Request,
@@ -39,6 +39,8 @@ async def extract_features(
 ) -> Response:
     """Keypoints, scores, standard deviations and descriptors of an image, best score first.
 
+    With a form that has a `mask`, they lie where that is not black, and all that are asked for are spent there.
+
     With `store=true` they are kept until they have not been used for a time, with descriptors as float16.
     A full store refuses (429, `store_full`); nothing that is kept is pushed out.
     """
@@ -47,10 +49,11 @@ async def extract_features(
         core.store.require_room()
     core.require_places(1)
     deadline = core.deadline()
-    images = await read_images(request, ("image",), int(core.settings.max_body_mb * 1e6))
+    given = await read_images(request, ("image",), int(core.settings.max_body_mb * 1e6), optional=("mask",))
+    images, masks = split_masks(given)
     slots = core.reserve(1, accepted=True)
     try:
-        (found,) = await core.features(extractor, images, deadline, slots)
+        (found,) = await core.features(extractor, images, deadline, slots, masks)
     finally:
         for slot in slots:
             slot.release()

@@ -20,7 +20,7 @@ from frontend.errors import ConfigError, WeightsError
 from frontend.extractor import StageTimes
 from frontend.pipeline import MatchPipeline, PipelineConfig
 from frontend.types import Essential, Features, Fundamental, MatchResult
-from service.bodies import read_images
+from service.bodies import read_images, split_masks
 from service.errors import BadRequestError, FeaturesNotFoundError, MatcherUnavailableError
 from service.matchers import LEARNED, PLAIN, MatcherName, unavailable
 from service.routes.common import IMAGE_PROBLEMS, Descriptors, Extractor, accepted, answer, core_of, features_document
@@ -129,7 +129,7 @@ MatchingOf = Annotated[Matching, Depends(matching_of)]
     summary="Match two images",
     dependencies=[Depends(accepted)],
     responses={**result(MatchDocument), **problems(*_PROBLEMS)},
-    openapi_extra=images_body("image0", "image1", required=False),
+    openapi_extra=images_body("image0", "image1", required=False, optional=("mask0", "mask1")),
 )
 async def match_images(
     request: Request,
@@ -143,7 +143,8 @@ async def match_images(
 
     Each image is either a file of the form or, by `features0` or `features1`, stored features; with one file left it
     may be the body itself, with none there is no body. Extraction's parameters say nothing about stored features, but
-    both images have to be of one model.
+    both images have to be of one model. Keypoints of the files `image0` and `image1` lie where the form's `mask0` and
+    `mask1` are not black, where there are such; stored features have no mask but the one that they were made with.
     """
     core = core_of(request)
     given = [None if name is None else core.store.get(name) for name in (features0, features1)]
@@ -154,10 +155,11 @@ async def match_images(
     core.require_places(count, searches=searches)
     deadline, began = core.deadline(), time.perf_counter()
     pipeline = MatchPipeline(extractor, matching.config, cameras=matching.cameras)
-    images = await read_images(request, wanted, int(core.settings.max_body_mb * 1e6))
+    files = await read_images(request, wanted, int(core.settings.max_body_mb * 1e6), optional=("mask0", "mask1"))
+    images, masks = split_masks(files)
     slots = core.reserve(count, searches=searches, accepted=True)
     try:
-        made = iter(await core.features(extractor, images, deadline, slots) if wanted else [])
+        made = iter(await core.features(extractor, images, deadline, slots, masks) if wanted else [])
         pair = [next(made) if stored is None else stored for stored in given]
         # images have waited in the queue already
         found = await core.on_device(
@@ -190,7 +192,7 @@ async def match_images(
     summary="Match an image against stored ones",
     dependencies=[Depends(accepted)],
     responses={**result(MatchManyDocument), **problems(*_PROBLEMS)},
-    openapi_extra=images_body("image", raw=True, required=False),
+    openapi_extra=images_body("image", raw=True, required=False, optional=("mask",)),
 )
 async def match_many(
     request: Request,
@@ -209,8 +211,10 @@ async def match_many(
     """One image against the stored images of a collection, or those named; best first.
 
     The image is a file of the form, the body itself, or, by `features`, stored; a stored image is not matched with
-    itself unless it is named. Every candidate is matched and verified, so time grows with the collection, and with
-    `matcher=lightglue` much faster; a search that is not done by the service's deadline ends with 504.
+    itself unless it is named. With a `mask` beside the image in the form its keypoints lie where that is not black.
+
+    Every candidate is matched and verified, so time grows with the collection, and with `matcher=lightglue` much
+    faster; a search that is not done by the service's deadline ends with 504.
     """
     core = core_of(request)
     if against is not None and collection is not None:
@@ -230,14 +234,15 @@ async def match_many(
         core.require_places(1)
     deadline, began = core.deadline(), time.perf_counter()
     pipeline, times = MatchPipeline(extractor, matching.config, cameras=matching.cameras), StageTimes()
-    images = await read_images(request, wanted, int(core.settings.max_body_mb * 1e6))
+    files = await read_images(request, wanted, int(core.settings.max_body_mb * 1e6), optional=("mask",))
+    images, masks = split_masks(files)
     # held until the search is done; that of an image is given back when its features are there
     slots = core.reserve(1, searches=True, accepted=True)
     results: list[dict[str, Any]] = []
     try:
         if stored is None:
             slots += core.reserve(1, accepted=True)
-            (image,) = await core.features(extractor, images, deadline, slots[1:])
+            (image,) = await core.features(extractor, images, deadline, slots[1:], masks)
         else:
             image = stored.features()
         settings: dict[str, Any] = {"deadline": deadline, "urgent": False, "extractor": extractor}

@@ -6,8 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response, WebSocket
 
-from service.bodies import read_images
+from service.bodies import read_images, split_masks
 from service.errors import (
+    BadImageError,
     BadRequestError,
     NotFoundError,
     OutOfOrderError,
@@ -17,7 +18,7 @@ from service.errors import (
     UnavailableError,
     UpgradeRequiredError,
 )
-from service.routes.common import IMAGE_PROBLEMS, Descriptors, accepted, answer, core_of
+from service.routes.common import IMAGE_PROBLEMS, WORK_PROBLEMS, Descriptors, accepted, answer, core_of
 from service.schemas import images_body, problems, result
 from service.sequence_documents import (
     OpenedDocument,
@@ -26,7 +27,7 @@ from service.sequence_documents import (
     SequencesDocument,
     TrackedFrameDocument,
 )
-from service.sequence_work import Given, open_session, opened_document, status_document, track_frame
+from service.sequence_work import Given, mask_session, open_session, opened_document, status_document, track_frame
 from service.streams import serve_stream
 
 router = APIRouter(prefix="/v1", tags=["sequences"])
@@ -102,13 +103,55 @@ async def close_sequence(request: Request, sequence_id: str) -> Response:
     return Response(status_code=204)
 
 
+@router.put(
+    "/sequences/{sequence_id}/mask",
+    operation_id="set_sequence_mask",
+    summary="Say where keypoints of a sequence's frames may be",
+    status_code=204,
+    response_class=Response,
+    responses={
+        204: {"description": "Frames that come from now on have it."},
+        **problems(*WORK_PROBLEMS, BadImageError, SequenceNotFoundError, SequencesFullError),
+    },
+    openapi_extra=images_body("mask", raw=True),
+)
+async def set_mask(request: Request, sequence_id: str) -> Response:
+    """A mask of what never changes, such as the robot's own parts: an image of the frames' size, as the body or as
+    `mask` of a form. Keypoints of frames, over REST and over the stream, lie where it is not black.
+
+    It stays until another takes its place, and counts in the sequence's bytes, an eighth of one for each pixel. Right
+    images of stereo pairs have no mask. It is no frame: the sequence expires as if it had not come.
+    """
+    core = core_of(request)
+    core.require_ready()
+    core.sessions.get(sequence_id)
+    ((_, data),) = await read_images(request, ("mask",), int(core.settings.max_body_mb * 1e6))
+    await mask_session(core, sequence_id, data)
+    return Response(status_code=204)
+
+
+@router.delete(
+    "/sequences/{sequence_id}/mask",
+    operation_id="delete_sequence_mask",
+    summary="Let keypoints of a sequence's frames be anywhere",
+    status_code=204,
+    response_class=Response,
+    responses={204: {"description": "The sequence has no mask."}, **problems(SequenceNotFoundError)},
+)
+async def delete_mask(request: Request, sequence_id: str) -> Response:
+    """Frames that come from now on have no mask but their own."""
+    sessions = core_of(request).sessions
+    sessions.set_mask(sessions.get(sequence_id), None)
+    return Response(status_code=204)
+
+
 @router.post(
     "/sequences/{sequence_id}/frames",
     operation_id="track_frame",
     summary="The tracks of the next frame",
     dependencies=[Depends(accepted)],
     responses={**result(TrackedFrameDocument), **problems(*IMAGE_PROBLEMS, SequenceNotFoundError, OutOfOrderError)},
-    openapi_extra=images_body("image", raw=True, optional=("right",)),
+    openapi_extra=images_body("image", raw=True, optional=("right", "mask")),
 )
 async def track(
     request: Request,
@@ -119,6 +162,8 @@ async def track(
 ) -> Response:
     """Tracks of an image, or of a stereo pair: a form with `image`, the left one, and `right`.
 
+    With a `mask` in the form, this frame's keypoints lie where neither that nor the sequence's mask is black.
+
     Frames are tracked in the order of their stamps. One whose stamp is not later than that of a frame that has been
     tracked is refused (409, `out_of_order`), and so is one of another size than those before (422, `bad_image`). A
     sequence that has expired, was deleted or was lost by a restart is 404, `sequence_not_found`: open another. A frame
@@ -127,9 +172,10 @@ async def track(
     core = core_of(request)
     core.sessions.get(sequence_id)
     core.require_places(1)
-    images = await read_images(request, ("image",), int(core.settings.max_body_mb * 1e6), optional=("right",))
+    limit = int(core.settings.max_body_mb * 1e6)
+    images, masks = split_masks(await read_images(request, ("image",), limit, optional=("right", "mask")))
     session = core.sessions.get(sequence_id)  # it may have gone while the body came
-    return answer(request, await track_frame(core, session, Given(stamp_ns, frame_id, images), descriptors))
+    return answer(request, await track_frame(core, session, Given(stamp_ns, frame_id, images, masks), descriptors))
 
 
 @router.get(
@@ -158,7 +204,7 @@ async def stream_frames(request: Request, sequence_id: str) -> Response:
     - one text message, JSON: `{"stamp_ns": integer or its decimals as a string, "frame_id": string or null, "right":
       true or false}`, then the image as a binary message, then, with `"right": true`, the right image as another.
 
-    Stamps are nanoseconds, and rise from frame to frame.
+    Stamps are nanoseconds, and rise from frame to frame. The sequence's mask holds; frames have none of their own here.
 
     **Each frame gets one answer**, in the order of the frames, with its `stamp_ns` and `frame_id`:
     - the tracked frame, the document that `POST /v1/sequences/{sequence_id}/frames` gives;

@@ -199,7 +199,7 @@ async def test_the_interface_documents_itself(client: httpx.AsyncClient) -> None
     document = (await client.get("/openapi.json")).json()
     assert {"/v1/features", "/v1/match", "/v1/homography", "/v1/models"} <= set(document["paths"])
     body = document["paths"]["/v1/match"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(body["properties"]) == {"image0", "image1"}
+    assert set(body["properties"]) == {"image0", "image1", "mask0", "mask1"}
 
 
 @pytest.mark.anyio

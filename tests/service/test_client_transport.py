@@ -221,7 +221,7 @@ def test_both_clients_have_the_same_methods() -> None:
     assert {"features", "match", "match_many", "homography", "sequence", "wait_ready"} <= set(methods(Client))
     with Client("http://robot") as client:
         assert client.match.__doc__ == Client.match.__doc__
-        assert list(inspect.signature(client.match).parameters)[:3] == ["image0", "image1", "model"]
+        assert list(inspect.signature(client.match).parameters)[:3] == ["image0", "image1", "mask0"]
 
 
 def test_pauses_double_are_random_and_end_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:

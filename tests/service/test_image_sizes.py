@@ -55,7 +55,7 @@ async def test_an_image_without_memory_for_it_is_for_later(
     def exhaust(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("service.core.decode_image", exhaust)
+    monkeypatch.setattr("service.decoding.decode_image", exhaust)
     response = await client.post("/v1/features", content=TINY)
     check_problem(response, 503, "unavailable", "image does not fit into the memory that is free now")
 
@@ -77,7 +77,7 @@ async def test_images_over_the_limit_are_refused_by_their_header(client: httpx.A
 async def test_a_header_that_says_nothing_is_not_believed(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("service.core", "frontend.image"):
+    for module in ("service.decoding", "frontend.image"):
         monkeypatch.setattr(f"{module}.header_size", lambda _: None)
     large = cv2.imencode(".png", np.zeros((1001, 1000), np.uint8))[1].tobytes()
     response = await client.post("/v1/features", content=large)
@@ -101,7 +101,7 @@ async def test_an_image_without_pixels_is_none(client: httpx.AsyncClient) -> Non
 def test_a_header_that_says_nothing_counts_as_the_largest_image() -> None:
     core = Core(Settings(device="cpu", max_pixels_mp=2))
     for resize in (None, 1000, 5000):
-        assert core._decoded_bytes(extractor(resize), b"no image", "image") == pytest.approx(24e6)
+        assert core.decoder.nbytes(extractor(resize), b"no image", "image") == pytest.approx(24e6)
     core.stop()
 
 
@@ -120,7 +120,7 @@ def test_what_an_image_takes_is_not_underrated(
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "tiny.png"), str(tmp_path / "image.png"), str(resize or 0)]
     measured = int(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
     core = Core(Settings(device="cpu"))
-    expected = core._decoded_bytes(extractor(resize), data, "image")
+    expected = core.decoder.nbytes(extractor(resize), data, "image")
     core.stop()
     assert measured < 1.1 * expected
     if kind is np.uint16 and resize is None:

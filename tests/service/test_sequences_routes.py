@@ -123,12 +123,13 @@ def test_the_description_is_complete(client: httpx.Client) -> None:
         "/v1/sequences": {"get", "post"},
         "/v1/sequences/{sequence_id}": {"get", "delete"},
         "/v1/sequences/{sequence_id}/frames": {"post"},
+        "/v1/sequences/{sequence_id}/mask": {"put", "delete"},
         "/v1/sequences/{sequence_id}/stream": {"get"},
     }
     frames = document["paths"]["/v1/sequences/{sequence_id}/frames"]["post"]
     assert {"200", "404", "409", "422", "429", "504"} <= set(frames["responses"])
     form = frames["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert (set(form["properties"]), form["required"]) == ({"image", "right"}, ["image"])
+    assert (set(form["properties"]), form["required"]) == ({"image", "right", "mask"}, ["image"])
     for name in ("TrackedFrameDocument", "OpenedDocument", "OpenSequence", "SequenceDocument"):
         assert "example" in document["components"]["schemas"][name]
     assert "dropped" in document["paths"]["/v1/sequences/{sequence_id}/stream"]["get"]["description"]

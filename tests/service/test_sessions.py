@@ -7,10 +7,18 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from frontend.tracking import Tracker, TrackerConfig
-from service.errors import OutOfOrderError, SequenceNotFoundError, SequencesFullError, TooLargeError
+from service.errors import (
+    BadImageError,
+    OutOfOrderError,
+    SequenceNotFoundError,
+    SequencesFullError,
+    TooLargeError,
+)
+from service.masks import PackedMask
 from service.sessions import SessionConfig, Sessions
 
 BYTES = 100 * (4 * 8 + 2 * 16 + 4 * 16) + 10 * 24  # of 100 tracks with 16 values each, and a keyframe of 10
@@ -111,7 +119,7 @@ def test_bounds_hold() -> None:
 
 def frame(stamp_ns: int) -> Any:
     """What the table reads of a frame that has been tracked."""
-    return SimpleNamespace(stamp_ns=stamp_ns, track_ids=[])
+    return SimpleNamespace(stamp_ns=stamp_ns, track_ids=[], image_size=(16, 8))
 
 
 def test_a_frame_that_fails_leaves_the_sequence_as_it_was() -> None:
@@ -139,6 +147,28 @@ def test_a_frame_that_fails_leaves_the_sequence_as_it_was() -> None:
             session.queue(99)
 
     asyncio.run(use())
+
+
+def test_masks_count_and_fit_or_leave_the_sequence_as_it_was() -> None:
+    rig = Rig(max_bytes=2 * BYTES + 16)
+    first, second = rig.open(), rig.open()
+    mask = PackedMask.of(np.ones((8, 16), np.bool_))
+    rig.table.set_mask(first, mask)
+    rig.table.set_mask(first, mask)  # in place of itself
+    assert (first.nbytes, first.reserved) == (16, BYTES + 16)
+    assert rig.heard.state == (2, 16, 2 * BYTES + 16)
+    with pytest.raises(SequencesFullError, match=f"mask takes 16 bytes, {2 * BYTES + 16} of {2 * BYTES + 16} bytes"):
+        rig.table.set_mask(second, mask)
+    with pytest.raises(TooLargeError, match="mask and tracks"):
+        rig.table.set_mask(first, PackedMask.of(np.ones((1024, 1024), np.bool_)))
+    assert (first.mask, second.mask) == (mask, None)
+    first.tracked(frame(1))
+    with pytest.raises(BadImageError, match="mask is 8 x 8; expected 16 x 8, as the frames before"):
+        rig.table.set_mask(first, PackedMask.of(np.ones((8, 8), np.bool_)))
+    rig.table.set_mask(first, None)
+    rig.table.set_mask(second, mask)
+    rig.table.close(second.id)
+    assert rig.heard.state == (1, 0, BYTES)
 
 
 def test_turns_come_in_the_order_of_stamps() -> None:
