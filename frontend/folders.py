@@ -75,7 +75,10 @@ def output_path(out: Path, image: Path) -> Path:
 
 
 def read_ahead(
-    read: Callable[[_Item], _Made], items: Iterable[_Item], ahead: int = 4
+    read: Callable[[_Item], _Made],
+    items: Iterable[_Item],
+    ahead: int = 4,
+    name: Callable[[_Item], str] = str,
 ) -> Iterator[tuple[_Item, _Made | FrontendError]]:
     """Make something of each item in a thread, a few ahead of their use.
 
@@ -84,6 +87,7 @@ def read_ahead(
             item is due.
         items: in order; taken as they are needed.
         ahead: items at most that are being made or wait.
+        name: of an item, for the line about a lack of memory.
 
     Yields:
         Each item with what was made of it, in order.
@@ -97,7 +101,7 @@ def read_ahead(
         except Exception as error:
             if not is_lack_of_memory(error):
                 raise
-            return ImageError(f"{item}: out of memory")
+            return ImageError(f"{name(item)}: out of memory")
 
     rest = iter(items)
     with ThreadPoolExecutor(max_workers=1) as pool:

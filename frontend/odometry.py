@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from frontend.relative_pose import skew
+from frontend.relative_pose import quaternion_of, skew
 from frontend.stereo import StereoRig
 from frontend.types import Float64Array, IntArray, Pose, TrackedFrame
 
@@ -206,21 +206,3 @@ def camera_to_world(pose: Pose) -> tuple[Float64Array, Float64Array]:
     """
     R = np.asarray(pose.R.T, np.float64)
     return -R @ pose.t, quaternion_of(R)
-
-
-def quaternion_of(R: Float64Array) -> Float64Array:
-    """(4,) unit quaternion (x, y, z, w), w >= 0, of a (3, 3) rotation.
-
-    The eigenvector of Bar-Itzhack's matrix (2000, eq. 1), which is well conditioned for all rotations.
-    """
-    (a, b, c), (d, e, f), (g, h, i) = np.asarray(R, np.float64).tolist()
-    matrix = np.array(
-        [
-            [a - e - i, b + d, c + g, h - f],
-            [b + d, e - a - i, f + h, c - g],
-            [c + g, f + h, i - a - e, d - b],
-            [h - f, c - g, d - b, a + e + i],
-        ]
-    )
-    found: Float64Array = np.linalg.eigh(matrix / 3)[1][:, -1]
-    return -found if found[3] < 0 else found

@@ -29,6 +29,24 @@ def skew(vector: Float64Array) -> Float64Array:
     return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
 
 
+def quaternion_of(R: Float64Array) -> Float64Array:
+    """(4,) unit quaternion (x, y, z, w), w >= 0, of a (3, 3) rotation.
+
+    The eigenvector of Bar-Itzhack's matrix (2000, eq. 1), which is well conditioned for all rotations.
+    """
+    (a, b, c), (d, e, f), (g, h, i) = np.asarray(R, np.float64).tolist()
+    matrix = np.array(
+        [
+            [a - e - i, b + d, c + g, h - f],
+            [b + d, e - a - i, f + h, c - g],
+            [c + g, f + h, i - a - e, d - b],
+            [h - f, c - g, d - b, a + e + i],
+        ]
+    )
+    found: Float64Array = np.linalg.eigh(matrix / 3)[1][:, -1]
+    return -found if found[3] < 0 else found
+
+
 def essential_matrix(pose: Pose) -> Float64Array:
     """E = [t]x R of unit Frobenius norm (Hartley & Zisserman, 2nd ed. 2004, eq. 9.12); ``t`` is not zero."""
     matrix = skew(pose.t) @ pose.R

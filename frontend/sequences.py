@@ -1,9 +1,10 @@
 """Sequences of images on disk: folders as EuRoC, TUM and KITTI have them, folders of any images, and video files.
 
 Where the stamps of a folder come from, in this order: ``data.csv`` (EuRoC: nanoseconds and names of files in
-``data/``), ``rgb.txt`` (TUM: seconds and names), ``times.txt`` (KITTI: seconds, a line for each image), names that are
-stamps (``1403636579763555584.png`` in nanoseconds, ``1305031102.175304.png`` in seconds), else the number of the image
-and a frame rate. The folder may be that of the images, or one above them, as the data sets are unpacked.
+``data/``), ``rgb.txt`` (TUM: seconds and names), ``times.txt`` (KITTI: seconds, a line for each image, which may be
+named by its line's number, from 0), names that are stamps (``1403636579763555584.png`` in nanoseconds,
+``1305031102.175304.png`` in seconds), else the number of the image and a frame rate. The folder may be that of the
+images, or one above them, as the data sets are unpacked.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -24,16 +25,16 @@ from numpy.typing import NDArray
 
 from frontend.errors import DataError
 from frontend.image import is_image_name, read_image
+from frontend.sequence_lists import FARTHEST_NS, find_list, images_in, read_list
 
 DEFAULT_FPS = 30.0
 """Frames a second of images that have no stamps."""
 
 _FASTEST = 10_000.0  # frames a second; more is a mistake, or the time base of a video that tells no rate
-_FARTHEST_NS = 2**63 - 1
+_SAME_RATE = 0.01  # of a pair's videos: the clocks of two cameras differ by less
 _SAME_NS = 1_000_000  # stamps of a pair's images: those of two cameras that are triggered together differ by less
 _NANOSECONDS = re.compile(r"\d{18,19}")  # of the years since 1973
 _SECONDS = re.compile(r"\d+\.\d+")
-_EUROC, _TUM, _KITTI = "data.csv", "rgb.txt", "times.txt"
 
 _Image = NDArray[np.uint8]
 
@@ -61,6 +62,7 @@ class Source(Protocol):
         stamped: whether they are times that were measured, and not numbers of frames.
         count: frames, as far as it is known; a video may have another number than it says.
         interval_ns: time between frames, the median.
+        files: that are read: the list and the images, or the video.
     """
 
     @property
@@ -78,6 +80,9 @@ class Source(Protocol):
     @property
     def interval_ns(self) -> int: ...
 
+    @property
+    def files(self) -> Sequence[Path]: ...
+
     def frames(self) -> Iterator[SourceFrame]:
         """All frames; of a video no end is known."""
 
@@ -85,7 +90,7 @@ class Source(Protocol):
         """Read a frame; those of a video in their order.
 
         Returns:
-            (H, W) or (H, W, 3) uint8 BGR; None where the video has ended.
+            (H, W) or (H, W, 3) uint8 BGR; None where the source has ended.
 
         Raises:
             ImageError: it cannot be read.
@@ -100,6 +105,7 @@ class ImageFolder:
         paths: of the images.
         listed: their stamps, nanoseconds.
         white: of images of more than 8 bits, see :func:`frontend.image.to_uint8`.
+        list_path: of the data set's list; None where there is none.
     """
 
     name: str
@@ -108,6 +114,7 @@ class ImageFolder:
     paths: Sequence[Path]
     listed: Sequence[int]
     white: int | None = None
+    list_path: Path | None = None
 
     @property
     def count(self) -> int:
@@ -119,14 +126,19 @@ class ImageFolder:
         """Median of the times between images."""
         return int(np.median(np.diff(self.listed))) if len(self.listed) > 1 else round(1e9 / DEFAULT_FPS)
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """The list and the images."""
+        return self.paths if self.list_path is None else [self.list_path, *self.paths]
+
     def frames(self) -> Iterator[SourceFrame]:
         """All images."""
         for index, (path, stamp_ns) in enumerate(zip(self.paths, self.listed, strict=True)):
             yield SourceFrame(index, stamp_ns, str(path))
 
-    def read(self, frame: SourceFrame) -> _Image:
-        """Read an image, see :class:`Source`."""
-        return read_image(self.paths[frame.number], white=self.white)
+    def read(self, frame: SourceFrame) -> _Image | None:
+        """Read an image, see :class:`Source`; of a pair with a video a folder may have the fewer frames."""
+        return None if frame.number >= len(self.paths) else read_image(self.paths[frame.number], white=self.white)
 
 
 class VideoFile:
@@ -144,6 +156,7 @@ class VideoFile:
 
     def __init__(self, path: Path, fps: float | None = None) -> None:
         self.name = str(path)
+        self.files: Sequence[Path] = (path,)
         try:
             # absolute, as FFmpeg would take what stands before a colon for a protocol
             self._capture = cv2.VideoCapture(os.path.abspath(path))
@@ -213,13 +226,21 @@ def pair_up(left: Source, right: Source) -> Callable[[SourceFrame], SourceFrame 
         A function that gives the right frame; None where there is none.
 
     Raises:
-        DataError: nothing tells which belong together.
+        DataError: nothing tells which belong together, or they are the same.
     """
+    if os.path.realpath(left.name) == os.path.realpath(right.name):
+        raise DataError(f"{right.name}: is the left one, too; expected the images of another camera")
     if not (isinstance(left, ImageFolder) and isinstance(right, ImageFolder)):
         if left.stamped != right.stamped:
             raise DataError(
                 f"{right.name}: has stamps by {right.stamps}, {left.name} by {left.stamps}; expected the same, or --fps"
             )
+        if isinstance(left, VideoFile) and isinstance(right, VideoFile):
+            apart = abs(left.interval_ns - right.interval_ns)
+            if apart > _SAME_RATE * min(left.interval_ns, right.interval_ns):
+                raise DataError(
+                    f"{right.name}: has {right.stamps}, {left.name} {left.stamps}; expected the same, or --fps"
+                )
         return lambda frame: frame._replace(name=f"{right.name}: frame {frame.number}")
     others = list(right.frames())
     if left.stamped and right.stamped:
@@ -256,128 +277,42 @@ def _nearest(stamps: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np
 
 
 def _open_folder(folder: Path, fps: float | None, white: int | None) -> ImageFolder:
-    home, paths, stamps, words = folder, list[Path](), list[int](), ""
-    listed = _list_of(folder)
+    home, listed, paths, stamps = folder, find_list(folder), list[Path](), list[int | None]()
     if listed is not None:
         words = listed.name
-        home, paths, stamps = _KINDS[words](listed, folder)
+        home, rows = read_list(listed, folder, stamped=fps is None)
+        paths, stamps = [path for path, _ in rows], [stamp for _, stamp in rows]
+        if not paths:
+            raise DataError(f"{listed}: has no frame; expected one at least")
     else:
-        paths = _images_in(folder)
+        words = "names of the images"
+        paths = images_in(folder)
         if not paths:
             raise DataError(f"{folder}: has no image; expected images, or the folder of a data set")
-        named = [_stamp_of(path.stem) for path in paths]
-        stamps = [stamp for stamp in named if stamp is not None]
-        if stamps and len(stamps) < len(paths) and fps is None:
-            odd = paths[named.index(None)].name
-            raise DataError(f"{folder}: the name of {odd} is no stamp, those of {len(stamps)} others are; expected all")
-        if len(stamps) == len(paths):
-            words = "names of the images"
-            order = sorted(range(len(paths)), key=lambda n: stamps[n])
+        stamps = [_stamp_of(path.stem) for path in paths]
+        others = sum(stamp is not None for stamp in stamps)
+        if 0 < others < len(paths) and fps is None:
+            odd = paths[stamps.index(None)].name
+            raise DataError(f"{folder}: the name of {odd} is no stamp, those of {others} others are; expected all")
+        if others == len(paths):
+            order = sorted(range(len(paths)), key=lambda n: stamps[n] or 0)
             paths, stamps = [paths[n] for n in order], [stamps[n] for n in order]
-    if not paths:
-        raise DataError(f"{listed}: has no frame; expected one at least")
-    if fps is not None or not words:
+    times = [stamp for stamp in stamps if stamp is not None]
+    if fps is not None or not times:
         rate = DEFAULT_FPS if fps is None else fps
         at_rate = [round(n * 1e9 / rate) for n in range(len(paths))]
-        return ImageFolder(str(home), f"{rate:g} frames a second", False, paths, at_rate, white)
-    for n in range(1, len(stamps)):
-        if stamps[n] <= stamps[n - 1]:
-            raise DataError(
-                f"{paths[n]}: has the stamp {stamps[n]} ns in {words}; expected one after {stamps[n - 1]} ns"
-            )
-    return ImageFolder(str(home), words, True, paths, stamps, white)
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """Images of a folder, by the numbers in their names; a link to nothing is one, too, that cannot be read."""
-    found = (path for path in folder.iterdir() if is_image_name(path) and not path.name.startswith("."))
-    return sorted((path for path in found if path.is_file() or (path.is_symlink() and not path.exists())), key=_natural)
-
-
-def _natural(path: Path) -> tuple[list[str | int], str]:
-    """``img2`` before ``img10``."""
-    parts = re.split(r"(\d+)", path.name)
-    return [int(part) if n % 2 else part for n, part in enumerate(parts)], path.name
-
-
-def _list_of(folder: Path) -> Path | None:
-    """The list that has the stamps of a folder's images, or of those of a camera below it."""
-    places = [folder / _EUROC, folder / "cam0" / _EUROC, folder / "mav0" / "cam0" / _EUROC, folder / _TUM]
-    if folder.name == "data":
-        places.append(folder.parent / _EUROC)
-    if folder.name == "rgb":
-        places.append(folder.parent / _TUM)
-    places.append(folder / _KITTI)
-    if folder.name.startswith("image_"):
-        places.append(folder.parent / _KITTI)
-    return next((place for place in places if place.is_file()), None)
-
-
-def _read_euroc(listed: Path, folder: Path) -> tuple[Path, list[Path], list[int]]:
-    images = listed.parent / "data"
-    rows = _rows(listed, ",", "nanoseconds, a comma and a file name")
-    return images, [images / name for _, name in rows], [_nanoseconds(listed, stamp, 1) for stamp, name in rows]
-
-
-def _read_tum(listed: Path, folder: Path) -> tuple[Path, list[Path], list[int]]:
-    rows = _rows(listed, None, "seconds, a space and a file name")
-    paths = [listed.parent / name for _, name in rows]
-    return listed.parent, paths, [_nanoseconds(listed, stamp, 10**9) for stamp, _ in rows]
-
-
-def _read_kitti(listed: Path, folder: Path) -> tuple[Path, list[Path], list[int]]:
-    candidates = [folder] if listed.parent != folder else [folder / "image_0", folder / "image_2", folder]
-    images, paths = folder, list[Path]()
-    for candidate in candidates:
-        if candidate.is_dir() and not paths:
-            images, paths = candidate, _images_in(candidate)
-    stamps = [_nanoseconds(listed, line, 10**9) for line in _lines(listed)]
-    if len(stamps) != len(paths):
-        raise DataError(f"{listed}: has {len(stamps)} stamps for {len(paths)} images in {images}; expected as many")
-    return images, paths, stamps
-
-
-_KINDS = {_EUROC: _read_euroc, _TUM: _read_tum, _KITTI: _read_kitti}
-
-
-def _lines(listed: Path) -> list[str]:
-    """Lines that say something."""
-    try:
-        text = listed.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise DataError(f"{listed}: cannot be read ({error.strerror})") from None
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-
-
-def _rows(listed: Path, separator: str | None, expected: str) -> list[tuple[str, str]]:
-    """Stamps and names, as they stand there."""
-    rows = []
-    for number, line in enumerate(_lines(listed)):
-        stamp, *rest = (part.strip() for part in line.split(separator, 1))
-        if number == 0 and "stamp" in stamp:
-            continue  # a heading
-        if not rest or not rest[0]:
-            raise DataError(f"{listed}: has the line '{line[:60]}'; expected {expected}")
-        rows.append((stamp, rest[0]))
-    return rows
-
-
-def _nanoseconds(listed: Path, text: str, unit: int) -> int:
-    """A stamp in a list; exact: seconds since 1970 with six digits do not fit into a float."""
-    try:
-        value = Decimal(text)
-        if not value.is_finite() or abs(value) * unit > _FARTHEST_NS:
-            raise InvalidOperation
-    except ArithmeticError:  # of decimals: none, or one that is too large for them
-        raise DataError(f"{listed}: has the stamp '{text[:60]}'; expected a number of seconds or nanoseconds") from None
-    return int((value * unit).to_integral_value())
+        return ImageFolder(str(home), f"{rate:g} frames a second", False, paths, at_rate, white, listed)
+    for n in range(1, len(times)):
+        if times[n] <= times[n - 1]:
+            raise DataError(f"{paths[n]}: has the stamp {times[n]} ns in {words}; expected one after {times[n - 1]} ns")
+    return ImageFolder(str(home), words, True, paths, times, white, listed)
 
 
 def _stamp_of(stem: str) -> int | None:
     """Nanoseconds, where the name of a file tells them."""
     if _NANOSECONDS.fullmatch(stem):
-        return int(stem) if int(stem) <= _FARTHEST_NS else None
-    if _SECONDS.fullmatch(stem) and abs(float(stem)) * 1e9 < _FARTHEST_NS:
+        return int(stem) if int(stem) <= FARTHEST_NS else None
+    if _SECONDS.fullmatch(stem) and abs(float(stem)) * 1e9 < FARTHEST_NS:
         return int((Decimal(stem) * 10**9).to_integral_value())
     return None
 

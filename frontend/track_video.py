@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import deque
 from pathlib import Path
 
@@ -44,6 +46,7 @@ class TrackVideo:
         self._max_side = max_side
         self._trails: dict[int, deque[tuple[float, float]]] = {}
         self._writer: cv2.VideoWriter | None = None
+        self._count = 0  # of the frames that were written
 
     def add(self, image: NDArray[np.uint8], frame: TrackedFrame) -> None:
         """Draw and write the next frame.
@@ -63,12 +66,24 @@ class TrackVideo:
             if not self._writer.isOpened():
                 raise ConfigError(f"{self.path}: this OpenCV writes no MPEG-4 video of {size[0]} x {size[1]}")
         self._writer.write(picture)
+        self._count += 1
 
     def close(self) -> None:
-        """Finish the file."""
-        if self._writer is not None:
-            self._writer.release()
-            self._writer = None
+        """Finish the file.
+
+        Raises:
+            OSError: the file does not have all frames, as on a full disk.
+        """
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        # the writer never tells that it could not write
+        capture = cv2.VideoCapture(os.path.abspath(self.path))
+        found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+        capture.release()
+        if found != self._count:
+            raise OSError(errno.EIO, "the video is not whole", str(self.path))
 
     def _draw(self, image: NDArray[np.uint8], frame: TrackedFrame) -> NDArray[np.uint8]:
         canvas = to_bgr(image)

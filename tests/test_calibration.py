@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -175,23 +176,158 @@ def test_rigs_of_two_cameras(tmp_path: Path) -> None:
     body = np.array([0.3, -0.2, 4.0, 1])
     seen0, seen1 = (np.linalg.inv(camera.body) @ body for camera in (left, right))  # type: ignore[arg-type]
     np.testing.assert_allclose(rig.R @ seen0[:3] + rig.t, seen1[:3], atol=1e-9)
-    level = rig_of(left, left, 0.5)
-    assert (level.R.tolist(), level.t.tolist()) == (np.eye(3).tolist(), [-0.5, 0, 0])
-    with pytest.raises(ConfigError, match="baseline is -1"):
-        rig_of(left, left, -1)
     with pytest.raises(ConfigError, match="do not both tell their place"):
         rig_of(left, read_camera("500,500,320,240"), None)
 
 
+def test_a_baseline_is_of_a_rectified_pair(tmp_path: Path) -> None:
+    flat, right = read_camera("500,500,320,240"), read_camera("501,501,321,241,0,0,0,0")
+    level = rig_of(flat, right, 0.5)
+    assert (level.R.tolist(), level.t.tolist()) == (np.eye(3).tolist(), [-0.5, 0, 0])
+    assert (level.left.K[0, 0], level.right.K[0, 0]) == (500, 501)
+    with pytest.raises(ConfigError, match="baseline is -1"):
+        rig_of(flat, flat, -1)
+    placed = read_camera(write(tmp_path / "cam0.yaml", EUROC))
+    with pytest.raises(ConfigError, match=r"baseline is given with a camera that tells its place \(T_BS\); expected"):
+        rig_of(placed, placed, 0.5)
+    for text in ("500,500,320,240,0.1,0,0,0", "fisheye:500,500,320,240,0,0,0,0"):
+        for left, right in ((read_camera(text), flat), (flat, read_camera(text))):
+            with pytest.raises(ConfigError, match="camera of a rectified pair has distortion; expected none"):
+                rig_of(left, right, 0.5)
+    # ROS tells the camera that images have after they were rectified
+    projection = "projection_matrix:\n  rows: 3\n  cols: 4\n  data: [440, 0, 322, 0, 0, 441, 242, 0, 0, 0, 1, 0]\n"
+    info = read_camera(write(tmp_path / "info.yaml", ROS + projection))
+    assert info.camera.K[0, 0] == 455
+    rig = rig_of(info, info, 0.5)
+    assert rig.left.K.tolist() == rig.right.K.tolist() == [[440, 0, 322], [0, 441, 242], [0, 0, 1]]
+    assert (rig.left.distortion, rig.left.model) == ((), "opencv")
+    with pytest.raises(ConfigError, match="projection_matrix has 11 numbers; expected 12"):
+        read_camera(write(tmp_path / "bad.yaml", ROS + projection.replace("440, ", "")))
+
+
+K = [[500.0, 0.0, 320.0], [0.0, 510.0, 240.0], [0.0, 0.0, 1.0]]
+FLAT_K = [500, 0, 320, 0, 510, 240, 0, 0, 1]
+LENS = [0.1, -0.2, 0.01, 0.02]
+ECHOED = """\
+header:
+  seq: 0
+  stamp:
+    secs: 12
+    nsecs: 34
+  frame_id: "camera"
+height: 480
+width: 640
+distortion_model: "plumb_bob"
+D: [0.1, -0.2, 0.01, 0.02]
+K: [500.0, 0.0, 320.0, 0.0, 510.0, 240.0, 0.0, 0.0, 1.0]
+R: [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+P: [480.0, 0.0, 319.0, 0.0, 0.0, 480.0, 239.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+binning_x: 0
+binning_y: 0
+roi:
+  x_offset: 0
+  do_rectify: False
+---
+"""
+
+
+def in_lines(name: str, values: str) -> str:
+    return "\n".join([f"{name}:", *(f"- {value}" for value in values.split(", "))])
+
+
+ECHOED_2 = re.sub(r"^([DKRP]): \[(.*)\]$", lambda m: in_lines(m[1].lower(), m[2]), ECHOED, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"K": K, "D": LENS, "width": 640, "height": 480}),
+        json.dumps({"K": K, "dist_coeffs": LENS, "image_width": 640, "image_height": 480}),
+        json.dumps({"K": FLAT_K, "distortion_coef": LENS, "resolution": [640, 480]}),
+        json.dumps({"intrinsics": [500, 510, 320, 240], "distortion": LENS, "width": 640, "height": 480}),
+        json.dumps({"intrinsics": [500, 510, 320, 240], "d": LENS, "resolution": [640, 480]}),
+        json.dumps({"camera_matrix": K, "distortion_coeffs": [LENS], "resolution": [640, 480]}),
+        json.dumps({"camera_matrix": {"data": FLAT_K}, "D": {"data": LENS}, "image_width": 640, "image_height": 480}),
+        json.dumps({"K": K, "distortion": LENS, "D": LENS, "resolution": [640, 480], "model": "opencv"}),
+        ECHOED,
+        ECHOED_2,
+    ],
+)
+def test_a_lens_is_found_by_any_of_its_names(tmp_path: Path, text: str) -> None:
+    found = read_camera(write(tmp_path / "c.yaml", text))
+    assert (found.camera.K.tolist(), found.camera.distortion) == (K, tuple(LENS))
+    assert (found.camera.model, found.size) == ("opencv", (640, 480))
+    if "plumb_bob" in text:
+        assert found.rectified is not None
+        assert found.rectified.K.tolist() == [[480, 0, 319], [0, 480, 239], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"distortion_model": "plumb_bob"}, "has lens 'plumb_bob' without parameters"),
+        ({"distortion_model": "equidistant"}, "has lens 'equidistant' without parameters"),
+        ({"model": "fisheye"}, "has lens 'fisheye' without parameters"),
+        ({"distorsion": LENS}, "has distorsion; expected one of distortion, "),
+        ({"distortion": LENS, "D": [0, 0, 0, 0]}, "has distortion and D, which differ"),
+        ({"distortion": LENS, "distortion_model": "none"}, "has lens 'none' with parameters"),
+    ],
+)
+def test_no_lens_is_dropped(tmp_path: Path, more: dict[str, Any], reason: str) -> None:
+    for camera in ({"K": K}, {"intrinsics": [500, 500, 320, 240]}, {"camera_matrix": {"data": FLAT_K}}):
+        name = write(tmp_path / "c.json", json.dumps({**camera, **more}))
+        with pytest.raises(ConfigError, match=reason) as caught:
+            read_camera(name)
+        assert str(caught.value).startswith(f"{name}: {reason}")
+
+
+def test_a_camera_may_have_no_lens(tmp_path: Path) -> None:
+    for more in ({}, {"distortion_model": "none"}, {"distortion_model": "", "D": []}, {"model": "opencv"}):
+        assert read_camera(write(tmp_path / "c.json", json.dumps({"K": K, **more}))).camera.distortion == ()
+
+
+@pytest.mark.parametrize("kind", ["zeros", "last row", "mirror", "stretched"])
+def test_places_that_are_none(tmp_path: Path, kind: str) -> None:
+    matrix = np.eye(4)
+    if kind == "zeros":
+        matrix[:] = 0
+    elif kind == "last row":
+        matrix[3, 3] = 2
+    elif kind == "mirror":
+        matrix[0, 0] = -1
+    else:
+        matrix[1, 1] = 1.01
+    name = write(tmp_path / "c.json", json.dumps({"K": K, "T_BS": {"data": matrix.ravel().tolist()}}))
+    with pytest.raises(ConfigError, match="T_BS is no rigid transform; expected a rotation, a translation and the row"):
+        read_camera(name)
+    chain = {"cam0": {"K": K}, "cam1": {"K": K, "T_cn_cnm1": matrix.tolist()}}
+    with pytest.raises(ConfigError, match="T_cn_cnm1 of cam1 is no rigid transform"):
+        read_rig(Path(write(tmp_path / "chain.json", json.dumps(chain))))
+
+
+def test_of_several_cameras_one_has_to_be_chosen(tmp_path: Path) -> None:
+    name = write(tmp_path / "camchain.yaml", KALIBR)
+    with pytest.raises(ConfigError, match="has cam0 and cam1; expected one camera, or the file for --rig"):
+        read_camera(name, single=True)
+    assert read_camera(name).camera.K[0, 0] == 190.97847715128717
+    one = write(tmp_path / "one.yaml", KALIBR.partition("cam1:")[0])
+    assert read_camera(one, single=True).size == (512, 512)
+
+
 def test_rigs_in_a_file(tmp_path: Path) -> None:
-    rig, size = read_rig(Path(write(tmp_path / "camchain.yaml", KALIBR)))
-    assert (rig.t.tolist(), rig.left.model, size) == ([-0.10106, 0.0019, 0.001], "fisheye", (512, 512))
-    assert rig.right.K[0, 0] == 190.4
-    camera = {"K": [[500, 0, 320], [0, 500, 240], [0, 0, 1]]}
-    R = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
-    document = {"camera": camera, "stereo": {"camera": camera, "R": R, "t": [-0.2, 0, 0]}}
-    rig, size = read_rig(Path(write(tmp_path / "rig.json", json.dumps(document))))
-    assert (rig.t.tolist(), rig.left.K[0, 0], size) == ([-0.2, 0, 0], 500, None)
+    (c, s) = np.cos(0.3), np.sin(0.3)
+    R = [[c, -s, 0], [s, c, 0], [0, 0, 1]]
+    text = KALIBR.replace("[1.0, 0.0, 0.0, -0.10106]", f"[{c}, {-s}, 0.0, -0.10106]")
+    text = text.replace("[0.0, 1.0, 0.0, 0.0019]", f"[{s}, {c}, 0.0, 0.0019]").replace("190.4, 190.4", "191, 192")
+    text = text[: text.rindex("512")] + "500]\n"
+    rig, sizes = read_rig(Path(write(tmp_path / "camchain.yaml", text)))
+    assert (rig.t.tolist(), rig.left.model, sizes) == ([-0.10106, 0.0019, 0.001], "fisheye", ((512, 512), (512, 500)))
+    assert (rig.R.tolist(), rig.right.K[1, 1]) == (R, 192)
+    camera, other = ({"K": [[focal, 0, 320], [0, focal, 240], [0, 0, 1]]} for focal in (500, 510))
+    document = {"camera": camera, "stereo": {"camera": other, "R": R, "t": [-0.2, 0, 0]}}
+    rig, sizes = read_rig(Path(write(tmp_path / "rig.json", json.dumps(document))))
+    assert (rig.t.tolist(), rig.R.tolist(), sizes) == ([-0.2, 0, 0], R, (None, None))
+    assert (rig.left.K[0, 0], rig.right.K[0, 0]) == (500, 510)
 
 
 @pytest.mark.parametrize(

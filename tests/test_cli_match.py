@@ -7,6 +7,8 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -320,3 +322,37 @@ def test_bad_images_as_either_image(
         assert str(bad) in message
         assert reason in message
     assert not (tmp_path / "out.png").exists()
+
+
+# ---- cameras ---------------------------------------------------------------------------------------------------
+
+
+def test_cameras_come_from_files_too(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def pipeline(extractor: object, config: object, cameras: object) -> FakePipeline:
+        given.append(cameras)
+        return FakePipeline("none")
+
+    stand_in = SimpleNamespace(device="cpu", name="fake", descriptor_dim=4)
+    monkeypatch.setattr("frontend.extractor.SuperPoint.from_pretrained", lambda *_, **__: stand_in)
+    monkeypatch.setattr("frontend.matching.load_matcher_of", lambda *_, **__: None)
+    monkeypatch.setattr("frontend.pipeline.MatchPipeline", pipeline)
+    image = image_file(tmp_path / "a.png", 60)
+    file = tmp_path / "sensor.yaml"
+    file.write_text("intrinsics: [50, 51, 20, 15]\ndistortion_coefficients: [0.1, 0, 0, 0]\nresolution: [40, 30]\n")
+    essential = ["--geometry", "essential", "--camera0"]
+    assert run(image, image, *essential, file) == 0
+    assert run(image, image, *essential, "60,61,20,15", "--camera1", file) == 0
+    assert [[(camera.K[0, 0], camera.distortion) for camera in pair] for pair in given] == [
+        [(50, (0.1, 0, 0, 0))] * 2,
+        [(60, ()), (50, (0.1, 0, 0, 0))],
+    ]
+    capfd.readouterr()
+    assert "nowhere.yaml: No such file" in refused(capfd, image, image, *essential, tmp_path / "nowhere.yaml")
+    before = file.read_bytes()
+    line = refused(capfd, image, image, *essential, file, "--json", file)
+    assert f"{file}: --json would overwrite an input" in line
+    assert file.read_bytes() == before

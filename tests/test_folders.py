@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from frontend.errors import DataError
-from frontend.folders import find_images
+from frontend.folders import find_images, read_ahead
 
 
 def touch(*paths: Path) -> None:
@@ -53,3 +53,11 @@ def test_no_folder_and_no_image(tmp_path: Path) -> None:
     for name, reason in (("nowhere", "is missing"), ("file", "is a file"), ("empty", "has no image")):
         with pytest.raises(DataError, match=reason):
             find_images(tmp_path / name)
+
+
+def test_an_item_is_named_by_who_reads_it() -> None:
+    def read(item: tuple[str, list[int]]) -> None:
+        raise MemoryError
+
+    ((_, found),) = read_ahead(read, [("a.png", [1, 2, 3])], name=lambda item: item[0])
+    assert str(found) == "a.png: out of memory"

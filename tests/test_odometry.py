@@ -10,7 +10,8 @@ import pytest
 from test_tracking import SIZE, STEP, K
 
 from frontend.camera import Camera
-from frontend.odometry import StereoOdometry, camera_to_world, pose_of_points, quaternion_of
+from frontend.odometry import StereoOdometry, camera_to_world, pose_of_points
+from frontend.relative_pose import quaternion_of
 from frontend.stereo import StereoRig
 from frontend.tracking import Tracker
 from frontend.types import Features, Pose

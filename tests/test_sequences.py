@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -73,6 +74,51 @@ def test_kitti_has_seconds_in_a_line_for_each_image(tmp_path: Path, below: str, 
     (tmp_path / "times.txt").write_text("0\n1\n")
     with pytest.raises(DataError, match="2 stamps for 3 images"):
         open_source(tmp_path / below)
+    assert [level for _, level in told(open_source(tmp_path / below, fps=10))] == [base, base + 1, base + 2]
+
+
+def test_images_of_kitti_that_are_missing_leave_the_others_their_stamps(tmp_path: Path) -> None:
+    for n in (0, 2, 3):
+        write(tmp_path / "image_0" / f"{n:06d}.png", n)
+    (tmp_path / "times.txt").write_text("0\n0.1\n0.2\n0.3\n")
+    assert told(open_source(tmp_path)) == [(0, 0), (200000000, 2), (300000000, 3)]
+    write(tmp_path / "image_0" / "000004.png", 4)
+    write(tmp_path / "image_0" / "000005.png", 5)
+    with pytest.raises(DataError, match="4 stamps for 5 images"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("way", ["there", "link"])
+@pytest.mark.parametrize("kind", ["euroc", "tum", "kitti"])
+def test_the_list_above_is_found_by_any_name_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, way: str
+) -> None:
+    home = tmp_path / "set"
+    folder = home / {"euroc": "data", "tum": "rgb", "kitti": "image_1"}[kind]
+    listed = {"euroc": "data.csv", "tum": "rgb.txt", "kitti": "times.txt"}[kind]
+    write(folder / "0.png", 7)
+    (home / listed).write_text({"euroc": "5000000000,0.png\n", "tum": "5 rgb/0.png\n", "kitti": "5\n"}[kind])
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    source = open_source(Path(".") if way == "there" else tmp_path / "link")
+    assert told(source) == [(5_000_000_000, 7)]
+    assert {os.path.realpath(path) for path in source.files} == {str(home / listed), str(folder / "0.png")}
+
+
+def test_a_rate_gets_past_a_bad_list(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "1.png", 1)
+    write(tmp_path / "data" / "2.png", 2)
+    for rows in ("x,1.png\ny,2.png\n", "5,1.png\n5,2.png\n"):
+        (tmp_path / "data.csv").write_text(rows)
+        assert told(open_source(tmp_path, fps=10)) == [(0, 1), (100000000, 2)]
+
+
+def test_lists_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    write(tmp_path / "rgb" / "1.png", 1)
+    (tmp_path / "rgb.txt").write_bytes("\ufeff# color\n5 rgb/1.png\n".encode())
+    assert told(open_source(tmp_path)) == [(5_000_000_000, 1)]
+    (tmp_path / "rgb.txt").write_bytes("\ufeff5 rgb/1.png\n".encode())
+    assert told(open_source(tmp_path)) == [(5_000_000_000, 1)]
 
 
 def test_names_may_be_stamps(tmp_path: Path) -> None:
@@ -160,7 +206,7 @@ def test_a_video_has_its_rate(tmp_path: Path) -> None:
         (lambda p: p / "nowhere", "no such folder or file"),
         (lambda p: write(p / "a.png"), "is an image"),
         (lambda p: (p / "empty").mkdir() or p / "empty", "has no image"),
-        (lambda p: (p / "a.mp4").write_bytes(b"") or p / "none.mp4", "no such folder or file"),
+        (lambda p: (p / "a.mp4").write_bytes(b"") or p / "a.mp4", "is no video"),
         (lambda p: (p / "a.mp4").write_bytes(b"x" * 999) and p / "a.mp4", "is no video"),
         (lambda p: Path("/dev/null"), "is no regular file"),
     ],
@@ -192,9 +238,9 @@ def test_lists_that_are_none(tmp_path: Path, rows: str, reason: str | None) -> N
         open_source(tmp_path)
 
 
-def folder_of(names: list[str], stamps: list[int] | None = None) -> ImageFolder:
+def folder_of(names: list[str], stamps: list[int] | None = None, home: str = "right") -> ImageFolder:
     listed = stamps or [n * 10**9 for n in range(len(names))]
-    return ImageFolder("left", "stamps", stamps is not None, [Path(name) for name in names], listed)
+    return ImageFolder(home, "stamps", stamps is not None, [Path(name) for name in names], listed)
 
 
 def paired(left: ImageFolder, right: ImageFolder) -> list[str | None]:
@@ -204,16 +250,37 @@ def paired(left: ImageFolder, right: ImageFolder) -> list[str | None]:
 
 def test_pairs_are_found_by_stamps_names_or_numbers() -> None:
     second = 10**9
-    left = folder_of(["a", "b", "c"], [second, 2 * second, 3 * second])
+    left = folder_of(["a", "b", "c"], [second, 2 * second, 3 * second], "left")
     right = folder_of(["x", "y", "z"], [0, second + 900_000, 3 * second - 900_000])
     assert paired(left, right) == ["y", None, "z"]
     assert paired(left, folder_of(["x"], [2 * second])) == [None, "x", None]
     with pytest.raises(DataError, match="no image has the stamp of one of left"):
         pair_up(left, folder_of(["x", "y"], [5 * second, 6 * second]))
-    assert paired(folder_of(["a", "b"]), folder_of(["b", "c"])) == [None, "b"]
-    assert paired(folder_of(["l1", "l2"]), folder_of(["r1", "r2"])) == ["r1", "r2"]
+    assert paired(folder_of(["a", "b"], home="left"), folder_of(["b", "c"])) == [None, "b"]
+    numbered = folder_of(["l1", "l2"], home="left")
+    assert paired(numbered, folder_of(["r1", "r2"])) == ["r1", "r2"]
     with pytest.raises(DataError, match="has 1 images, left 2"):
-        pair_up(folder_of(["l1", "l2"]), folder_of(["r1"]))
+        pair_up(numbered, folder_of(["r1"]))
+
+
+def test_a_pair_has_two_sides(tmp_path: Path) -> None:
+    folder, path = euroc(tmp_path), video(tmp_path / "a.avi", [10, 20])
+    (tmp_path / "link").symlink_to(folder / "data")
+    (tmp_path / "b.avi").symlink_to(path)
+    for left, right in ((tmp_path, folder), (folder, tmp_path / "link"), (path, tmp_path / "b.avi")):
+        with pytest.raises(DataError, match="is the left one, too; expected the images of another camera"):
+            pair_up(open_source(left), open_source(right))
+
+
+def test_videos_of_a_pair_have_one_rate(tmp_path: Path) -> None:
+    left, near, far = (video(tmp_path / f"{fps}.avi", [10, 20], fps=fps) for fps in (25.0, 25.1, 30.0))
+    with pytest.raises(DataError, match=r"30 frames a second, .*25 frames a second; expected the same, or --fps"):
+        pair_up(open_source(left), open_source(far))
+    for fps, right in ((None, near), (10, far)):
+        pair = pair_up(open_source(left, fps=fps), open_source(right, fps=fps))
+        other = pair(next(open_source(left, fps=fps).frames()))
+        assert other is not None
+        assert other.name == f"{right}: frame 0"
 
 
 def test_a_mask_is_where_an_image_is_not_black(tmp_path: Path) -> None:

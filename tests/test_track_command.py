@@ -16,10 +16,21 @@ import numpy as np
 import pytest
 from processes import LONGEST_S, start_python
 from test_tracking import SIZE
-from track_standins import BASELINE_M, STEP_M, WorldBackend, world_extractor, write_picture
+from track_standins import (
+    BASELINE_M,
+    FIRST_NS,
+    STEP_M,
+    STEP_NS,
+    WorldBackend,
+    euroc,
+    refused,
+    run,
+    world_extractor,
+    write_picture,
+    write_video,
+)
 
 from frontend.camera import Camera
-from frontend.cli.main import main
 from frontend.cli.track import TRACK_OPTIONS
 from frontend.extractor import ExtractorConfig, SuperPoint
 from frontend.image import read_image
@@ -28,40 +39,11 @@ from frontend.tracking import Tracker, TrackerConfig
 from frontend.types import TrackedFrame
 
 CAMERA = "500,500,319.5,239.5"
-FIRST_NS, STEP_NS = 1403636579763555584, 50_000_000
 
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("frontend.extractor.SuperPoint.from_pretrained", world_extractor)
-
-
-def run(*arguments: object) -> int:
-    return main(["track", *(str(argument) for argument in arguments)])
-
-
-def refused(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a command that has to fail on its input; return the one line that it prints."""
-    try:
-        code = run(*arguments)
-    except SystemExit as ended:  # argparse
-        code = int(str(ended.code))
-    printed = capfd.readouterr()
-    assert code == 2
-    assert printed.err.count("\n") == 1, printed.err
-    assert printed.err.startswith("superpoint track: ")
-    return printed.err
-
-
-def euroc(root: Path, numbers: range = range(12), camera: str = "cam0") -> Path:
-    """A folder as EuRoC's, of what stands for the places of a camera."""
-    folder = root / "mav0" / camera
-    stamps = [FIRST_NS + n * STEP_NS for n in numbers]
-    for n, stamp in zip(numbers, stamps, strict=True):
-        write_picture(folder / "data" / f"{stamp}.png", n, right=camera == "cam1")
-    rows = "".join(f"{stamp},{stamp}.png\n" for stamp in stamps)
-    (folder / "data.csv").write_text(f"#timestamp [ns],filename\n{rows}")
-    return folder
 
 
 def read_rows(path: Path) -> dict[int, list[dict[str, str]]]:
@@ -200,11 +182,7 @@ def test_a_pair_without_calibration_has_pixels_alone(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("stand_in")
 def test_a_video_in_and_a_video_out(tmp_path: Path) -> None:
-    path = tmp_path / "a walk.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 20, SIZE)
-    for n in range(8):
-        writer.write(cv2.cvtColor(read_image(write_picture(tmp_path / "p.png", n)), cv2.COLOR_GRAY2BGR))
-    writer.release()
+    path = write_video(tmp_path / "a walk.avi", range(8), 20)
     out, drawn = tmp_path / "t.csv", tmp_path / "drawn.mp4"
     assert run(path, "--out", out, "--video", drawn, "--every", 2, "--limit", 3) == 0
     found = read_rows(out)

@@ -29,7 +29,7 @@ from frontend.cli.match_outputs import (
 )
 from frontend.cli.options import Parser
 from frontend.cli.report import Report, Row, summary, table, to_json
-from frontend.errors import FrontendError, ImageError, is_lack_of_memory
+from frontend.errors import ConfigError, FrontendError, ImageError, is_lack_of_memory
 from frontend.terminal import emit
 
 if TYPE_CHECKING:
@@ -104,8 +104,10 @@ def build_parser() -> argparse.ArgumentParser:
     kinds = ("homography", "fundamental", "essential", "none")
     add("--geometry", choices=kinds, default="homography", help="[%(default)s]")
     camera = "fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]] (or fisheye:fx,fy,cx,cy,k1,k2,k3,k4)"
-    add("--camera0", metavar="CAMERA", help=f"camera of IMG0, {camera} in pixels; --geometry essential needs it")
-    add("--camera1", metavar="CAMERA", help="camera of IMG1 [that of IMG0]")
+    file = "or a file (.yaml, .yml, .json) of EuRoC, ROS or Kalibr, or JSON as the service takes it"
+    needed = "--geometry essential needs it"
+    add("--camera0", metavar="CAMERA|FILE", help=f"camera of IMG0, {camera} in pixels, {file}; {needed}")
+    add("--camera1", metavar="CAMERA|FILE", help="camera of IMG1 [that of IMG0]")
     pixels = _number(float, 1e-3, 1e4, "a number of pixels above 0")
     add("--ransac-threshold", metavar="PX", type=pixels, default=3.0, help="inlier distance, pixels [%(default)s]")
     add("--device", metavar="auto|cpu|cuda|cuda:N", type=_device, default="auto", help="[%(default)s]")
@@ -146,6 +148,8 @@ def _run(args: argparse.Namespace) -> int:
     watch = _Stopwatch()
     paths, many = _targets(args)
     check_outputs(args, [args.image0, *paths], many)
+    if args.json and os.path.realpath(args.json) in {os.path.realpath(c) for c in (args.camera0, args.camera1) if c}:
+        raise ConfigError(f"{args.json}: --json would overwrite an input")
     return _run_many(args, paths) if many else _run_pair(args, paths[0], watch)
 
 
@@ -217,15 +221,15 @@ def _load(args: argparse.Namespace, brief: bool) -> MatchPipeline:
         WeightsError: the model or its learned matcher is unknown, or the file is bad.
         RegistryError: the matcher is unknown.
     """
-    from frontend.camera import Camera
+    from frontend.calibration import read_camera
     from frontend.extractor import ExtractorConfig, SuperPoint
     from frontend.matching import load_matcher_of
     from frontend.pipeline import MatchPipeline, PipelineConfig
 
     cameras = None
     if args.camera0 is not None:
-        camera0 = Camera.parse(args.camera0)
-        cameras = (camera0, camera0 if args.camera1 is None else Camera.parse(args.camera1))
+        camera0 = read_camera(args.camera0).camera
+        cameras = (camera0, camera0 if args.camera1 is None else read_camera(args.camera1).camera)
     extractor = SuperPoint.from_pretrained(
         args.model,
         device=args.device,

@@ -17,6 +17,7 @@ from frontend.cli.extract import EXTRACT_OPTIONS
 from frontend.cli.options import Option, add_options, resolve_options
 
 if TYPE_CHECKING:
+    from frontend.calibration import Size
     from frontend.camera import Camera
     from frontend.cli.track_outputs import TrackOutputs
     from frontend.cli.track_reader import FrameReader
@@ -45,7 +46,8 @@ _TAKEN = (
         "are none",
     ),
 )
-TRACK_OPTIONS = (*_TAKEN, *(option for option in EXTRACT_OPTIONS if option.name not in ("half", "batch")), *_POLICY)
+_OF_FOLDERS = ("half", "batch", "stored_orientation")  # settings of superpoint extract alone
+TRACK_OPTIONS = (*_TAKEN, *(option for option in EXTRACT_OPTIONS if option.name not in _OF_FOLDERS), *_POLICY)
 
 _DESCRIPTION = """\
 Track keypoints through a folder of images or a video: the front-end of a SLAM system, its result in a CSV file.
@@ -53,6 +55,11 @@ Track keypoints through a folder of images or a video: the front-end of a SLAM s
 SOURCE is a folder of EuRoC (mav0/cam0, with data.csv), TUM (with rgb.txt) or KITTI (with times.txt), a folder of images
 whose names are stamps (nanoseconds, or seconds with a point) or numbers, or a video file. Images that cannot be read
 are told and left out; the sequence goes on without them.
+
+Calibrations are numbers or files: EuRoC's sensor.yaml, ROS's camera_info (as a file, or a message as it is echoed),
+Kalibr's camchain, or JSON as the service takes it. Images as the cameras took them need --rig, or --camera and
+--right-camera with files that tell T_BS. --baseline is for rectified pairs: where ROS's files have a projection matrix
+that is taken, without distortion; other cameras must have no distortion, and none may tell T_BS.
 """
 _EPILOG = """\
 the CSV file, a row for each keypoint of each frame, best score first:
@@ -103,12 +110,12 @@ def add_parser(subparsers: Any) -> None:
     add(
         "--camera",
         metavar="CAMERA|FILE",
-        help="fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]] in pixels, fisheye:fx,fy,cx,cy,k1,k2,k3,k4, or a file: EuRoC's "
-        "sensor.yaml, ROS's camera_info, Kalibr's camchain, JSON as the service takes it",
+        help="fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]] in pixels, fisheye:fx,fy,cx,cy,k1,k2,k3,k4, or a file (.yaml, "
+        ".yml, .json)",
     )
     add("--right", type=Path, metavar="SOURCE", help="the right images of a stereo pair")
     add("--right-camera", metavar="CAMERA|FILE", help="as --camera [the left one]")
-    add("--baseline", type=float, metavar="M", help="of a rectified pair, metres; else files of both cameras tell it")
+    add("--baseline", type=float, metavar="M", help="of a rectified pair, metres; see above")
     add("--rig", type=Path, metavar="FILE", help="both cameras: Kalibr's camchain, or JSON as POST /v1/sequences")
     add("--mask", type=Path, metavar="IMAGE", help="no keypoints where this image is black, in the (left) images")
     add_options(parser, TRACK_OPTIONS)
@@ -116,7 +123,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from frontend.cli.track_outputs import STDOUT, TrackOutputs, check_outputs
+    from frontend.cli.track_outputs import STDOUT, TrackOutputs, check_inputs, check_outputs
     from frontend.cli.track_reader import FrameReader, quiet_libraries
     from frontend.cli.track_report import TrackReport
     from frontend.errors import ConfigError, FrontendError
@@ -134,23 +141,26 @@ def _run(args: argparse.Namespace) -> int:
     for name in ("resize", "white"):
         values[name] = values[name] or None
     config = ExtractorConfig(**values)
-    camera, rig, size = _calibration(args)
+    camera, rig, (size, right_size) = _calibration(args)
     if args.poses is not None and rig is None:
         raise ConfigError(
             "--poses is given without a stereo rig (--right, and --rig, --baseline or two camera files); expected one, "
             "as one camera's translations have no length"
         )
     outputs = [("--out", args.out), ("--poses", args.poses), ("--video", args.video), ("--json", args.json)]
-    inputs = (args.camera, args.right_camera, args.rig, args.mask, args.source, args.right)
+    inputs = [args.camera, args.right_camera, args.rig, args.mask, args.source, args.right, args.config]
+    inputs += [args.model] if Path(args.model).is_file() else []
     check_outputs(outputs, [None if name is None else str(name) for name in inputs])
     with quiet_libraries():
         source = open_source(args.source, fps=fps or None, white=config.white)
         right = None if args.right is None else open_source(args.right, fps=fps or None, white=config.white)
+        check_inputs(outputs, [*source.files, *([] if right is None else right.files)])
         reader = FrameReader(
             source,
             right,
             mask=None if args.mask is None else read_mask(args.mask),
             size=size,
+            right_size=right_size,
             keep_images=args.video is not None,
         )
         extractor = SuperPoint.from_pretrained(args.model, config=config, **where)
@@ -208,8 +218,8 @@ def _check(args: argparse.Namespace, values: dict[str, Any]) -> None:
         raise ConfigError(f"{args.video}: is no name of a video; expected one that ends in .mp4")
 
 
-def _calibration(args: argparse.Namespace) -> tuple[Camera | None, StereoRig | None, tuple[int, int] | None]:
-    """The camera, the rig, and the size of the images where a file tells it.
+def _calibration(args: argparse.Namespace) -> tuple[Camera | None, StereoRig | None, tuple[Size | None, Size | None]]:
+    """The camera, the rig, and the sizes of the left and right images where files tell them.
 
     Raises:
         ConfigError: what is given does not go together, or is no camera.
@@ -224,17 +234,18 @@ def _calibration(args: argparse.Namespace) -> tuple[Camera | None, StereoRig | N
     if args.rig is not None:
         if len(given) > 1 or args.camera is not None:
             raise ConfigError("--rig is given with another calibration; expected it alone, as it has both cameras")
-        rig, size = read_rig(args.rig)
-        return rig.left, rig, size
+        rig, sizes = read_rig(args.rig)
+        return rig.left, rig, sizes
     if args.camera is None:
         if given:
             raise ConfigError(f"{given[0]} is given without --camera; expected both")
-        return None, None, None
+        return None, None, (None, None)
     left = read_camera(args.camera)
     if not given:
-        return left.camera, None, left.size
-    right = left if args.right_camera is None else read_camera(args.right_camera)
-    return left.camera, rig_of(left, right, args.baseline), left.size
+        return left.camera, None, (left.size, None)
+    right = left if args.right_camera is None else read_camera(args.right_camera, single=True)
+    rig = rig_of(left, right, args.baseline)
+    return rig.left, rig, (left.size, right.size)
 
 
 @contextmanager
@@ -278,6 +289,7 @@ def _follow(
         FrontendError: a frame does not continue the sequence, or none can be read.
         KeyboardInterrupt: the process has been asked to end.
     """
+    from frontend.cli.track_reader import one_line
     from frontend.errors import DataError, FrontendError, ImageError
     from frontend.progress import Progress
 
@@ -288,17 +300,18 @@ def _follow(
                 raise KeyboardInterrupt
             if extracted is None:
                 if total is not None and progress.done < 0.98 * total:
-                    progress.write(f"{PROG}: {reader.source.name} ends after {progress.done} of {total} frames")
+                    text = f"{PROG}: {reader.source.name} ends after {progress.done} of {total} frames"
+                    progress.write(one_line(text))
                 break
             if isinstance(extracted, ImageError):
                 reader.skipped += 1
-                progress.write(f"{PROG}: skipped {extracted}")
+                progress.write(one_line(f"{PROG}: skipped {extracted}"))
             elif isinstance(extracted, FrontendError):
                 raise extracted
             else:
                 if extracted.problem:
                     reader.alone += 1
-                    progress.write(f"{PROG}: tracked without its right image: {extracted.problem}")
+                    progress.write(one_line(f"{PROG}: tracked without its right image: {extracted.problem}"))
                 files.add(tracker.update(extracted.left, frame.stamp_ns, extracted.right), extracted.image)
             progress.update()
     if not files.statistics.frames:

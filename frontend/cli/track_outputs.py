@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -115,6 +115,10 @@ class TrackOutputs:
             if whole and self.statistics.frames:
                 for file in self._files:
                     file.keep()
+        except OSError as failure:
+            # by the name that the user knows
+            failure.filename = next((f.name for f in self._files if str(f.path) == failure.filename), failure.filename)
+            raise
         finally:
             for file in self._files:
                 file.drop()  # those that have been kept are no longer there
@@ -191,3 +195,24 @@ def check_outputs(outputs: Iterable[tuple[str, str | None]], inputs: Iterable[st
             raise ConfigError(f"{name}: {parent} is a file; expected a folder")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise ConfigError(f"{name}: {parent} cannot be written; expected a folder that can")
+
+
+def check_inputs(outputs: Iterable[tuple[str, str | None]], files: Sequence[Path]) -> None:
+    """Refuse outputs that are among the files of a sequence: its list, its images, or the video.
+
+    Args:
+        outputs: option and name of each; no name where it is not wanted.
+        files: of the sequence; may be very many.
+
+    Raises:
+        ConfigError: with the file.
+    """
+    # a file that is not there can be no input, and few outputs are there: then all of the images are looked at
+    names = [(option, name) for option, name in outputs if name not in (None, STDOUT)]
+    held = [(option, name, os.stat(name)) for option, name in names if name is not None and os.path.isfile(name)]
+    for path in files if held else ():
+        with suppress(OSError, ValueError):  # one that is missing is told when it is read
+            found = path.stat()
+            for option, name, state in held:
+                if os.path.samestat(state, found):
+                    raise ConfigError(f"{name}: {option} would overwrite an input")

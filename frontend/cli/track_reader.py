@@ -64,6 +64,7 @@ class FrameReader:
         right: of the right images.
         mask: (H, W) where keypoints may be.
         size: (width, height) that the frames have to have, as the calibration says.
+        right_size: the same of the right images.
         keep_images: whether frames come with their images.
 
     Raises:
@@ -78,6 +79,7 @@ class FrameReader:
         *,
         mask: _Image | None = None,
         size: tuple[int, int] | None = None,
+        right_size: tuple[int, int] | None = None,
         keep_images: bool = False,
     ) -> None:
         self.source = source
@@ -86,7 +88,8 @@ class FrameReader:
         self._size_of = "the calibration says"
         self._right = right
         self._pair = None if right is None else pair_up(source, right)
-        self._right_size: tuple[int, int] | None = None
+        self._right_size = right_size
+        self._right_size_of = "the calibration says"
         self._mask = mask
         if mask is not None:
             given = (mask.shape[1], mask.shape[0])
@@ -116,7 +119,8 @@ class FrameReader:
         read, extract = partial(self._read, extractor), partial(_extract, extractor)
         frames = islice(self.source.frames(), 0, None, every)
         wanted = islice(frames, limit) if limit else frames
-        for (frame, _), found in read_ahead(extract, read_ahead(read, wanted), ahead=_AHEAD):
+        taken = read_ahead(read, wanted, name=lambda frame: frame.name)
+        for (frame, _), found in read_ahead(extract, taken, ahead=_AHEAD, name=lambda item: item[0].name):
             yield frame, found
 
     def _read(self, extractor: SuperPoint, frame: SourceFrame) -> _Taken | None:
@@ -145,9 +149,11 @@ class FrameReader:
         if image is None:
             return None, f"{self._right.name} has ended"
         size = (image.shape[1], image.shape[0])
-        self._right_size = self._right_size or size
+        if self._right_size is None:
+            self._right_size, self._right_size_of = size, "those before"
         if size != self._right_size:
-            raise SequenceError(f"{other.name}: is {_by(size)}; expected {_by(self._right_size)}, as those before")
+            expected = f"{_by(self._right_size)}, as {self._right_size_of}"
+            raise SequenceError(f"{other.name}: is {_by(size)}; expected {expected}")
         return extractor.prepare(image), ""
 
 
@@ -169,6 +175,11 @@ def _features(extractor: SuperPoint, prepared: Prepared) -> Features:
 
 def _by(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
+
+
+def one_line(text: str) -> str:
+    """A line about a frame; names of files may have line breaks."""
+    return " ".join(text.splitlines())
 
 
 @contextmanager

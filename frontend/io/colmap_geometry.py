@@ -6,15 +6,14 @@ Format"); its matrices are row by row.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import IntEnum
 
-import cv2
 import numpy as np
 
 from frontend.camera import Camera
 from frontend.errors import ConfigError
+from frontend.relative_pose import quaternion_of
 from frontend.types import Essential, Float64Array, Fundamental, Homography
 
 PIXEL_CENTRE = 0.5
@@ -128,19 +127,10 @@ def two_view(geometry: Homography | Fundamental | Essential, camera: Camera | No
     if isinstance(geometry, Fundamental):
         return TwoView(Configuration.UNCALIBRATED, F=_FROM_COLMAP.T @ geometry.matrix @ _FROM_COLMAP)
     F = None
-    if camera is not None and not any(camera.distortion):
-        # with distortion there is no such matrix of pixels
+    if camera is not None and camera.model == "opencv" and not any(camera.distortion):
+        # with distortion there is no such matrix of pixels; a fisheye has some whatever its parameters
         back = np.linalg.inv(_TO_COLMAP @ camera.K)
         F = back.T @ geometry.matrix @ back
         F /= np.linalg.norm(F)
-    qvec = None if geometry.R is None else _quaternion(geometry.R)
+    qvec = None if geometry.R is None else np.roll(quaternion_of(geometry.R), 1)
     return TwoView(Configuration.CALIBRATED, F=F, E=geometry.matrix, qvec=qvec, tvec=geometry.t)
-
-
-def _quaternion(rotation: Float64Array) -> Float64Array:
-    """(w, x, y, z) of unit norm of a rotation matrix."""
-    axis: Float64Array = np.asarray(cv2.Rodrigues(rotation)[0], np.float64).ravel()
-    angle = float(np.linalg.norm(axis))
-    # sin(a/2) / a goes to 1/2 with the angle
-    scale = math.sin(angle / 2) / angle if angle > 0 else 0.5
-    return np.array([math.cos(angle / 2), *(scale * axis)])
