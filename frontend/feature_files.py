@@ -17,7 +17,7 @@ from frontend.extraction import Prepared
 from frontend.extractor import SuperPoint
 from frontend.folders import check_settings, find_images, output_path, read_ahead, reading_npz
 from frontend.image import quiet_decoders, read_image
-from frontend.masks import MaskOf, masks_of
+from frontend.masks import MaskOf, check_masks, masks_of
 from frontend.progress import Progress
 from frontend.terminal import own_stderr
 from frontend.types import Features
@@ -39,7 +39,7 @@ def extract_files(
         batch: images that go through the network together, where neighbours in ``paths`` have one padded size. More
             than 1 gains on a GPU and next to nothing on a CPU.
         read: reads an image, in a thread of its own; :func:`frontend.image.read_image` where None.
-        mask_of: gives an image's mask, in that thread, see :func:`frontend.masks.masks_of`; anywhere where None.
+        mask_of: gives an image's mask, in that thread, see :class:`frontend.masks.Masks`; anywhere where None.
 
     Yields:
         Each path with its features, or with the error of an image that cannot be read or is too large for the memory,
@@ -184,6 +184,7 @@ class ExtractionReport:
         keypoints: of those extracted, in all.
         failed: one line for each image that could not be read.
         damaged: of those extracted, how many have pixels that are not the photograph's, as their decoder says.
+        masked: of all, how many have a mask in the folder of masks; None where there is no such folder.
     """
 
     extracted: int = 0
@@ -191,14 +192,17 @@ class ExtractionReport:
     keypoints: int = 0
     failed: list[str] = field(default_factory=list)
     damaged: int = 0
+    masked: int | None = None
 
     def summary(self) -> str:
         """One line."""
         mean = round(self.keypoints / self.extracted) if self.extracted else 0
         damaged = f"; parts of {self.damaged} are damaged" if self.damaged else ""
+        images = self.extracted + self.kept + len(self.failed)
+        masked = "" if self.masked is None else f"; {self.masked} of {images} have masks"
         return (
             f"extracted {self.extracted} images with {mean} keypoints each; {self.kept} had features; "
-            f"{len(self.failed)} skipped as unreadable{damaged}"
+            f"{len(self.failed)} skipped as unreadable{damaged}{masked}"
         )
 
 
@@ -211,6 +215,7 @@ def extract_folder(
     half: bool = False,
     weights_sha256: str | None = None,
     masks: Path | None = None,
+    oriented: bool = True,
 ) -> ExtractionReport:
     """Extract all images below a folder; go on where an earlier run stopped.
 
@@ -226,28 +231,35 @@ def extract_folder(
         half: see :func:`write_features`.
         weights_sha256: of the model's weight file, recorded with the settings where it is known.
         masks: see :func:`frontend.masks.masks_of`.
+        oriented: whether images and masks are turned as EXIF says, see :func:`frontend.image.decode_image`.
 
     Raises:
         ConfigError: batch is less than 1.
         ImageError: the mask of all images cannot be read.
-        DataError: there are no images or no masks, or ``out`` holds features made with other settings.
+        DataError: there are no images or no masks, or ``out`` holds features made with other settings or masks.
     """
     _check_batch(batch)  # before anything is recorded
     names = find_images(images)
-    mask_of, masked = (None, None) if masks is None else masks_of(images, masks)
+    masked = None if masks is None else masks_of(images, masks, names, oriented=oriented)
     out.mkdir(parents=True, exist_ok=True)
     made_with = {"model": extractor.name, "weights_sha256": weights_sha256, "half": half, **asdict(extractor.config)}
-    later = {"precision": extractor.precision, "masks": masked}
-    check_settings(out, {**made_with, **later}, "features", unstated={**later, "masks": None})
+    unstated = {"precision": extractor.precision, "masks": None, "stored_orientation": False}
+    later = {**unstated, "masks": None if masked is None else masked.said, "stored_orientation": not oriented}
+    check_settings(out, {**made_with, **later}, "features", unstated=unstated)
     todo = [name for name in names if not output_path(out, name).is_file()]
     report = ExtractionReport(kept=len(names) - len(todo))
+    if masked is not None and masked.files is not None:
+        report.masked = masked.masked
+        kept = set(masked.files).difference(name.as_posix() for name in todo)
+        check_masks(out, masked.files, kept)
     for folder in {output_path(out, name).parent for name in todo}:
         remove_leftovers(folder)
+    mask_of = None if masked is None else masked.mask_of
     damage: dict[Path, str] = {}
 
     def read(path: Path) -> NDArray[np.uint8]:
         with quiet_decoders() as lines:
-            image = read_image(path, white=extractor.config.white)
+            image = read_image(path, white=extractor.config.white, oriented=oriented)
         if lines:
             damage[path] = lines[0]
         return image

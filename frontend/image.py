@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frontend.errors import ConfigError, ImageError, ShapeError, is_lack_of_memory
-from frontend.image_header import HeaderError, check_complete, header_size, is_heif
+from frontend.image_header import HeaderError, check_complete, header_size, is_heif, tiff_orientation
 from frontend.types import Float32Array
 
 Image = NDArray[Any]
@@ -43,7 +43,7 @@ _FLOAT_SLACK = 0.25  # what interpolation may overshoot [0, 1] by before the ran
 
 
 def read_image(
-    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, white: int | None = None
+    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, white: int | None = None, oriented: bool = True
 ) -> NDArray[np.uint8]:
     """Read an image file in any format that OpenCV reads.
 
@@ -51,6 +51,7 @@ def read_image(
         path: the file.
         max_pixels: refuse larger images, by their header, before memory is spent on them.
         white: of deep pixels, see :func:`to_uint8`.
+        oriented: see :func:`decode_image`.
 
     Returns:
         See :func:`decode_image`.
@@ -72,7 +73,7 @@ def read_image(
         raise ImageError(f"{name}: cannot be read ({reason})") from None
     if len(data) > limit:
         raise ImageError(f"{name}: has more than {limit} bytes, too many for an image of {max_pixels} pixels")
-    return decode_image(data, name, max_pixels=max_pixels, white=white)
+    return decode_image(data, name, max_pixels=max_pixels, white=white, oriented=oriented)
 
 
 def _read_parts(file: IO[bytes], limit: int) -> bytes:
@@ -86,19 +87,19 @@ def _read_parts(file: IO[bytes], limit: int) -> bytes:
 
 
 def decode_image(
-    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, white: int | None = None
+    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, white: int | None = None, oriented: bool = True
 ) -> NDArray[np.uint8]:
     """Decode an image held in memory.
 
-    EXIF (or TIFF) orientation is applied. Alpha is dropped, not blended: a matte would draw edges that are not
-    in the scene. Of a file with several pages the first is read. Deeper pixels become 8 bit as
-    :func:`to_uint8` says.
+    Alpha is dropped, not blended: a matte would draw edges that are not in the scene. Of a file with several pages the
+    first is read. Deeper pixels become 8 bit as :func:`to_uint8` says.
 
     Args:
         data: the encoded file.
         name: what to call it in an error message.
         max_pixels: see :func:`read_image`.
         white: the same.
+        oriented: whether EXIF (or TIFF) orientation is applied, as viewers do; else pixels stay as they are stored.
 
     Returns:
         (H, W) uint8 for a gray image, (H, W, 3) uint8 BGR for a colour one.
@@ -115,9 +116,10 @@ def decode_image(
         check_complete(data)
     except HeaderError as error:
         raise ImageError(f"{name}: {error}") from None
+    # not IMREAD_UNCHANGED, which keeps alpha, and takes another way through some decoders
+    how = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | (0 if oriented else cv2.IMREAD_IGNORE_ORIENTATION)
     try:
-        # Not IMREAD_UNCHANGED, which ignores the orientation.
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), how)
     except cv2.error as error:
         if is_lack_of_memory(error):
             raise
@@ -128,12 +130,24 @@ def decode_image(
         if size is None:
             raise ImageError(f"{name}: is not an image in a format that OpenCV reads")
         raise ImageError(f"{name}: is truncated or corrupt (a header of {size[0]} x {size[1]} without its pixels)")
-    image: Image = decoded
+    # OpenCV's TIFF decoder orients whatever it is told
+    image: Image = decoded if oriented else _stored(decoded, tiff_orientation(data))
     _check_size((image.shape[1], image.shape[0]), name, max_pixels)
     try:
         return to_uint8(image, white)
     except (ImageError, ShapeError) as error:
         raise ImageError(f"{name}: {error}") from None
+
+
+def _stored(image: Image, orientation: int) -> Image:
+    """Pixels as they were before they were oriented by one of EXIF's numbers, 1 to 8."""
+    if orientation in (2, 3, 6, 7):  # columns from the right
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):  # rows from below
+        image = image[::-1]
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    return np.ascontiguousarray(image)
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:

@@ -131,9 +131,9 @@ def _jpeg_check(data: bytes) -> None:
 
 
 def _tiff_values(data: bytes) -> dict[int, tuple[int, ...]]:
-    """Read the integer tags of the first page (size, and where strips or tiles lie); TIFF and BigTIFF."""
+    """Read the integer tags of the first page (size, orientation, where strips or tiles lie); TIFF and BigTIFF."""
     end = "<" if data[:2] == b"II" else ">"
-    wanted = {256, 257, 273, 279, 324, 325}
+    wanted = {256, 257, 273, 274, 279, 324, 325}
     big = struct.unpack_from(end + "H", data, 2)[0] == 43
     offset_code, entry_size, inline = ("Q", 20, 8) if big else ("L", 12, 4)
     (at,) = struct.unpack_from(end + offset_code, data, 8 if big else 4)
@@ -161,6 +161,15 @@ def _tiff_size(data: bytes) -> Size:
     if 256 not in tags or 257 not in tags:
         raise HeaderError("is a TIFF file without a size")
     return tags[256][0], tags[257][0]
+
+
+def tiff_orientation(data: bytes) -> int:
+    """EXIF's number of how a TIFF file's pixels are stored, 1 to 8; 1, upright, where it does not say, or is none."""
+    try:
+        (value, *_) = _tiff_values(data).get(274, (1,)) if _is_tiff(data) else (1,)
+    except (HeaderError, struct.error, LookupError, OverflowError):
+        return 1
+    return value if 1 <= value <= 8 else 1
 
 
 def _tiff_check(data: bytes) -> None:
@@ -265,10 +274,11 @@ def _starts(*magics: bytes) -> _Matcher:
     return lambda data: data.startswith(magics)
 
 
+_is_tiff = _starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _FORMATS: tuple[tuple[_Matcher, Callable[[bytes], Size], Callable[[bytes], None] | None], ...] = (
     (_starts(_PNG), _png_size, _png_check),
     (_starts(b"\xff\xd8\xff"), _jpeg_size, _jpeg_check),
-    (_starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tiff_size, _tiff_check),
+    (_is_tiff, _tiff_size, _tiff_check),
     (_starts(b"BM"), _bmp_size, None),
     (lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP", _webp_size, None),
     (_starts(b"GIF8"), _gif_size, None),

@@ -162,6 +162,25 @@ def test_exif_orientation_is_applied(make_scene, orientation: int) -> None:
     np.testing.assert_array_equal(png, oriented(image[..., 0], orientation))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pixels_stay_as_they_are_stored_on_request(make_scene, tmp_path: Path, orientation: int) -> None:
+    """As COLMAP reads them."""
+    image = make_scene(48, 80)
+    exif = PilImage.Exif()
+    exif[0x0112] = orientation
+    jpeg = as_pil(image, "JPEG", exif=exif)
+    stored = decode_image(as_pil(image, "JPEG"), "a")
+    np.testing.assert_array_equal(decode_image(jpeg, "a", oriented=False), stored)
+    (tmp_path / "a.jpg").write_bytes(jpeg)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.jpg", oriented=False), stored)
+    deep = image[..., 0].astype(np.uint16) * 257
+    for pixels, gray in ((image, image), (deep, image[..., 0])):
+        tiff = as_pil(pixels, "TIFF", tiffinfo={274: orientation})
+        np.testing.assert_array_equal(decode_image(tiff, "a", oriented=False), gray)
+    png = as_pil(deep, "PNG", exif=exif)
+    np.testing.assert_array_equal(decode_image(png, "a", oriented=False), image[..., 0])
+
+
 # ---- refusals -------------------------------------------------------------------------------------------------
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,23 +34,53 @@ from frontend.cli.main import main
 from frontend.errors import ConfigError
 from frontend.feature_files import write_features
 from frontend.io.colmap import pair_id
-from frontend.io.colmap_geometry import CameraModel, known_camera
+from frontend.io.colmap_geometry import CameraModel, known_camera, two_view
+from frontend.types import Essential, Status
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = {
-    "cameras": ["camera_id", "model", "width", "height", "params", "prior_focal_length"],
-    "images": [
-        "image_id",
-        "name",
-        "camera_id",
-        *(f"prior_{part}" for part in ("qw", "qx", "qy", "qz", "tx", "ty", "tz")),
-    ],
-    "keypoints": ["image_id", "rows", "cols", "data"],
-    "descriptors": ["image_id", "rows", "cols", "data"],
-    "matches": ["pair_id", "rows", "cols", "data"],
-    "two_view_geometries": ["pair_id", "rows", "cols", "data", "config", "F", "E", "H", "qvec", "tvec"],
-}
+# the statements of COLMAP 3.8, in src/base/database.cc
+COLMAP = """
+CREATE TABLE IF NOT EXISTS cameras (camera_id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, model INTEGER NOT NULL,
+    width INTEGER NOT NULL, height INTEGER NOT NULL, params BLOB, prior_focal_length INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS images (image_id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, name TEXT NOT NULL UNIQUE,
+    camera_id INTEGER NOT NULL, prior_qw REAL, prior_qx REAL, prior_qy REAL, prior_qz REAL, prior_tx REAL,
+    prior_ty REAL, prior_tz REAL, CONSTRAINT image_id_check CHECK(image_id >= 0 and image_id < 2147483647),
+    FOREIGN KEY(camera_id) REFERENCES cameras(camera_id));
+CREATE UNIQUE INDEX IF NOT EXISTS index_name ON images(name);
+CREATE TABLE IF NOT EXISTS keypoints (image_id INTEGER PRIMARY KEY NOT NULL, rows INTEGER NOT NULL,
+    cols INTEGER NOT NULL, data BLOB, FOREIGN KEY(image_id) REFERENCES images(image_id) ON DELETE CASCADE);
+CREATE TABLE IF NOT EXISTS descriptors (image_id INTEGER PRIMARY KEY NOT NULL, rows INTEGER NOT NULL,
+    cols INTEGER NOT NULL, data BLOB, FOREIGN KEY(image_id) REFERENCES images(image_id) ON DELETE CASCADE);
+CREATE TABLE IF NOT EXISTS matches (pair_id INTEGER PRIMARY KEY NOT NULL, rows INTEGER NOT NULL,
+    cols INTEGER NOT NULL, data BLOB);
+CREATE TABLE IF NOT EXISTS two_view_geometries (pair_id INTEGER PRIMARY KEY NOT NULL, rows INTEGER NOT NULL,
+    cols INTEGER NOT NULL, data BLOB, config INTEGER NOT NULL, F BLOB, E BLOB, H BLOB, qvec BLOB, tvec BLOB);
+"""
 PAIRS = {(first, second): 2147483647 * first + second for first in range(1, 5) for second in range(first + 1, 5)}
+
+
+def layout(path: Path) -> dict[str, object]:
+    """What a database's tables are: their columns, keys, indices, and checks."""
+    found: dict[str, object] = {}
+    for name, sql in rows_of(path, "SELECT name, sql FROM sqlite_master WHERE type = 'table'"):
+        # (unique, origin, columns); a name is given by COLMAP to one alone
+        indices = rows_of(path, f"PRAGMA index_list({name})")
+        found[name] = {
+            "columns": rows_of(path, f"PRAGMA table_info({name})"),
+            "indices": sorted((*row[2:], *rows_of(path, f"PRAGMA index_info({row[1]})")) for row in indices),
+            "named": sorted(row[1] for row in indices if row[3] == "c"),
+            "foreign keys": rows_of(path, f"PRAGMA foreign_key_list({name})"),
+            "numbers are not used again": "AUTOINCREMENT" in sql,
+            "checks": re.findall(r"CHECK *\(.*?\)", sql),
+        }
+    return found
+
+
+def of_colmap(path: Path) -> dict[str, object]:
+    """The layout of a database that COLMAP 3.8 makes."""
+    with closing(sqlite3.connect(path)) as file:
+        file.executescript(COLMAP)
+    return layout(path)
 
 
 def run(*arguments: object) -> int:
@@ -79,8 +112,7 @@ def test_the_database_holds_what_the_files_do(
     views, out = write_views(features), tmp_path / "sub" / "map.db"
     assert run(features, "--out", out) == 0
     assert "matched 6 pairs of 4 images, of which 6 have a fundamental geometry" in capsys.readouterr().out
-    for table, columns in COLUMNS.items():
-        assert [row[1] for row in rows_of(out, f"PRAGMA table_info({table})")] == columns
+    assert layout(out).items() >= of_colmap(tmp_path / "colmap.db").items()
     assert rows_of(out, "PRAGMA user_version") == [(3800,)]
     assert rows_of(out, "PRAGMA integrity_check") == [("ok",)]
     assert rows_of(out, "PRAGMA foreign_key_check") == []
@@ -94,6 +126,14 @@ def test_the_database_holds_what_the_files_do(
         expected = view.features.keypoints.astype(np.float64) + 0.5
         np.testing.assert_array_equal(numbers(data, "f", 2), expected.astype(np.float32), str(image_id))
     assert rows_of(out, "SELECT * FROM descriptors") == []
+    with closing(sqlite3.connect(out)) as file:
+        for refused in (
+            "INSERT INTO images (name, camera_id) VALUES ('b.JPG', 1)",
+            "INSERT INTO images (image_id, name, camera_id) VALUES (2147483647, 'x', 1)",
+            "UPDATE matches SET rows = NULL",
+        ):
+            with pytest.raises(sqlite3.IntegrityError):
+                file.execute(refused)
 
 
 def test_matches_and_their_geometry_are_right(features: Path, tmp_path: Path) -> None:
@@ -170,6 +210,15 @@ def test_a_known_camera_gives_poses(features: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(E / np.linalg.norm(E), cross @ R / np.linalg.norm(cross @ R), atol=1e-9)
         truth = epipolar_errors(F, project(clean, first - 1) + 0.5, project(clean, second - 1) + 0.5)
         assert np.median(truth) < 0.1
+
+
+def test_a_fisheye_has_no_matrix_of_pixels() -> None:
+    """Whatever its parameters: four zeros are a lens, too."""
+    R, t = cv2.Rodrigues(np.array([0.02, -0.05, 0.01]))[0], np.array([0.6, 0.0, 0.8])
+    essential = Essential(np.array([[0, -0.8, 0], [0.8, 0, -0.6], [0, 0.6, 0]]) @ R, R, t, np.ones(5, bool), Status.OK)
+    for text, known in (("", True), (",0,0,0,0", True), (",.1,0,0,0", False)):
+        assert (two_view(essential, Camera.parse(LENS + text)).F is not None) == known, text
+    assert two_view(essential, Camera.parse(f"fisheye:{LENS},0,0,0,0")).F is None
 
 
 @pytest.mark.parametrize(
@@ -302,4 +351,12 @@ def test_matching_on_a_cpu_loads_nothing_that_it_does_not_need(features: Path, t
 
 
 def test_the_camera_of_the_scene_is_that_of_the_option() -> None:
-    np.testing.assert_array_equal(Camera.parse(LENS).K, K)
+    """Points go by the option's camera to where the scene shows them: as rays of its camera, and of no other."""
+    points = cloud()
+    for view in range(4):
+        R, t = pose(view)
+        seen = points @ R.T + t
+        rays = Camera.parse(LENS).normalise(project(points, view))
+        np.testing.assert_allclose(rays, seen[:, :2] / seen[:, 2:], atol=1e-9)
+        other = Camera.parse("500,500,320.5,240.5").normalise(project(points, view))
+        assert np.abs(other - rays).min() > 5e-4

@@ -56,6 +56,19 @@ def test_pairs_of_a_file(tmp_path: Path) -> None:
     assert read_pairs(path, NAMES) == [(0, 3), (1, 2), (2, 0)]
 
 
+def test_a_pair_of_names_is_no_comment(tmp_path: Path) -> None:
+    """A name may start with the sign of comments; and some editors put a mark before the first."""
+    path = tmp_path / "pairs.txt"
+    path.write_text("#1.jpg a.jpg\n# 1.jpg a.jpg\n#1.jpg\n #1.jpg d.jpg\na.jpg # b.jpg\n", encoding="utf-8-sig")
+    assert read_pairs(path, ("a.jpg", "#1.jpg", "# b.jpg")) == [(1, 0), (0, 2)]
+    path.write_text("#1.jpg #1.jpg\n")
+    with pytest.raises(DataError, match=r"line 1: '#1\.jpg #1\.jpg' pairs an image with itself"):
+        read_pairs(path, ("a.jpg", "#1.jpg"))
+    # letters that end lines elsewhere
+    path.write_text("a\x85.jpg b\u2028.jpg\r\n", encoding="utf-8")
+    assert read_pairs(path, ("a\x85.jpg", "b\u2028.jpg")) == [(0, 1)]
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

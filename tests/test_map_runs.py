@@ -62,13 +62,21 @@ def test_images_that_come_later_are_added(features: Path, tmp_path: Path, capsys
     assert "has COLMAP's frames, so that no image can be added" in capsys.readouterr().err
 
 
-FAST = "import sys, frontend.io.match_folder as m; m.COMMIT_S = 0; from frontend.cli.main import main; sys.exit(main())"
+# each pair lasts as soon as it is matched, and takes long enough for the run to be killed between two
+LASTING = """
+import sys, time
+import frontend.io.match_folder as module
+from frontend.cli.main import main
+match = module.match_pair
+module.COMMIT_S, module.match_pair = 0, lambda *given: (time.sleep(0.01), match(*given))[1]
+sys.exit(main())
+"""
 
 
 def test_a_killed_run_goes_on_to_the_same_content(features: Path, tmp_path: Path) -> None:
     names = tuple(f"{index:02d}.jpg" for index in range(24))
     write_views(features, names, count=90)
-    arguments = ["-c", FAST, "match-features", str(features), "--out"]
+    arguments = ["-c", LASTING, "match-features", str(features), "--out"]
 
     def pairs(path: Path) -> int:
         try:
@@ -103,11 +111,13 @@ def test_an_interrupted_run_keeps_what_is_done(features: Path, tmp_path: Path, m
 
     monkeypatch.setattr(ColmapDatabase, "add_pair", interrupt)
     assert run(features, "--out", tmp_path / "map.db") == 130
-    assert [key for (key,) in rows_of(tmp_path / "map.db", "SELECT pair_id FROM matches")] == [
-        FIRST + 2,
-        FIRST + 3,
-        FIRST + 4,
-    ]
+    for table in ("matches", "two_view_geometries"):
+        keys = [key for (key,) in rows_of(tmp_path / "map.db", f"SELECT pair_id FROM {table} ORDER BY 1")]
+        assert keys == [FIRST + 2, FIRST + 3, FIRST + 4], table
+    monkeypatch.undo()
+    assert run(features, "--out", tmp_path / "map.db") == 0
+    assert run(features, "--out", tmp_path / "whole.db") == 0
+    assert content(tmp_path / "map.db") == content(tmp_path / "whole.db")
 
 
 def test_features_of_two_models_are_refused(features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,9 +161,8 @@ def test_what_was_made_otherwise_is_refused(features: Path, tmp_path: Path, caps
     (features / "settings.json").write_text('{"resize": 640}')
     moved = replace(views[0].features, keypoints=views[0].features.keypoints + 1)
     write_features(features / "a/one.jpg.npz", moved)
-    # noticed where the image is needed; what is there already needs none
-    write_features(features / "0.jpg.npz", View(cloud(), 4).features)
-    assert "holds other keypoints of image 'a/one.jpg' than its features" in refused(*same)
+    # though nothing is left to be matched
+    assert "has other features of image 'a/one.jpg' than the matches that are there" in refused(*same)
     (features / "a/one.jpg.npz").unlink()
     assert "holds image 'a/one.jpg', of which there are no features" in refused(*same)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image as PilImage
 from runtime_networks import unfolded
 
 from frontend.cli import match
@@ -84,10 +86,97 @@ def test_masks_that_are_none_are_refused(images: Path, tmp_path: Path, capsys: p
     with pytest.raises(ImageError, match=r"black\.png: is black everywhere"):
         read_mask(tmp_path / "black.png")
     with pytest.raises(DataError, match=r"masks .*nothing are not there"):
-        masks_of(images, tmp_path / "nothing")
+        masks_of(images, tmp_path / "nothing", [Path("c.png")])
     assert extract(images, "--masks", tmp_path / "nothing") == 2
     assert not (tmp_path / "out").exists()
     assert "are not there; expected an image, or a folder of them" in capsys.readouterr().err
+    # of other images, such as a folder too high
+    right_half(tmp_path / "masks" / "images" / "c.png")
+    assert extract(images, "--masks", tmp_path / "masks") == 2
+    assert not (tmp_path / "out").exists()
+    assert capsys.readouterr().err == (
+        f"superpoint extract: masks {tmp_path}/masks have none for any image of {images}; expected files such as "
+        "c.png.png\n"
+    )
+
+
+def test_masks_that_have_changed_are_refused(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks, out = tmp_path / "masks", tmp_path / "out"
+    mask = right_half(masks / "c.png")
+    right_half(masks / "left" / "a.png")
+    assert extract(images, "--masks", masks) == 0
+    assert "3 images" in (printed := capsys.readouterr().out)
+    assert printed.endswith("; 2 of 3 have masks\n")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    def refused(name: str) -> None:
+        assert extract(images, "--masks", masks) == 2
+        assert capsys.readouterr().err == (
+            f"superpoint extract: {out} holds features of {name} made with another mask, or none (give another --out)\n"
+        )
+        assert {path: path.read_bytes() for path in before} == before
+
+    right_half(masks / "left" / "b.png")
+    refused("left/b.jpg")
+    (masks / "left" / "b.png").unlink()
+    held = mask.read_bytes()
+    cv2.imwrite(str(mask), np.full((HEIGHT, WIDTH), 255, np.uint8))
+    refused("c.png")
+    mask.unlink()
+    refused("c.png")
+    # the same under another name, or another time
+    (masks / "c.png.png").write_bytes(held)
+    assert extract(images, "--masks", masks) == 0
+    # with as many bytes and the same time it is not read
+    monkeypatch.setattr("frontend.masks.sha256", lambda _: pytest.fail("a mask is read again"))
+    assert extract(images, "--masks", masks) == 0
+    monkeypatch.undo()
+    # what has no features yet may have any
+    (out / "c.png.npz").unlink()
+    right_half(masks / "c.png.png", (HEIGHT, WIDTH))
+    cv2.imwrite(str(images / "d.png"), (255 * scene(HEIGHT, WIDTH, 4)).astype(np.uint8))
+    right_half(masks / "d.png")
+    capsys.readouterr()
+    assert extract(images, "--masks", masks) == 0
+    assert capsys.readouterr().out.endswith("2 had features; 0 skipped as unreadable; 3 of 4 have masks\n")
+    (out / ".masks.json").write_text("{")
+    assert extract(images, "--masks", masks) == 2
+    assert f"{out}/.masks.json cannot be read" in capsys.readouterr().err
+
+
+def test_masks_lie_on_images_as_both_are_stored(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images and masks that a viewer turns by a quarter."""
+    exif = PilImage.Exif()
+    exif[0x0112] = 6
+    for n, name in enumerate(("left/a.png", "left/b.jpg")):
+        image = PilImage.fromarray((255 * scene(HEIGHT, WIDTH, n)).astype(np.uint8))
+        image.save(images / name, exif=exif)
+    PilImage.open(right_half(tmp_path / "mask.png")).save(tmp_path / "turned.png", exif=exif)
+    out = tmp_path / "out"
+    assert extract(images, "--masks", tmp_path / "turned.png", "--stored-orientation") == 0
+    for name in ("left/a.png", "left/b.jpg", "c.png"):
+        features = read_features(out / f"{name}.npz")
+        assert features.image_size == (WIDTH, HEIGHT), name
+        assert leftmost(out, name) >= WIDTH // 2 - 0.5
+    assert json.loads((out / "settings.json").read_text())["stored_orientation"] is True
+    capsys.readouterr()
+    assert extract(images, "--masks", tmp_path / "turned.png") == 2
+    assert "holds features made with stored_orientation = True; got False" in capsys.readouterr().err
+    shutil.rmtree(out)
+    assert extract(images) == 0
+    assert read_features(out / "left/a.png.npz").image_size == (HEIGHT, WIDTH)
+    # as earlier versions wrote them
+    settings = json.loads((out / "settings.json").read_text())
+    del settings["stored_orientation"]
+    (out / "settings.json").write_text(json.dumps(settings))
+    assert extract(images) == 0
+    capsys.readouterr()
+    assert extract(images, "--stored-orientation") == 2
+    assert "holds features made with stored_orientation = False; got True" in capsys.readouterr().err
 
 
 def test_pairs_with_masks(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,9 @@ EXTRACT_OPTIONS = (
     Option("nms_radius", 3, "pixels kept free around a keypoint"),
     Option("resize", 0, "longest side that images are brought to, pixels; 0 leaves them as they are"),
     Option("white", 0, "value of white in images of 16 bits, such as 4095; 0: see README.md"),
+    Option(
+        "stored_orientation", False, "images and masks as they are stored, not turned as EXIF says: for map builders"
+    ),
     Option("half", False, "store descriptors in float16"),
     Option("batch", 1, "images of one size that go through the network together; more helps a GPU"),
     Option("device", "auto", "auto, cpu, cuda or cuda:N"),
@@ -50,11 +53,12 @@ def _run(args: argparse.Namespace) -> int:
 
     values = resolve_options(args, EXTRACT_OPTIONS)
     batch, half, resize, white = (values.pop(name) for name in ("batch", "half", "resize", "white"))
+    oriented = not values.pop("stored_orientation")
     where = {name: values.pop(name) for name in ("device", "runtime", "precision")}
     config = ExtractorConfig(**values, resize=resize or None, white=white or None)
     digest = sha256_of(resolve(args.model)[1])  # before it is loaded: a file that is replaced then is not named wrongly
     extractor = _extractor(args, config, where)
-    given = {"batch": batch, "half": half, "weights_sha256": digest, "masks": args.masks}
+    given = {"batch": batch, "half": half, "weights_sha256": digest, "masks": args.masks, "oriented": oriented}
     report = extract_folder(extractor, args.images, args.out, **given)
     print(report.summary())
     return 0 if report.extracted or report.kept else 2

@@ -8,10 +8,13 @@ camera for a rig of its own. Descriptors are left out: map builders do not read 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,11 +23,12 @@ from frontend.errors import DataError
 from frontend.io.colmap_geometry import (
     PIXEL_CENTRE,
     ColmapCamera,
-    TwoView,
     known_camera,
     two_view,
     unknown_camera,
 )
+from frontend.io.feature_folder import Stamp
+from frontend.io.lock import RunLock
 from frontend.io.matched_pair import MatchedPair
 from frontend.types import Features, IntArray
 
@@ -33,6 +37,9 @@ MAX_IMAGES = 2**31 - 1
 
 _VERSION = 3800  # of COLMAP, in its way of counting
 _RECORD = "superpoint_frontend"  # table of our own: what the database was made with; COLMAP leaves it alone
+_STAMPS = "superpoint_frontend_images"  # another: the feature file of each image
+
+_CHUNK_BYTES = 16 << 20  # of keypoints, written at a time
 
 _BLOB_TABLE = "rows INTEGER NOT NULL, cols INTEGER NOT NULL, data BLOB"
 _OF_IMAGE = "FOREIGN KEY(image_id) REFERENCES images(image_id) ON DELETE CASCADE"
@@ -50,6 +57,14 @@ _SCHEMA = (
     f"CREATE TABLE IF NOT EXISTS two_view_geometries (pair_id INTEGER PRIMARY KEY NOT NULL, {_BLOB_TABLE},"
     " config INTEGER NOT NULL, F BLOB, E BLOB, H BLOB, qvec BLOB, tvec BLOB)",
     f"CREATE TABLE IF NOT EXISTS {_RECORD} (name TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL)",
+    f"CREATE TABLE IF NOT EXISTS {_STAMPS} (name TEXT PRIMARY KEY NOT NULL, sha256 TEXT NOT NULL,"
+    " size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL)",
+)
+# a row that is there is the same one: of a batch that was written when the run was told to end
+_ADD_MATCHES = "INSERT OR REPLACE INTO matches (pair_id, rows, cols, data) VALUES (?, ?, 2, ?)"
+_ADD_GEOMETRY = (
+    "INSERT OR REPLACE INTO two_view_geometries (pair_id, rows, cols, data, config, F, E, H, qvec, tvec)"
+    " VALUES (?, ?, 2, ?, ?, ?, ?, ?, ?, ?)"
 )
 
 
@@ -67,6 +82,9 @@ def _blob(array: np.ndarray | None, kind: str) -> bytes | None:
 class ColmapDatabase:
     """A database that is made, or gone on with; whole after every :meth:`commit`, whenever the process is killed.
 
+    It is locked for writing for as long as a commit takes; that no other run of this command writes to it meanwhile, a
+    file beside it sees to until :meth:`close`.
+
     Args:
         path: of the file; its folder is made.
         names: of the images, as COLMAP is to find them in its image folder.
@@ -76,7 +94,7 @@ class ColmapDatabase:
 
     Raises:
         DataError: the file is none of this command's databases, or was made with other settings or of other images, or
-            COLMAP has made frames in it, so that it takes no more images.
+            COLMAP has made frames in it, so that it takes no more images; or another run is writing to it.
         ConfigError: COLMAP has no such camera.
     """
 
@@ -96,31 +114,35 @@ class ColmapDatabase:
         if camera is not None:
             known_camera(camera, 1, 1)  # refuses what COLMAP does not have
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._reported():
-            self._file = sqlite3.connect(path, isolation_level=None, timeout=30)
+        # pairs that are to be written, by their numbers: matches, and a geometry or None
+        self._waiting: dict[int, tuple[tuple[Any, ...], tuple[Any, ...] | None]] = {}
+        self._file: sqlite3.Connection | None = None
+        real = Path(os.path.realpath(path))
+        self._lock = RunLock(real.with_name(f".{real.name}.lock"), path)
         try:
             with self._reported():
-                self._open(settings)
+                self._file = sqlite3.connect(path, isolation_level=None, timeout=30)
+            with self._writing() as file:
+                self._open(file, settings)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
-    def _open(self, settings: Mapping[str, object]) -> None:
-        self._begin()
-        tables = {name for (name,) in self._file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if tables and _RECORD not in tables:
+    def _open(self, file: sqlite3.Connection, settings: Mapping[str, object]) -> None:
+        tables = {name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and not {_RECORD, _STAMPS} <= tables:
             raise DataError(f"{self.path} is a database of something else; expected one of this command, or a new name")
         if not tables:
             for statement in _SCHEMA:
-                self._file.execute(statement)
-            self._file.execute(f"PRAGMA user_version = {_VERSION}")
-        self._ids: dict[str, int] = dict(self._file.execute("SELECT name, image_id FROM images"))
+                file.execute(statement)
+            file.execute(f"PRAGMA user_version = {_VERSION}")
+        self._ids: dict[str, int] = dict(file.execute("SELECT name, image_id FROM images"))
         if not self._ids:
             # settings that nothing was made with bind nobody
-            self._file.execute(f"DELETE FROM {_RECORD}")
+            file.execute(f"DELETE FROM {_RECORD}")
             record = [(name, json.dumps(value)) for name, value in settings.items()]
-            self._file.executemany(f"INSERT INTO {_RECORD} VALUES (?, ?)", record)
-        before = {name: json.loads(value) for name, value in self._file.execute(f"SELECT * FROM {_RECORD}")}
+            file.executemany(f"INSERT INTO {_RECORD} VALUES (?, ?)", record)
+        before = {name: json.loads(value) for name, value in file.execute(f"SELECT * FROM {_RECORD}")}
         for name, value in settings.items():
             if before.get(name) != value:
                 raise DataError(
@@ -130,13 +152,31 @@ class ColmapDatabase:
         if other:
             raise DataError(f"{self.path} holds image '{min(other)}', of which there are no features (another --out?)")
         new = len(self._names) > len(self._ids)
-        if new and "frames" in tables and self._file.execute("SELECT 1 FROM frames LIMIT 1").fetchone():
+        if new and "frames" in tables and file.execute("SELECT 1 FROM frames LIMIT 1").fetchone():
             raise DataError(f"{self.path} has COLMAP's frames, so that no image can be added; expected a new --out")
-        self.commit()
 
-    def _begin(self) -> None:
-        if not self._file.in_transaction:
-            self._file.execute("BEGIN IMMEDIATE")
+    @property
+    def _database(self) -> sqlite3.Connection:
+        """The file, open."""
+        if self._file is None:
+            raise DataError(f"database {self.path} is closed; expected it open")
+        return self._file
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """All that the block writes, or nothing of it, whatever ends it."""
+        with self._reported():
+            file = self._database
+            try:
+                file.execute("BEGIN IMMEDIATE")
+                yield file
+                file.execute("COMMIT")
+            except BaseException:
+                # a full disk may have ended the transaction by itself
+                with suppress(sqlite3.Error):
+                    if file.in_transaction:
+                        file.execute("ROLLBACK")
+                raise
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
@@ -149,32 +189,49 @@ class ColmapDatabase:
         """Whether an image is there, given by its place among the names."""
         return self._names[index] in self._ids
 
-    def add_images(self, images: Iterable[tuple[int, Features]]) -> None:
+    def stamp(self, index: int) -> Stamp | None:
+        """The feature file that an image was added from; None where it was added by something else."""
+        sql = f"SELECT sha256, size, mtime_ns FROM {_STAMPS} WHERE name = ?"
+        with self._reported():
+            row = self._database.execute(sql, (self._names[index],)).fetchone()
+        return None if row is None else Stamp(*row)
+
+    def add_images(self, images: Iterable[tuple[int, Features, Stamp]]) -> None:
         """Add images that are not there, given by their places among the names, with their cameras and keypoints.
 
         Raises:
             DataError: one has another size than the other images of the only camera, or the file cannot be written.
         """
-        with self._reported():
-            self._begin()
-            for index, features in images:
-                name = self._names[index]
-                # added in the order of their names, so that numbers rise with them
-                sql = "INSERT INTO images (name, camera_id) VALUES (?, ?)"
-                image_id = self._file.execute(sql, (name, self._camera_of(name, *features.image_size))).lastrowid
-                row = (image_id, len(features), self._keypoints(features))
-                self._file.execute("INSERT INTO keypoints (image_id, rows, cols, data) VALUES (?, ?, 2, ?)", row)
-                self._ids[name] = int(image_id or 0)
-        self.commit()
+        chunk: list[tuple[str, tuple[int, int], tuple[int, bytes | None], Stamp]] = []
+        length = 0
+        for index, features, stamp in images:
+            points = _blob(features.keypoints.astype(np.float64) + PIXEL_CENTRE, "<f4")
+            chunk.append((self._names[index], features.image_size, (len(features), points), stamp))
+            length += len(points or b"")
+            if length >= _CHUNK_BYTES:
+                self._add_chunk(chunk)
+                chunk, length = [], 0
+        self._add_chunk(chunk)
 
-    @staticmethod
-    def _keypoints(features: Features) -> bytes | None:
-        return _blob(features.keypoints.astype(np.float64) + PIXEL_CENTRE, "<f4")
+    def _add_chunk(self, images: Sequence[tuple[str, tuple[int, int], tuple[int, bytes | None], Stamp]]) -> None:
+        """Add images, each with its size, the number and content of its keypoints' rows, and its feature file."""
+        added: dict[str, int] = {}
+        with self._writing() as file:
+            # added in the order of their names, so that numbers rise with them
+            for name, size, keypoints, stamp in images:
+                row = (name, self._camera_of(file, name, *size))
+                added[name] = int(
+                    file.execute("INSERT INTO images (name, camera_id) VALUES (?, ?)", row).lastrowid or 0
+                )
+                sql = "INSERT INTO keypoints (image_id, rows, cols, data) VALUES (?, ?, 2, ?)"
+                file.execute(sql, (added[name], *keypoints))
+                file.execute(f"INSERT OR REPLACE INTO {_STAMPS} VALUES (?, ?, ?, ?)", (name, *astuple(stamp)))
+        self._ids.update(added)
 
-    def _camera_of(self, name: str, width: int, height: int) -> int:
+    def _camera_of(self, file: sqlite3.Connection, name: str, width: int, height: int) -> int:
         """The number of an image's camera, which is added where need be."""
         if self._single:
-            held = self._file.execute("SELECT camera_id, width, height FROM cameras LIMIT 1").fetchone()
+            held = file.execute("SELECT camera_id, width, height FROM cameras LIMIT 1").fetchone()
             if held is not None:
                 if held[1:] != (width, height):
                     raise DataError(
@@ -184,24 +241,11 @@ class ColmapDatabase:
                 return int(held[0])
         camera = self._camera
         row: ColmapCamera = unknown_camera(width, height) if camera is None else known_camera(camera, width, height)
-        cursor = self._file.execute(
+        cursor = file.execute(
             "INSERT INTO cameras (model, width, height, params, prior_focal_length) VALUES (?, ?, ?, ?, ?)",
             (int(row.model), width, height, _blob(np.array(row.params), "<f8"), int(row.prior)),
         )
         return int(cursor.lastrowid or 0)
-
-    def check_image(self, index: int, features: Features) -> None:
-        """Refuse features that are not those which an image was added with.
-
-        Raises:
-            DataError: they are others.
-        """
-        name = self._names[index]
-        with self._reported():
-            sql = "SELECT rows, data FROM keypoints WHERE image_id = ?"
-            held = self._file.execute(sql, (self._ids[name],)).fetchone()
-        if held is None or (held[0], held[1] or None) != (len(features), self._keypoints(features)):
-            raise DataError(f"{self.path} holds other keypoints of image '{name}' than its features (another --out?)")
 
     def ordered(self, first: int, second: int) -> tuple[int, int]:
         """A pair of images as COLMAP has it: that with the lower number first."""
@@ -210,9 +254,9 @@ class ColmapDatabase:
 
     def has_pair(self, first: int, second: int) -> bool:
         """Whether a pair of images is there."""
-        key = self._pair(first, second)
+        key, sql = self._pair(first, second), "SELECT 1 FROM matches WHERE pair_id = ?"
         with self._reported():
-            return self._file.execute("SELECT 1 FROM matches WHERE pair_id = ?", (key,)).fetchone() is not None
+            return key in self._waiting or self._database.execute(sql, (key,)).fetchone() is not None
 
     def _pair(self, first: int, second: int) -> int:
         """The number of a pair, which an image that is not there is in none of."""
@@ -220,30 +264,17 @@ class ColmapDatabase:
         return -1 if ids[0] is None or ids[1] is None else pair_id(ids[0], ids[1])
 
     def add_pair(self, first: int, second: int, pair: MatchedPair) -> None:
-        """Add a pair that is not there, as :meth:`ordered` gives it.
+        """Add a pair that is not there, as :meth:`ordered` gives it; the next :meth:`commit` writes it.
 
         Without a model COLMAP is told that there is none; where none was asked for it is told nothing.
-
-        Raises:
-            DataError: the file cannot be written.
         """
         key, matches = self._pair(first, second), pair.matches.matches
-        with self._reported():
-            self._begin()
-            self._file.execute(
-                "INSERT INTO matches (pair_id, rows, cols, data) VALUES (?, ?, 2, ?)", (key, *_rows(matches))
-            )
-            if pair.geometry is not None:
-                found = two_view(pair.geometry, self._camera)
-                self._add_geometry(key, matches[pair.geometry.inliers], found)
-
-    def _add_geometry(self, key: int, inliers: IntArray, found: TwoView) -> None:
-        matrices = [_blob(part, "<f8") for part in (found.F, found.E, found.H, found.qvec, found.tvec)]
-        self._file.execute(
-            "INSERT INTO two_view_geometries (pair_id, rows, cols, data, config, F, E, H, qvec, tvec)"
-            " VALUES (?, ?, 2, ?, ?, ?, ?, ?, ?, ?)",
-            (key, *_rows(inliers), int(found.configuration), *matrices),
-        )
+        geometry = None
+        if pair.geometry is not None:
+            found = two_view(pair.geometry, self._camera)
+            matrices = [_blob(part, "<f8") for part in (found.F, found.E, found.H, found.qvec, found.tvec)]
+            geometry = (key, *_rows(matches[pair.geometry.inliers]), int(found.configuration), *matrices)
+        self._waiting[key] = ((key, *_rows(matches)), geometry)
 
     def commit(self) -> None:
         """Make what was added last.
@@ -251,17 +282,25 @@ class ColmapDatabase:
         Raises:
             DataError: the file cannot be written.
         """
-        with self._reported():
-            if self._file.in_transaction:
-                self._file.execute("COMMIT")
+        if not self._waiting:
+            return
+        with self._writing() as file:
+            for matches, geometry in self._waiting.values():
+                file.execute(_ADD_MATCHES, matches)
+                if geometry is not None:
+                    file.execute(_ADD_GEOMETRY, geometry)
+        self._waiting.clear()
 
     def finish(self, pairs: object) -> None:
         """The same; there is nothing else to be done."""
         self.commit()
 
     def close(self) -> None:
-        """Leave the file as the last :meth:`commit` made it."""
-        self._file.close()
+        """Leave the file as the last :meth:`commit` made it, to other runs."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._lock.release()
 
 
 def _rows(matches: IntArray) -> tuple[int, bytes | None]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from frontend.errors import ConfigError
-from frontend.io.feature_folder import FeatureFolder
-from frontend.io.matched_pair import MatchConfig, MatchedPair, match_pair
+from frontend.errors import ConfigError, DataError
+from frontend.io.feature_folder import FeatureFolder, Stamp
+from frontend.io.matched_pair import MatchConfig, MatchedPair, check_matching, match_pair
 from frontend.io.pairs import Pairs
 from frontend.progress import Progress
 from frontend.threads import settle_threads
@@ -31,9 +31,9 @@ class Store(Protocol):
 
     def has_image(self, index: int) -> bool: ...
 
-    def add_images(self, images: Iterable[tuple[int, Features]]) -> None: ...
+    def stamp(self, index: int) -> Stamp | None: ...
 
-    def check_image(self, index: int, features: Features) -> None: ...
+    def add_images(self, images: Iterable[tuple[int, Features, Stamp]]) -> None: ...
 
     def ordered(self, first: int, second: int) -> tuple[int, int]: ...
 
@@ -97,9 +97,15 @@ def open_store(
         single_camera: whether one camera took all images; hloc's files do not say.
 
     Raises:
-        DataError: what is there was made with other settings, or of other images.
+        DataError: what is there was made with other settings, or of other images, or by something else; images of one
+            camera have several sizes; or another run is writing there.
         ConfigError: the layout is unknown, or what it needs is not installed.
+        FrontendError: the matcher cannot match such features.
     """
+    # before anything is made, and bound to what it was made with
+    check_matching(folder.read(0), config)
+    if single_camera or config.camera is not None:
+        folder.check_sizes()
     settings = _settings(folder, config, single_camera)
     if layout == "hloc":
         from frontend.io.hloc import HlocFolder
@@ -146,29 +152,22 @@ def match_folder(folder: FeatureFolder, store: Store, pairs: Pairs, config: Matc
         config: how.
 
     Raises:
-        DataError: features are of several models or cannot be read, or the store was made of other ones or cannot be
-            written.
+        DataError: features are of several models, cannot be read or have changed, or the store cannot be written.
         FrontendError: the matcher cannot match such features.
     """
-    new = {index for index in range(len(folder.names)) if not store.has_image(index)}
+    images = range(len(folder.names))
+    new = [index for index in images if not store.has_image(index)]
+    # also where every pair is there already: a map would be built of what no longer is
+    _check_unchanged(folder, store, sorted(set(images).difference(new)))
     if new:
-        store.add_images(_read(folder, sorted(new)))
+        store.add_images(_read(folder, new))
     report = MatchReport(images=len(folder.names), kept=sum(store.has_pair(*pair) for pair in pairs))
-    unchecked = set(range(len(folder.names))) - new
-
-    def features(index: int) -> Features:
-        found = folder.read(index)
-        if index in unchecked:
-            store.check_image(index, found)
-            unchecked.remove(index)
-        return found
-
     todo = (store.ordered(*pair) for pair in pairs if not store.has_pair(*pair))
     lasting = time.monotonic()
     try:
         with (
             Progress(len(pairs), "match", start=report.kept, unit="pair") as progress,
-            closing(_matched(features, todo, config)) as found,
+            closing(_matched(folder.read, todo, config)) as found,
         ):
             for first, second, pair in found:
                 store.add_pair(first, second, pair)
@@ -177,6 +176,7 @@ def match_folder(folder: FeatureFolder, store: Store, pairs: Pairs, config: Matc
                 if time.monotonic() - lasting >= COMMIT_S:
                     store.commit()
                     lasting = time.monotonic()
+        store.commit()
     except BaseException:
         # what is done stays done, whatever has ended the run
         store.commit()
@@ -185,11 +185,22 @@ def match_folder(folder: FeatureFolder, store: Store, pairs: Pairs, config: Matc
     return report
 
 
-def _read(folder: FeatureFolder, indices: Sequence[int]) -> Iterator[tuple[int, Features]]:
-    """Images with their features, beside a bar."""
+def _check_unchanged(folder: FeatureFolder, store: Store, indices: Sequence[int]) -> None:
+    """Refuse images whose feature files are not those that they were added from."""
+    for index in indices:
+        stamp = store.stamp(index)
+        if stamp is None or not folder.is_as(index, stamp):
+            raise DataError(
+                f"{folder.path(index)} has other features of image '{folder.names[index]}' than the matches that are "
+                "there were made of (give another --out)"
+            )
+
+
+def _read(folder: FeatureFolder, indices: Sequence[int]) -> Iterator[tuple[int, Features, Stamp]]:
+    """Images with their features and what tells their files, beside a bar."""
     with Progress(len(indices), "read", unit="image") as progress:
         for index in indices:
-            yield index, folder.read(index)
+            yield index, folder.read(index), folder.stamp(index)
             progress.update()
 
 

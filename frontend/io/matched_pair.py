@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from frontend.camera import Camera
 from frontend.errors import ConfigError
 from frontend.geometry import estimate_essential, estimate_fundamental
@@ -70,13 +72,22 @@ class MatchedPair:
     geometry: Homography | Fundamental | Essential | None
 
 
-def match_pair(features0: Features, features1: Features, config: MatchConfig) -> MatchedPair:
-    """Match the features of two images, and fit the geometry. Threads may do so at the same time.
+def check_matching(features: Features, config: MatchConfig) -> None:
+    """Load the matcher and match a few keypoints drawn at random, as features such as these are going to be.
 
     Raises:
-        FrontendError: the matcher cannot match such features; see :func:`frontend.matching.match_features`.
+        FrontendError: it cannot match them, or not with such limits.
     """
-    matches = match_features(
+    rng = np.random.default_rng(0)
+    descriptors = rng.standard_normal((8, features.descriptors.shape[1]), np.float32)
+    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
+    points = rng.uniform(0, 63, (8, 2)).astype(np.float32)
+    few = Features(points, np.ones(8, np.float32), descriptors, (64, 64), features.model)
+    _match(few, few, config)
+
+
+def _match(features0: Features, features1: Features, config: MatchConfig) -> Matches:
+    return match_features(
         features0,
         features1,
         matcher=config.matcher,
@@ -84,6 +95,15 @@ def match_pair(features0: Features, features1: Features, config: MatchConfig) ->
         min_similarity=config.min_similarity,
         device=config.device,
     )
+
+
+def match_pair(features0: Features, features1: Features, config: MatchConfig) -> MatchedPair:
+    """Match the features of two images, and fit the geometry. Threads may do so at the same time.
+
+    Raises:
+        FrontendError: the matcher cannot match such features; see :func:`frontend.matching.match_features`.
+    """
+    matches = _match(features0, features1, config)
     points0 = features0.keypoints[matches.matches[:, 0]]
     points1 = features1.keypoints[matches.matches[:, 1]]
     sigmas = match_sigmas(features0, features1, matches)

@@ -92,7 +92,8 @@ def choose_pairs(
 def read_pairs(path: Path, names: Sequence[str]) -> list[tuple[int, int]]:
     """Read hloc's list of pairs: two names of images on a line, separated by white space; ``#`` starts a comment.
 
-    A pair that comes again, either way around, is one. Names that have spaces themselves are understood.
+    A line of two names is a pair though the first starts with ``#``. A pair that comes again, either way around, is
+    one. Names that have spaces themselves are understood.
 
     Args:
         path: of the file.
@@ -102,17 +103,21 @@ def read_pairs(path: Path, names: Sequence[str]) -> list[tuple[int, int]]:
         DataError: the file cannot be read or has no pair, or a line has no two different names of images.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # with the mark that some editors put first; a name may have other ends of lines than these
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"pairs {path} cannot be read: {error}") from None
     places = {name: place for place, name in enumerate(names)}
     found: dict[tuple[int, int], None] = {}
     for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("#"):
+        text = line.strip()
+        pair = _split(text, places)
+        if pair is None and (not text or text.startswith("#")):
             continue
-        pair = _split(line.strip(), places)
-        if isinstance(pair, str):
-            raise DataError(f"{path}, line {number}: {pair}")
+        if pair is None:
+            raise DataError(f"{path}, line {number}: {_no_pair(text, places)}")
+        if pair[0] == pair[1]:
+            raise DataError(f"{path}, line {number}: '{text}' pairs an image with itself")
         if pair[::-1] not in found:
             found[pair] = None
     if not found:
@@ -120,16 +125,19 @@ def read_pairs(path: Path, names: Sequence[str]) -> list[tuple[int, int]]:
     return list(found)
 
 
-def _split(line: str, places: dict[str, int]) -> tuple[int, int] | str:
-    """The two images of a line, or what is wrong with it."""
+def _split(line: str, places: dict[str, int]) -> tuple[int, int] | None:
+    """The two images of a line; None where it has no two names of images."""
     gaps = [at for at, letter in enumerate(line) if letter.isspace()]
     known = [
         (places[first], places[second])
         for first, second in ((line[:at].rstrip(), line[at:].lstrip()) for at in gaps)
         if first in places and second in places
     ]
-    if known:
-        return known[0] if known[0][0] != known[0][1] else f"'{line}' pairs an image with itself"
+    return known[0] if known else None
+
+
+def _no_pair(line: str, places: dict[str, int]) -> str:
+    """What is wrong with a line."""
     words = line.split()
     if len(words) != 2:
         return f"'{line[:200]}' given; expected two names of images"
