@@ -157,7 +157,8 @@ class PairGraph(nn.Module):
         first, second = self.features(image0), self.features(image1)
         similarity = first[2] @ second[2].transpose(1, 2)
         usable = (first[1] > 0)[:, :, None] & (second[1] > 0)[:, None]
-        usable &= similarity == similarity  # a descriptor that is not finite is nobody's neighbour
+        # a descriptor that is not finite is nobody's neighbour
+        usable = usable & (similarity == similarity)
         similarity = torch.where(usable, similarity, torch.full_like(similarity, _LEAST))
         best, there = similarity.max(dim=2)
         back = similarity.argmax(dim=1).gather(1, there)
