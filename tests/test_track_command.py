@@ -326,7 +326,7 @@ def test_settings_of_the_tracker_have_its_defaults() -> None:
 
 
 SLOW = """\
-import sys, time
+import signal, sys, time
 sys.path.insert(0, sys.argv.pop(1))
 import frontend.extractor
 from track_standins import WorldBackend, world_extractor
@@ -336,6 +336,7 @@ def slow(self, batch):
     return forward(self, batch)
 WorldBackend.forward = slow
 frontend.extractor.SuperPoint.from_pretrained = world_extractor
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits "ignore"
 from frontend.cli.main import main
 sys.exit(main())
 """
