@@ -113,7 +113,7 @@ def _maxima(heat, radius, threshold, box, lines, words, marks, found, scores, co
         columns = a[radius : radius + width]
         for n in range(radius):
             a[n] = a[radius + width + n] = np.float32(-1)  # lower than all
-        for x in range(width):
+        for x in range(width):  # as a slice it took half as long again, all in all
             columns[x] = own[x]
         for k in range(1, radius + 1):
             # beyond the edge the last row is taken again, which is among them

@@ -18,6 +18,7 @@ from processes import LONGEST_S, start_python
 from test_tracking import SIZE
 from track_standins import (
     BASELINE_M,
+    CAMERA,
     FIRST_NS,
     STEP_M,
     STEP_NS,
@@ -37,8 +38,6 @@ from frontend.image import read_image
 from frontend.track_files import COLUMNS, STEREO_COLUMNS
 from frontend.tracking import Tracker, TrackerConfig
 from frontend.types import TrackedFrame
-
-CAMERA = "500,500,319.5,239.5"
 
 
 @pytest.fixture

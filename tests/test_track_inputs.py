@@ -16,6 +16,7 @@ import pytest
 from test_tracking import SIZE, K
 from track_standins import (
     BASELINE_M,
+    CAMERA,
     FIRST_NS,
     STEP_M,
     TURN,
@@ -30,7 +31,6 @@ from track_standins import (
 
 from frontend.image import read_image
 
-CAMERA = "500,500,319.5,239.5"
 TURNED_SIZE = (SIZE[1], SIZE[0])
 TURNED_K = np.array([[500.0, 0, 239.5], [0, 500, 319.5], [0, 0, 1]])
 

@@ -1,85 +1,53 @@
-"""Training that uses the machine: averaged weights, compilation, several processes, state that is carried."""
+"""Training that uses the machine: averaged weights, compilation, several processes."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from processes import LONGEST_S, finished, kill_when, start_python
+from processes import LONGEST_S, finished, start_python
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.data import Dataset
+from training_machine import (
+    EXACT,
+    PAIRS,
+    TINY,
+    Shapes,
+    differing,
+    pairs_command,
+    single_thread,
+    step_of,
+    trainer,
+    write_photographs,
+)
 
 from frontend.cli.main import main
 from frontend.errors import ConfigError
-from frontend.folders import output_path
-from frontend.model import MODEL_PRESETS, ModelConfig, SuperPointNet
+from frontend.model import SuperPointNet
 from frontend.training import compilation
-from frontend.training.datasets import Sample, SyntheticShapes
 from frontend.training.ema import WeightAverage
-from frontend.training.labels import write_labels
-from frontend.training.state import export_state, import_state, read_checkpoint
-from frontend.training.synthetic import synthetic_image
-from frontend.training.tasks import MagicPointTask
-from frontend.training.trainer import TrainConfig, Trainer, TrainingError
-from frontend.weights import save_network
-
-EXACT = ["--precision", "fp32", "--device", "cpu", "--workers", "0", "--log-every", "2", "--warmup-steps", "3"]
-TINY = ModelConfig(
-    encoder="vgg(channels=[8,8,8,16])",
-    detector="paper",
-    descriptor="paper",
-    descriptor_dim=16,
-    detector_options={"hidden": 16},
-    descriptor_options={"hidden": 16},
-)
+from frontend.training.state import read_checkpoint
+from frontend.training.trainer import TrainConfig, TrainingError
 
 
 @pytest.fixture(autouse=True)
 def _single_threaded() -> Iterator[None]:
-    """As the processes beside: how a sum is cut in pieces decides its last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with single_thread():
+        yield
 
 
-class Shapes(Dataset[Sample]):
-    """Small synthetic images."""
-
-    def __init__(self, checksum: str = "abc") -> None:
-        self.shapes = SyntheticShapes(0, (32, 32))
-        self.checksum = checksum
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.shapes[index]
-
-    def content(self) -> str:
-        return self.checksum
-
-
-def trainer(out: Path, steps: int = 6, data: Shapes | None = None, **settings: object) -> Trainer:
-    torch.manual_seed(0)
-    values = {"batch_size": 2, "precision": "fp32", "workers": 0, "warmup_steps": 2, "log_every": 2, **settings}
-    config = TrainConfig(steps=steps, **values)  # type: ignore[arg-type]
-    return Trainer(MagicPointTask(data or Shapes()), SuperPointNet(TINY), config, out, {})
-
-
-def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
-    assert a.keys() == b.keys()
-    return [name for name in a if not torch.equal(a[name], b[name])]
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photographs(tmp_path_factory.mktemp("data"))
 
 
 def test_averaged_weights_follow_the_recurrence() -> None:
@@ -174,150 +142,6 @@ def test_where_compilation_fails_training_goes_on_without(
     assert lines[0].startswith("torch.compile does not work here, going on without: ")
     plain, failed = (load_file(tmp_path / name / "magicpoint.safetensors") for name in ("plain", "failed"))
     assert differing(plain, failed) == []
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 12 images and their labels."""
-    root = tmp_path_factory.mktemp("data")
-    for n in range(12):
-        image, points = synthetic_image(np.random.default_rng(n), (96, 72), shape="polygons")
-        (root / "images").mkdir(exist_ok=True)
-        cv2.imwrite(str(root / "images" / f"{n:03}.png"), image)
-        path = output_path(root / "labels", Path(f"{n:03}.png"))
-        write_labels(path, points.astype(np.float32), np.ones(len(points), np.float32), (96, 72))
-    return root
-
-
-def pairs_command(data: Path, out: Path, *more: str) -> list[str]:
-    folders = ["--images", str(data / "images"), "--labels", str(data / "labels"), "--out", str(out)]
-    return ["train", "superpoint", *folders, *more]
-
-
-PAIRS = [
-    *["--model", "vgg", "--encoder", "vgg(channels=[8,8,8,16])", "--steps", "8", "--batch-size", "4"],
-    *["--width", "64", "--height", "64", "--photo-side", "96"],
-]
-
-
-def test_a_run_is_carried_to_another_folder_with_the_data_elsewhere(
-    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = [*PAIRS, *EXACT, "--ema", "0.9"]
-    assert main(pairs_command(photographs, tmp_path / "whole", *settings)) == 0
-    first = pairs_command(photographs, tmp_path / "here", *settings, "--checkpoint-seconds", "0")
-    kill_when(start_python("-m", "frontend.cli.main", *first), lambda: step_of(tmp_path / "here") >= 3)
-    assert 3 <= step_of(tmp_path / "here") < 8
-
-    file = tmp_path / "run.state"
-    assert main(["state", "export", str(tmp_path / "here"), "--out", str(file)]) == 0
-    elsewhere = tmp_path / "other machine"
-    shutil.copytree(photographs / "images", elsewhere / "images")
-    shutil.copytree(photographs / "labels", elsewhere / "labels")
-    assert main(["state", "import", str(file), "--out", str(elsewhere / "run")]) == 0
-    again = pairs_command(elsewhere, elsewhere / "run", "--config", str(elsewhere / "run" / "settings.toml"))
-    assert main([*again, "--device", "cpu", "--workers", "0"]) == 0
-    whole, carried = (load_file(run / "superpoint.safetensors") for run in (tmp_path / "whole", elsewhere / "run"))
-    assert differing(whole, carried) == []
-
-    capsys.readouterr()
-    assert main(["state", "import", str(file), "--out", str(elsewhere / "run")]) == 2
-    assert "holds a run already" in capsys.readouterr().err
-    assert main(["state", "import", str(file), "--out", str(elsewhere / "third")]) == 0
-    image = sorted((elsewhere / "images").iterdir())[4]
-    cv2.imwrite(str(image), 255 - cv2.imread(str(image), cv2.IMREAD_UNCHANGED))
-    again[again.index(str(elsewhere / "run"))] = str(elsewhere / "third")
-    assert main([*again, "--device", "cpu", "--workers", "0"]) == 2
-    assert "was trained on data with checksum" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("begun_with", ["init", "refiner"])
-def test_a_run_goes_on_without_the_weights_that_it_began_with(
-    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], begun_with: str
-) -> None:
-    """Also one that named its network besides, as the released recipes do."""
-    torch.manual_seed(0)
-    small = replace(MODEL_PRESETS["vgg-refined"], encoder="vgg(channels=[8,8,8,16])")
-    save_network(tmp_path / "began.safetensors", SuperPointNet(small))
-    base = [*PAIRS, *EXACT]
-    base[base.index("--model") + 1] = "vgg" if begun_with == "refiner" else "vgg-refined"
-    out = tmp_path / "run"
-    began = pairs_command(photographs, out, *base, f"--{begun_with}", str(tmp_path / "began.safetensors"))
-    assert main([*began, "--stop", "2"]) == 0
-    file = tmp_path / "run.state"
-    assert main(["state", "export", str(out), "--out", str(file)]) == 0
-    assert main(["state", "import", str(file), "--out", str(tmp_path / "there")]) == 0
-    (tmp_path / "began.safetensors").unlink()
-    there = tmp_path / "there"
-    again = pairs_command(photographs, there, "--config", str(there / "settings.toml"), "--device", "cpu")
-    assert main([*again, "--workers", "0"]) == 0
-    assert step_of(there) == 2
-    capsys.readouterr()
-    assert main([*again, "--workers", "0", "--model", "edge", "--encoder", "compact"]) == 2
-    assert "was trained with model = " in capsys.readouterr().err
-
-
-def test_a_run_keeps_to_where_its_views_are_made(photographs: Path, tmp_path: Path) -> None:
-    command = pairs_command(photographs, tmp_path / "run", *PAIRS, *EXACT, "--stop", "1", "--device-augment", "on")
-    assert main(command) == 0
-    command[command.index("on")] = "auto"  # which is off on a CPU, for a run that begins there
-    assert main(command) == 0
-
-
-def step_of(run: Path) -> int:
-    return int(read_checkpoint(run)["step"]) if (run / "checkpoint.pt").is_file() else 0
-
-
-def test_compact_states_are_smaller_and_nearly_exact(tmp_path: Path) -> None:
-    trainer(tmp_path / "run", ema=0.9).run()
-    exact, compact = tmp_path / "exact", tmp_path / "compact"
-    sizes = [export_state(tmp_path / "run", exact), export_state(tmp_path / "run", compact, compact=True)]
-    assert sizes == [exact.stat().st_size, compact.stat().st_size]
-    state = read_checkpoint(tmp_path / "run")
-    values = sum(tensor.numel() for tensor in state["network"].values())
-    assert sizes[0] > 15 * values
-    assert sizes[1] < 10 * values + 30_000
-    import_state(exact, tmp_path / "a")
-    import_state(compact, tmp_path / "b")
-    a, b = read_checkpoint(tmp_path / "a"), read_checkpoint(tmp_path / "b")
-    for other in (a, b):
-        assert {key: other[key] for key in ("step", "described", "content")} == {
-            key: state[key] for key in ("step", "described", "content")
-        }
-        assert differing(state["network"], other["network"]) == []
-        assert other["optimiser"]["param_groups"] == state["optimiser"]["param_groups"]
-    assert differing(state["average"], a["average"]) == []
-    for index, moments in state["optimiser"]["state"].items():
-        assert differing(moments, a["optimiser"]["state"][index]) == []
-        for name, tensor in b["optimiser"]["state"][index].items():
-            np.testing.assert_allclose(tensor.numpy(), moments[name].numpy(), rtol=1 / 256, atol=1e-12)
-    for name, tensor in b["average"].items():
-        distance = (state["average"][name] - state["network"][name]).abs().numpy()
-        assert (np.abs(tensor.numpy() - state["average"][name].numpy()) <= distance / 200 + 1e-6).all()
-
-
-def test_a_checkpoint_of_something_else_is_refused_in_our_words(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "checkpoint.pt"
-    path.write_bytes(bytes(range(256)) * 9)
-    assert main(["state", "export", str(tmp_path), "--out", str(tmp_path / "file")]) == 2
-    expected = f"superpoint state: {path} cannot be read: it is no PyTorch file, or holds more than tensors\n"
-    assert capsys.readouterr().err == expected
-
-
-def test_what_is_no_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "text").write_text("no state")
-    assert main(["state", "import", str(tmp_path / "text"), "--out", str(tmp_path / "run")]) == 2
-    assert main(["state", "export", str(tmp_path), "--out", str(tmp_path / "file")]) == 2
-    trainer(tmp_path / "made").run()
-    weights = tmp_path / "made" / "magicpoint.safetensors"
-    assert main(["state", "show", str(weights)]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3
-    assert "cannot be read as a training state" in errors[0]
-    assert "has no checkpoint.pt" in errors[1]
-    assert "is no training state" in errors[2]
 
 
 def torchrun(*arguments: str) -> subprocess.Popen[str]:

@@ -18,6 +18,7 @@ from frontend.types import Features
 
 STEP_M = 0.03
 BASELINE_M = 0.2
+CAMERA = "500,500,319.5,239.5"
 FIRST_NS, STEP_NS = 1403636579763555584, 50_000_000
 TURN = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # from a camera to the same one on its side
 LEVELS = 10  # between the levels of two places: a lossy video keeps them apart

@@ -124,13 +124,15 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from frontend.cli.track_outputs import STDOUT, TrackOutputs, check_inputs, check_outputs
-    from frontend.cli.track_reader import FrameReader, quiet_libraries
+    from frontend.cli.track_reader import FrameReader
     from frontend.cli.track_report import TrackReport
     from frontend.errors import ConfigError, FrontendError
     from frontend.extractor import ExtractorConfig, SuperPoint
+    from frontend.image import quiet_decoders
     from frontend.masks import read_mask
     from frontend.odometry import StereoOdometry
     from frontend.sequences import open_source
+    from frontend.terminal import own_stderr
     from frontend.tracking import Tracker, TrackerConfig
 
     values = resolve_options(args, TRACK_OPTIONS)
@@ -151,7 +153,8 @@ def _run(args: argparse.Namespace) -> int:
     inputs = [args.camera, args.right_camera, args.rig, args.mask, args.source, args.right, args.config]
     inputs += [args.model] if Path(args.model).is_file() else []
     check_outputs(outputs, [None if name is None else str(name) for name in inputs])
-    with quiet_libraries():
+    # threads decode while others write, so that the descriptor cannot be turned away frame by frame
+    with own_stderr(), quiet_decoders():
         source = open_source(args.source, fps=fps or None, white=config.white)
         right = None if args.right is None else open_source(args.right, fps=fps or None, white=config.white)
         check_inputs(outputs, [*source.files, *([] if right is None else right.files)])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
+from collections.abc import Generator
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -17,7 +14,6 @@ from frontend.errors import ConfigError, FrontendError, ImageError, SequenceErro
 from frontend.extraction import Prepared
 from frontend.extractor import SuperPoint
 from frontend.folders import read_ahead
-from frontend.image import quiet_decoders
 from frontend.sequences import Source, SourceFrame, pair_up
 from frontend.types import Features
 
@@ -180,18 +176,3 @@ def _by(size: tuple[int, int]) -> str:
 def one_line(text: str) -> str:
     """A line about a frame; names of files may have line breaks."""
     return " ".join(text.splitlines())
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep what decoders say of damaged frames off the terminal; Python's own stderr goes there as before.
-
-    Threads decode while others write, so that the descriptor cannot be turned away frame by frame.
-    """
-    with ExitStack() as stack:
-        with suppress(OSError, ValueError, AttributeError):  # no stream of a file, or closed
-            if sys.stderr.fileno() == 2:
-                saved = os.fdopen(os.dup(2), "w", 1, encoding=sys.stderr.encoding, errors="backslashreplace")
-                stack.enter_context(redirect_stderr(stack.enter_context(saved)))
-        stack.enter_context(quiet_decoders())
-        yield

@@ -1,0 +1,148 @@
+"""State of a training that is carried: to other folders, compact, and what is no such state."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from processes import kill_when, start_python
+from safetensors.torch import load_file
+from training_machine import EXACT, PAIRS, differing, pairs_command, single_thread, step_of, trainer, write_photographs
+
+from frontend.cli.main import main
+from frontend.model import MODEL_PRESETS, SuperPointNet
+from frontend.training.state import export_state, import_state, read_checkpoint
+from frontend.weights import save_network
+
+
+@pytest.fixture(autouse=True)
+def _single_threaded() -> Iterator[None]:
+    with single_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photographs(tmp_path_factory.mktemp("data"))
+
+
+def test_a_run_is_carried_to_another_folder_with_the_data_elsewhere(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*PAIRS, *EXACT, "--ema", "0.9"]
+    assert main(pairs_command(photographs, tmp_path / "whole", *settings)) == 0
+    first = pairs_command(photographs, tmp_path / "here", *settings, "--checkpoint-seconds", "0")
+    kill_when(start_python("-m", "frontend.cli.main", *first), lambda: step_of(tmp_path / "here") >= 3)
+    assert 3 <= step_of(tmp_path / "here") < 8
+
+    file = tmp_path / "run.state"
+    assert main(["state", "export", str(tmp_path / "here"), "--out", str(file)]) == 0
+    elsewhere = tmp_path / "other machine"
+    shutil.copytree(photographs / "images", elsewhere / "images")
+    shutil.copytree(photographs / "labels", elsewhere / "labels")
+    assert main(["state", "import", str(file), "--out", str(elsewhere / "run")]) == 0
+    again = pairs_command(elsewhere, elsewhere / "run", "--config", str(elsewhere / "run" / "settings.toml"))
+    assert main([*again, "--device", "cpu", "--workers", "0"]) == 0
+    whole, carried = (load_file(run / "superpoint.safetensors") for run in (tmp_path / "whole", elsewhere / "run"))
+    assert differing(whole, carried) == []
+
+    capsys.readouterr()
+    assert main(["state", "import", str(file), "--out", str(elsewhere / "run")]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert main(["state", "import", str(file), "--out", str(elsewhere / "third")]) == 0
+    image = sorted((elsewhere / "images").iterdir())[4]
+    cv2.imwrite(str(image), 255 - cv2.imread(str(image), cv2.IMREAD_UNCHANGED))
+    again[again.index(str(elsewhere / "run"))] = str(elsewhere / "third")
+    assert main([*again, "--device", "cpu", "--workers", "0"]) == 2
+    assert "was trained on data with checksum" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("begun_with", ["init", "refiner"])
+def test_a_run_goes_on_without_the_weights_that_it_began_with(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], begun_with: str
+) -> None:
+    """Also one that named its network besides, as the released recipes do."""
+    torch.manual_seed(0)
+    small = replace(MODEL_PRESETS["vgg-refined"], encoder="vgg(channels=[8,8,8,16])")
+    save_network(tmp_path / "began.safetensors", SuperPointNet(small))
+    base = [*PAIRS, *EXACT]
+    base[base.index("--model") + 1] = "vgg" if begun_with == "refiner" else "vgg-refined"
+    out = tmp_path / "run"
+    began = pairs_command(photographs, out, *base, f"--{begun_with}", str(tmp_path / "began.safetensors"))
+    assert main([*began, "--stop", "2"]) == 0
+    file = tmp_path / "run.state"
+    assert main(["state", "export", str(out), "--out", str(file)]) == 0
+    assert main(["state", "import", str(file), "--out", str(tmp_path / "there")]) == 0
+    (tmp_path / "began.safetensors").unlink()
+    there = tmp_path / "there"
+    again = pairs_command(photographs, there, "--config", str(there / "settings.toml"), "--device", "cpu")
+    assert main([*again, "--workers", "0"]) == 0
+    assert step_of(there) == 2
+    capsys.readouterr()
+    assert main([*again, "--workers", "0", "--model", "edge", "--encoder", "compact"]) == 2
+    assert "was trained with model = " in capsys.readouterr().err
+
+
+def test_a_run_keeps_to_where_its_views_are_made(photographs: Path, tmp_path: Path) -> None:
+    command = pairs_command(photographs, tmp_path / "run", *PAIRS, *EXACT, "--stop", "1", "--device-augment", "on")
+    assert main(command) == 0
+    command[command.index("on")] = "auto"  # which is off on a CPU, for a run that begins there
+    assert main(command) == 0
+
+
+def test_compact_states_are_smaller_and_nearly_exact(tmp_path: Path) -> None:
+    trainer(tmp_path / "run", ema=0.9).run()
+    exact, compact = tmp_path / "exact", tmp_path / "compact"
+    sizes = [export_state(tmp_path / "run", exact), export_state(tmp_path / "run", compact, compact=True)]
+    assert sizes == [exact.stat().st_size, compact.stat().st_size]
+    state = read_checkpoint(tmp_path / "run")
+    values = sum(tensor.numel() for tensor in state["network"].values())
+    assert sizes[0] > 15 * values
+    assert sizes[1] < 10 * values + 30_000
+    import_state(exact, tmp_path / "a")
+    import_state(compact, tmp_path / "b")
+    a, b = read_checkpoint(tmp_path / "a"), read_checkpoint(tmp_path / "b")
+    for other in (a, b):
+        assert {key: other[key] for key in ("step", "described", "content")} == {
+            key: state[key] for key in ("step", "described", "content")
+        }
+        assert differing(state["network"], other["network"]) == []
+        assert other["optimiser"]["param_groups"] == state["optimiser"]["param_groups"]
+    assert differing(state["average"], a["average"]) == []
+    for index, moments in state["optimiser"]["state"].items():
+        assert differing(moments, a["optimiser"]["state"][index]) == []
+        for name, tensor in b["optimiser"]["state"][index].items():
+            np.testing.assert_allclose(tensor.numpy(), moments[name].numpy(), rtol=1 / 256, atol=1e-12)
+    for name, tensor in b["average"].items():
+        distance = (state["average"][name] - state["network"][name]).abs().numpy()
+        assert (np.abs(tensor.numpy() - state["average"][name].numpy()) <= distance / 200 + 1e-6).all()
+
+
+def test_a_checkpoint_of_something_else_is_refused_in_our_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(bytes(range(256)) * 9)
+    assert main(["state", "export", str(tmp_path), "--out", str(tmp_path / "file")]) == 2
+    expected = f"superpoint state: {path} cannot be read: it is no PyTorch file, or holds more than tensors\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_what_is_no_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text").write_text("no state")
+    assert main(["state", "import", str(tmp_path / "text"), "--out", str(tmp_path / "run")]) == 2
+    assert main(["state", "export", str(tmp_path), "--out", str(tmp_path / "file")]) == 2
+    trainer(tmp_path / "made").run()
+    weights = tmp_path / "made" / "magicpoint.safetensors"
+    assert main(["state", "show", str(weights)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert "cannot be read as a training state" in errors[0]
+    assert "has no checkpoint.pt" in errors[1]
+    assert "is no training state" in errors[2]
