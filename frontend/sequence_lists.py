@@ -1,10 +1,16 @@
-"""Lists of a data set's images and their stamps: ``data.csv`` (EuRoC), ``rgb.txt`` (TUM), ``times.txt`` (KITTI)."""
+"""Lists of a data set's images and their stamps.
+
+``data.csv`` is EuRoC's, ``rgb.txt`` TUM's, ``times.txt`` that of KITTI's odometry, ``timestamps.txt`` of its raw data.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from pathlib import Path
 
 from frontend.errors import DataError
@@ -13,7 +19,12 @@ from frontend.image import is_image_name
 FARTHEST_NS = 2**63 - 1
 """Largest stamp, nanoseconds."""
 
+KITTI_RAW = "timestamps.txt"
+"""Name of the list of a camera in KITTI's raw data."""
+
 _EUROC, _TUM, _KITTI = "data.csv", "rgb.txt", "times.txt"
+_DATE = re.compile(r"(\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 _Rows = list[tuple[Path, int | None]]
 
@@ -40,6 +51,9 @@ def find_list(folder: Path) -> Path | None:
     places = [folder / _EUROC, folder / "cam0" / _EUROC, folder / "mav0" / "cam0" / _EUROC, folder / _TUM]
     places += [home.parent / _EUROC for home in homes if home.name == "data"]
     places += [home.parent / _TUM for home in homes if home.name == "rgb"]
+    cameras = [folder, folder / "image_00", folder / "image_02"]
+    cameras += [home.parent for home in homes if home.name == "data"]
+    places += [camera / KITTI_RAW for camera in cameras if (camera / "data").is_dir()]
     places.append(folder / _KITTI)
     places += [home.parent / _KITTI for home in homes if home.name.startswith("image_")]
     return next((place for place in places if place.is_file()), None)
@@ -59,8 +73,11 @@ def read_list(listed: Path, folder: Path, stamped: bool = True) -> tuple[Path, _
     Raises:
         DataError: the list cannot be read, or is not as it should be.
     """
+    if listed.name == KITTI_RAW:
+        return _by_lines(listed, [listed.parent / "data"], _nanoseconds_of_date if stamped else None)
     if listed.name == _KITTI:
-        return _read_kitti(listed, folder, stamped)
+        candidates = [folder] if listed.parent != folder else [folder / "image_0", folder / "image_2", folder]
+        return _by_lines(listed, candidates, partial(_nanoseconds, unit=10**9) if stamped else None)
     if listed.name == _EUROC:
         home, unit = listed.parent / "data", 1
         rows = _rows(listed, ",", "nanoseconds, a comma and a file name")
@@ -70,20 +87,29 @@ def read_list(listed: Path, folder: Path, stamped: bool = True) -> tuple[Path, _
     return home, [(home / name, _nanoseconds(listed, stamp, unit) if stamped else None) for stamp, name in rows]
 
 
-def _read_kitti(listed: Path, folder: Path, stamped: bool) -> tuple[Path, _Rows]:
-    candidates = [folder] if listed.parent != folder else [folder / "image_0", folder / "image_2", folder]
-    images, paths = folder, list[Path]()
+def _by_lines(listed: Path, candidates: list[Path], stamp_of: Callable[[Path, str], int] | None) -> tuple[Path, _Rows]:
+    """Images of a list that has a line for each, as KITTI's: see :func:`read_list`.
+
+    Where there are as many lines as images they go by their order, whatever number names begin with; where images are
+    missing, by their names, which are the lines' numbers, from 0.
+
+    Args:
+        listed: the list.
+        candidates: folders, the first with an image is taken; the last exists.
+        stamp_of: the nanoseconds of a line of the list; None where stamps are not read.
+    """
+    images, paths = candidates[-1], list[Path]()
     for candidate in candidates:
         if candidate.is_dir() and not paths:
             images, paths = candidate, images_in(candidate)
-    if not stamped:
+    if stamp_of is None:
         return images, [(path, None) for path in paths]
-    stamps = [_nanoseconds(listed, line, 10**9) for line in _lines(listed)]
+    stamps = [stamp_of(listed, line) for line in _lines(listed)]
+    if len(stamps) == len(paths):
+        return images, list(zip(paths, stamps, strict=True))
     lines = [int(path.stem) if path.stem.isdecimal() else len(stamps) for path in paths]
     if not paths or max(lines) >= len(stamps):  # they are not named by their lines
-        if len(stamps) != len(paths):
-            raise DataError(f"{listed}: has {len(stamps)} stamps for {len(paths)} images in {images}; expected as many")
-        lines = list(range(len(paths)))
+        raise DataError(f"{listed}: has {len(stamps)} stamps for {len(paths)} images in {images}; expected as many")
     return images, [(path, stamps[line]) for path, line in zip(paths, lines, strict=True)]
 
 
@@ -118,3 +144,21 @@ def _nanoseconds(listed: Path, text: str, unit: int) -> int:
     except ArithmeticError:  # of decimals: none, or one that is too large for them
         raise DataError(f"{listed}: has the stamp '{text[:60]}'; expected a number of seconds or nanoseconds") from None
     return int((value * unit).to_integral_value())
+
+
+def _nanoseconds_of_date(listed: Path, line: str) -> int:
+    """Nanoseconds since 1970 of a date and a time of day, exact; no zone is told, so it is taken for UTC."""
+    try:
+        found = _DATE.fullmatch(line)
+        if found is None:
+            raise ValueError
+        *numbers, fraction = found.groups(default="")
+        year, month, day, hour, minute, second = map(int, numbers)
+        since = datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc) - _EPOCH
+        stamp = since // timedelta(seconds=1) * 10**9 + int(fraction.ljust(9, "0"))
+        if stamp > FARTHEST_NS:
+            raise ValueError
+    except ValueError:  # of numbers that are no date, too
+        expected = "expected a date and a time, such as 2011-09-26 13:02:25.964389445"
+        raise DataError(f"{listed}: has the stamp '{line[:60]}'; {expected}") from None
+    return stamp

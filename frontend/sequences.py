@@ -1,10 +1,11 @@
 """Sequences of images on disk: folders as EuRoC, TUM and KITTI have them, folders of any images, and video files.
 
 Where the stamps of a folder come from, in this order: ``data.csv`` (EuRoC: nanoseconds and names of files in
-``data/``), ``rgb.txt`` (TUM: seconds and names), ``times.txt`` (KITTI: seconds, a line for each image, which may be
-named by its line's number, from 0), names that are stamps (``1403636579763555584.png`` in nanoseconds,
-``1305031102.175304.png`` in seconds), else the number of the image and a frame rate. The folder may be that of the
-images, or one above them, as the data sets are unpacked.
+``data/``), ``rgb.txt`` (TUM: seconds and names), ``timestamps.txt`` (KITTI's raw data: dates and times, a line for each
+image in ``data/``), ``times.txt`` (KITTI's odometry: seconds, a line for each image, which may be named by its line's
+number, from 0), names that are stamps (``1403636579763555584.png`` in nanoseconds, ``1305031102.175304.png`` in
+seconds), else the number of the image and a frame rate. The folder may be that of the images, or one above them, as the
+data sets are unpacked.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from frontend.errors import DataError
 from frontend.image import is_image_name, read_image
-from frontend.sequence_lists import FARTHEST_NS, find_list, images_in, read_list
+from frontend.sequence_lists import FARTHEST_NS, KITTI_RAW, find_list, images_in, read_list
 
 DEFAULT_FPS = 30.0
 """Frames a second of images that have no stamps."""
@@ -33,6 +34,7 @@ DEFAULT_FPS = 30.0
 _FASTEST = 10_000.0  # frames a second; more is a mistake, or the time base of a video that tells no rate
 _SAME_RATE = 0.01  # of a pair's videos: the clocks of two cameras differ by less
 _SAME_NS = 1_000_000  # stamps of a pair's images: those of two cameras that are triggered together differ by less
+_SAME_RAW_NS = 20_000_000  # of KITTI's raw data: each camera has a list of its own, of frames 100 ms apart
 _NANOSECONDS = re.compile(r"\d{18,19}")  # of the years since 1973
 _SECONDS = re.compile(r"\d+\.\d+")
 
@@ -216,7 +218,8 @@ def open_source(path: Path, *, fps: float | None = None, white: int | None = Non
 def pair_up(left: Source, right: Source) -> Callable[[SourceFrame], SourceFrame | None]:
     """Which right image belongs to a left one.
 
-    By their stamps (within a millisecond) where both have any, else by the names of the files, else by their numbers.
+    By their stamps where both have any (within a millisecond; KITTI's raw data within 20, as their cameras are stamped
+    one by one), else by the names of the files, else by their numbers.
 
     Args:
         left: of the sequence.
@@ -244,9 +247,11 @@ def pair_up(left: Source, right: Source) -> Callable[[SourceFrame], SourceFrame 
         return lambda frame: frame._replace(name=f"{right.name}: frame {frame.number}")
     others = list(right.frames())
     if left.stamped and right.stamped:
+        both = [side.list_path is not None and side.list_path.name == KITTI_RAW for side in (left, right)]
+        same = _SAME_RAW_NS if all(both) else _SAME_NS
         stamps = np.array([other.stamp_ns for other in others])
         nearest = np.abs(stamps[_nearest(stamps, np.array(left.listed))] - np.array(left.listed))
-        if nearest.min() > _SAME_NS:
+        if nearest.min() > same:
             raise DataError(
                 f"{right.name}: no image has the stamp of one of {left.name} (the nearest is {nearest.min()} ns away); "
                 "expected pairs"
@@ -254,7 +259,7 @@ def pair_up(left: Source, right: Source) -> Callable[[SourceFrame], SourceFrame 
 
         def by_stamp(frame: SourceFrame) -> SourceFrame | None:
             found = others[int(_nearest(stamps, np.array([frame.stamp_ns]))[0])]
-            return found if abs(found.stamp_ns - frame.stamp_ns) <= _SAME_NS else None
+            return found if abs(found.stamp_ns - frame.stamp_ns) <= same else None
 
         return by_stamp
     named = {path.name: other for path, other in zip(right.paths, others, strict=True)}

@@ -35,12 +35,16 @@ class TrackVideo:
     Args:
         path: of the file; ends in .mp4, by which OpenCV knows what it is to be.
         fps: frames a second; brought into 1 to 120.
+        name: of the file in errors; ``path`` where None.
         trail: places of a track that are shown.
         max_side: frames with a longer side are reduced to it, pixels.
     """
 
-    def __init__(self, path: Path, fps: float, *, trail: int = 12, max_side: int = 1280) -> None:
+    def __init__(
+        self, path: Path, fps: float, *, name: str | None = None, trail: int = 12, max_side: int = 1280
+    ) -> None:
         self.path = path
+        self._name = str(path) if name is None else name
         self.fps = round(min(max(fps, _SLOWEST), _FASTEST), 3)
         self._trail = trail
         self._max_side = max_side
@@ -56,16 +60,20 @@ class TrackVideo:
             frame: tracked.
 
         Raises:
-            ConfigError: OpenCV cannot write such a video.
+            ConfigError: OpenCV cannot write such a video, or not this frame.
         """
         picture = self._draw(image, frame)
-        if self._writer is None:
-            size = (picture.shape[1], picture.shape[0])
-            code = cv2.VideoWriter.fourcc(*"mp4v")  # which is in FFmpeg itself; H.264 is not in pip's OpenCV
-            self._writer = cv2.VideoWriter(str(self.path), code, self.fps, size)
-            if not self._writer.isOpened():
-                raise ConfigError(f"{self.path}: this OpenCV writes no MPEG-4 video of {size[0]} x {size[1]}")
-        self._writer.write(picture)
+        try:
+            if self._writer is None:
+                size = (picture.shape[1], picture.shape[0])
+                code = cv2.VideoWriter.fourcc(*"mp4v")  # which is in FFmpeg itself; H.264 is not in pip's OpenCV
+                self._writer = cv2.VideoWriter(str(self.path), code, self.fps, size)
+                if not self._writer.isOpened():
+                    raise ConfigError(f"{self._name}: this OpenCV writes no MPEG-4 video of {size[0]} x {size[1]}")
+            self._writer.write(picture)
+        except cv2.error as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{self._name}: OpenCV ended the video after {self._count} frames ({reason})") from None
         self._count += 1
 
     def close(self) -> None:
@@ -83,7 +91,7 @@ class TrackVideo:
         found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
         capture.release()
         if found != self._count:
-            raise OSError(errno.EIO, "the video is not whole", str(self.path))
+            raise OSError(errno.EIO, "the video is not whole", self._name)
 
     def _draw(self, image: NDArray[np.uint8], frame: TrackedFrame) -> NDArray[np.uint8]:
         canvas = to_bgr(image)

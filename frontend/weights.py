@@ -36,6 +36,7 @@ class ModelInfo:
 
     Attributes:
         name: what users call it.
+        version: of the weights, such as "0.4".
         path: of the weight file.
         sha256: of the weight file, hexadecimal.
         encoder: its encoder's name.
@@ -44,12 +45,14 @@ class ModelInfo:
         trained_on: the images it was trained on, and the rights in them.
         recipe: how it was trained.
         figures: what it measures, by name.
+        rights: in those images, in a word or two: whose they are; empty where the entry does not say.
         int8: ONNX model of its dense part in int8, compressed by gzip and calibrated on what it was trained on; None
             where none was released.
         int8_sha256: of that file, hexadecimal.
     """
 
     name: str
+    version: str
     path: Path
     sha256: str
     encoder: str
@@ -58,6 +61,7 @@ class ModelInfo:
     trained_on: str
     recipe: str
     figures: Mapping[str, Any]
+    rights: str = ""
     int8: Path | None = None
     int8_sha256: str = ""
 
@@ -78,6 +82,7 @@ class MatcherInfo:
 
     Attributes:
         name: of the entry.
+        version: as of :class:`ModelInfo`.
         path: of the weight file.
         sha256: of the weight file, hexadecimal.
         features: name of the released model whose features it matches.
@@ -85,9 +90,11 @@ class MatcherInfo:
         trained_on: the same.
         recipe: the same.
         figures: the same.
+        rights: the same.
     """
 
     name: str
+    version: str
     path: Path
     sha256: str
     features: str
@@ -95,9 +102,17 @@ class MatcherInfo:
     trained_on: str
     recipe: str
     figures: Mapping[str, Any]
+    rights: str = ""
 
 
 _Info = TypeVar("_Info")
+
+
+def _text(entry: Mapping[str, Any], key: str) -> str:
+    value = entry[key]
+    if not isinstance(value, str):
+        raise TypeError(f"{key} is {value!r}; expected text in quotes")
+    return value
 
 
 def _entries(
@@ -105,25 +120,30 @@ def _entries(
 ) -> dict[str, _Info]:
     """What a table of the manifest lists, by name: what all entries state, and what is special to the table's."""
     path = weights_dir() / "manifest.toml"
+    found: dict[str, _Info] = {}
+    told = ""  # of which entry an error is to tell
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8")).get(table, {})
-        return {
-            name: make(
+        for name, entry in tomllib.loads(path.read_text(encoding="utf-8")).get(table, {}).items():
+            told = f"'{name}': "
+            found[name] = make(
                 name=name,
-                path=path.parent / entry["file"],
-                sha256=entry["sha256"],
-                licence=entry["licence"],
-                trained_on=entry["trained_on"],
-                recipe=entry["recipe"],
+                version=_text(entry, "version"),
+                path=path.parent / _text(entry, "file"),
+                sha256=_text(entry, "sha256"),
+                licence=_text(entry, "licence"),
+                trained_on=_text(entry, "trained_on"),
+                recipe=_text(entry, "recipe"),
                 figures=entry.get("figures", {}),
+                rights=_text(entry, "rights") if "rights" in entry else "",
                 **special(path.parent, entry),
             )
-            for name, entry in entries.items()
-        }
     except OSError as error:
         raise WeightsError(f"weights manifest {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WeightsError(f"weights manifest {path} is malformed: {error}") from None
+    except KeyError as error:
+        raise WeightsError(f"weights manifest {path} is malformed: {told}there is no {error}") from None
+    except (tomllib.TOMLDecodeError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(f"weights manifest {path} is malformed: {told}{error}") from None
+    return found
 
 
 def list_models() -> dict[str, ModelInfo]:
@@ -134,10 +154,10 @@ def list_models() -> dict[str, ModelInfo]:
     """
 
     def special(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-        facts = {"encoder": entry["encoder"], "descriptor_dim": int(entry["descriptor_dim"])}
+        facts = {"encoder": _text(entry, "encoder"), "descriptor_dim": int(entry["descriptor_dim"])}
         if "int8" not in entry:
             return facts
-        return {**facts, "int8": folder / entry["int8"], "int8_sha256": entry["int8_sha256"]}
+        return {**facts, "int8": folder / _text(entry, "int8"), "int8_sha256": _text(entry, "int8_sha256")}
 
     return _entries("models", ModelInfo, special)
 
@@ -148,7 +168,7 @@ def list_matchers() -> dict[str, MatcherInfo]:
     Raises:
         WeightsError: the manifest is missing or malformed.
     """
-    return _entries("matchers", MatcherInfo, lambda _, entry: {"features": entry["features"]})
+    return _entries("matchers", MatcherInfo, lambda _, entry: {"features": _text(entry, "features")})
 
 
 def resolve_matcher(features: str) -> Path:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from frontend.errors import ConfigError
 from frontend.extractor import Prepared, SuperPoint
 from frontend.types import Features
+from frontend.weights import list_models
 from service.admission import Slot
 from service.bodies import Budget
 from service.decoding import Decoder
@@ -81,6 +82,7 @@ class Core:
         # of their own: a frame whose turn has come, and for which others wait, would wait for all images in the pool
         self._trackers = ThreadPoolExecutor(settings.decode_threads, "track")
         self.models: dict[str, SuperPoint] = {}
+        self.versions: dict[str, str] = {}  # of the released models
         self.matchers = Matchers()
         self.ready = False
         self.failure: str | None = None
@@ -110,6 +112,7 @@ class Core:
             )
             for name in dict.fromkeys((self.settings.model, *self.settings.models))
         }
+        self.versions = {name: info.version for name, info in list_models().items()}
         self.engine.start()
         self.matchers.load(self.engine, loaded)
         self.models = loaded  # all at once, and with their matchers: pages ask for them until there are some
@@ -192,8 +195,8 @@ class Core:
         self.metrics.stage.labels("decode").observe(time.perf_counter() - began)
         return prepared
 
-    async def mask(self, extractor: SuperPoint, data: bytes, deadline: float) -> PackedMask:
-        """An encoded mask, decoded, for a sequence to keep.
+    async def mask(self, extractor: SuperPoint, data: bytes, name: str, deadline: float) -> PackedMask:
+        """An encoded mask, decoded, for a sequence to keep; ``name`` is for errors.
 
         Raises:
             BadImageError: it cannot be read, or is black everywhere.
@@ -204,8 +207,8 @@ class Core:
         loop = asyncio.get_running_loop()
 
         async def decode() -> PackedMask:
-            async with self.decoded.hold(self.decoder.nbytes(extractor, data, "mask")):
-                return await loop.run_in_executor(self._pool, self.decoder.mask, extractor, data)
+            async with self.decoded.hold(self.decoder.nbytes(extractor, data, name)):
+                return await loop.run_in_executor(self._pool, self.decoder.mask, extractor, data, name)
 
         return await self.in_time(decode(), deadline)
 

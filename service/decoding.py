@@ -15,7 +15,7 @@ from frontend.image import decode_image
 from frontend.image_header import header_size
 from frontend.types import BoolArray
 from service.errors import BadImageError, TooLargeError, UnavailableError
-from service.masks import Mask, PackedMask, check_size, mask_of, size_of, together
+from service.masks import Mask, PackedMask, check_size, mask_name, mask_of, size_of, together
 
 
 class Decoder:
@@ -71,9 +71,10 @@ class Decoder:
         self._check_pixels(extractor, name, size_of(image))
         return image
 
-    def _decode_mask(self, extractor: SuperPoint, mask: Mask, expected: tuple[int, int]) -> BoolArray:
+    def _decode_mask(self, extractor: SuperPoint, mask: Mask, expected: tuple[int, int], of: str) -> BoolArray:
         if isinstance(mask, PackedMask):
-            check_size("the sequence's mask", mask.size, expected, "the image")
+            image = "the right image" if of == "right" else "the image"
+            check_size(f"the sequence's {mask_name(of)}", mask.size, expected, image)
             return mask.unpacked()
         name, data = mask
         decoded = self._decode(extractor, data, name, None)
@@ -90,19 +91,24 @@ class Decoder:
         """
         with _refusing(name):
             image = self._decode(extractor, data, name, extractor.config.white)
-            allowed = together([self._decode_mask(extractor, mask, size_of(image)) for mask in masks])
+            allowed = together([self._decode_mask(extractor, mask, size_of(image), name) for mask in masks])
             return extractor.prepare(image, mask=allowed)
 
-    def mask(self, extractor: SuperPoint, data: bytes) -> PackedMask:
+    def mask(self, extractor: SuperPoint, data: bytes, name: str) -> PackedMask:
         """An encoded mask, for a sequence to keep.
+
+        Args:
+            extractor: of the sequence.
+            data: an encoded image.
+            name: for errors.
 
         Raises:
             BadImageError: it cannot be read, or is black everywhere.
             TooLargeError: it is over the limit of pixels.
             UnavailableError: there is no memory for it now.
         """
-        with _refusing("mask"):
-            return PackedMask.of(mask_of(self._decode(extractor, data, "mask", None), "mask"))
+        with _refusing(name):
+            return PackedMask.of(mask_of(self._decode(extractor, data, name, None), name))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from frontend.errors import ImageError
 from frontend.types import BoolArray
 from service.errors import BadImageError
+
+ImageName = Literal["image", "right"]
+"""A frame's images by the names of their files: the left one, or the only one, and the right one of a stereo pair."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,15 @@ Mask = Encoded | PackedMask
 def size_of(image: np.ndarray) -> tuple[int, int]:
     """(width, height) of an image, (H, W) or (H, W, 3)."""
     return image.shape[1], image.shape[0]
+
+
+def mask_name(of: str) -> str:
+    """What the mask of an image of a sequence is called.
+
+    Args:
+        of: the image's name, see :data:`ImageName`.
+    """
+    return "right mask" if of == "right" else "mask"
 
 
 def check_size(name: str, size: tuple[int, int], expected: tuple[int, int], of: str) -> None:

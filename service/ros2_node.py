@@ -27,6 +27,7 @@ Parameters:
     max_rate_hz: images that come faster are left out; 0 sends all.
     jpeg_quality: 1 to 100; 0 sends PNG, which loses nothing but is larger.
     min_age: frames in which a track has been seen before it is published, 2 as in VINS.
+    mask: path of an image, of the images' size: keypoints lie where it is not black. "": anywhere.
     layout: whose channels a cloud has, vins_mono or vins_fusion, see :data:`service.ros2_conversion.LAYOUTS`.
 """
 
@@ -35,10 +36,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 from frontend.camera import Camera
-from frontend.errors import ConfigError, FrontendError
+from frontend.errors import ConfigError, FrontendError, ImageError
+from frontend.masks import read_mask
 from frontend.types import TrackedFrame
 from service.client import (
     Client,
@@ -52,6 +55,7 @@ from service.client import (
     Stream,
     Unavailable,
 )
+from service.client.images import encoded_mask
 from service.ros2_conversion import (
     LAYOUTS,
     MessageTypes,
@@ -76,6 +80,7 @@ _PARAMETERS: dict[str, Any] = {
     "max_rate_hz": 0.0,
     "jpeg_quality": 0,
     "min_age": 2,
+    "mask": "",
     "layout": "vins_mono",
 }
 _POLL_S = 0.2
@@ -138,6 +143,9 @@ class TrackNode:
         node: of rclpy.
         types: of the messages.
         qos: of the subscriptions.
+
+    Raises:
+        ConfigError: a parameter is none, such as a mask that cannot be read.
     """
 
     def __init__(self, node: Any, types: MessageTypes, qos: Any) -> None:
@@ -145,6 +153,7 @@ class TrackNode:
         layout = self._settings["layout"]
         if layout not in LAYOUTS:
             raise ConfigError(f"layout is '{layout}'; expected one of: {', '.join(LAYOUTS)}")
+        self._mask, self._mask_size = _mask_of(self._settings["mask"])
         self._log = node.get_logger()
         self._types = types
         self._images = Latest()
@@ -185,16 +194,18 @@ class TrackNode:
 
     def on_image(self, message: Any) -> None:
         """Take an image."""
-        given, expected = (int(message.width), int(message.height)), self._image_size
+        given = (int(message.width), int(message.height))
+        # K, and the mask, would be of other pixels
+        of = {"its CameraInfo says": self._image_size, f"the mask '{self._settings['mask']}' is": self._mask_size}
+        for source, expected in of.items():
+            if expected is not None and expected != given:
+                sizes = [f"{width} x {height}" for width, height in (given, expected)]
+                self._refuse("image", f"image is {sizes[0]}; expected {sizes[1]}, as {source}")
+                return
         if self._camera is None and "CameraInfo" not in self._refused:
             self._refuse(
                 "image", f"no CameraInfo has come on '{self._settings['camera_info_topic']}': images wait for one"
             )
-        elif expected not in (None, given):
-            # K would be of other pixels
-            sizes = [f"{width} x {height}" for width, height in (given, expected or given)]
-            self._refuse("image", f"image is {sizes[0]}; expected {sizes[1]}, as its CameraInfo says")
-            return
         stamp_ns = stamp_of(message)
         if self._last_ns is not None and stamp_ns <= self._last_ns:
             if stamp_ns > self._last_ns - _JUMP_NS:
@@ -221,6 +232,7 @@ class TrackNode:
                     self._stopped.wait(_POLL_S)
                     continue
                 opening = client.sequence(
+                    mask=self._mask,
                     camera_id=settings["camera_id"] or None,
                     camera=camera,
                     model=settings["model"] or None,
@@ -302,6 +314,21 @@ class TrackNode:
         cloud = cloud_of(frame, frame_id, velocities, self._types, first_id=first_id, **chosen)
         self._next_id = max(self._next_id, first_id + int(frame.track_ids.max(initial=-1)) + 1)
         self._publisher.publish(cloud)
+
+
+def _mask_of(path: str) -> tuple[bytes | None, tuple[int, int] | None]:
+    """A mask as it is sent, and its (width, height) in pixels; None of both where there is none.
+
+    Raises:
+        ConfigError: it cannot be read, or is black everywhere.
+    """
+    if not path:
+        return None, None
+    try:
+        mask = read_mask(Path(path))
+    except ImageError as error:
+        raise ConfigError(f"mask: {error}") from None
+    return encoded_mask(mask), (mask.shape[1], mask.shape[0])
 
 
 def main(args: list[str] | None = None) -> int:

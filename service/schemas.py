@@ -198,6 +198,7 @@ class ModelDocument(BaseModel):
     """A served model."""
 
     name: str = Field(description="For the query parameter `model`.")
+    version: str | None = Field(description="Of its weights, such as `0.4`; null where they are a file of one's own.")
     encoder: str = Field(description="Kind of its encoder.")
     descriptor_dim: int = Field(ge=1, description="D, the length of its descriptors.")
     sigmas: bool = Field(description="Whether it tells standard deviations of keypoints.")

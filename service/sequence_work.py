@@ -20,7 +20,7 @@ from frontend.types import Features, TrackedFrame
 from service.admission import Slot
 from service.core import Core
 from service.errors import BadImageError, BadRequestError
-from service.masks import Encoded, Mask
+from service.masks import Encoded, ImageName, Mask, mask_name
 from service.routes.common import Encoding, encoded_descriptors
 from service.sequence_documents import CameraDocument, OpenSequence
 from service.sessions import Session, Turn
@@ -105,19 +105,20 @@ def status_document(session: Session) -> dict[str, Any]:
     }
 
 
-async def mask_session(core: Core, sequence_id: str, data: bytes) -> None:
+async def mask_session(core: Core, sequence_id: str, data: bytes, of: ImageName) -> None:
     """Give a sequence a mask, see :meth:`service.sessions.Sessions.set_mask`; frames that come from then on have it.
 
     Args:
         core: of the application.
         sequence_id: of the sequence.
         data: an encoded image.
+        of: the images that it is of.
 
     Raises:
         ServiceError: see there, and :meth:`service.core.Core.mask`.
     """
-    mask = await core.mask(core.sessions.get(sequence_id).extractor, data, core.deadline())
-    core.sessions.set_mask(core.sessions.get(sequence_id), mask)  # it may have gone meanwhile
+    mask = await core.mask(core.sessions.get(sequence_id).extractor, data, mask_name(of), core.deadline())
+    core.sessions.set_mask(core.sessions.get(sequence_id), mask, of)  # it may have gone meanwhile
 
 
 async def track_frame(core: Core, session: Session, given: Given, descriptors: Encoding) -> dict[str, Any]:
@@ -146,9 +147,9 @@ async def track_frame(core: Core, session: Session, given: Given, descriptors: E
     try:
         turn = session.queue(given.stamp_ns)
         slots = core.reserve(len(given.images), accepted=True)
-        # the right image has none: what is hidden on the left has no match there
-        own = [] if session.mask is None else [session.mask]
-        masks = {"image": [*own, *given.masks.get("image", ())]}
+        masks: dict[str, list[Mask]] = {name: list(found) for name, found in given.masks.items()}
+        for of, mask in session.masks.items():
+            masks.setdefault(of, []).insert(0, mask)
         features = await core.features(session.extractor, given.images, deadline, slots, masks)
         extracted = time.perf_counter()
         await core.in_time(turn.come(), deadline)
@@ -159,7 +160,7 @@ async def track_frame(core: Core, session: Session, given: Given, descriptors: E
         def done(future: asyncio.Future[TrackedFrame]) -> None:
             running.release()
             if not future.cancelled() and future.exception() is None:
-                session.tracked(future.result())
+                session.tracked(future.result(), None if right is None else right.image_size)
                 core.sessions.tell()
 
         update = partial(session.tracker.update, features[0], given.stamp_ns, right)

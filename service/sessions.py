@@ -21,7 +21,7 @@ from frontend.extractor import SuperPoint
 from frontend.tracking import Tracker
 from frontend.types import TrackedFrame
 from service.errors import OutOfOrderError, SequenceNotFoundError, SequencesFullError, TooLargeError
-from service.masks import PackedMask, check_size
+from service.masks import ImageName, PackedMask, check_size, mask_name
 
 Clock = Callable[[], float]
 
@@ -36,7 +36,7 @@ class Observer(Protocol):
         """A sequence is gone: "expired" or "deleted"."""
 
     def session_refused(self) -> None:
-        """There was no room for one, or for its mask."""
+        """There was no room for one, or for a mask of it."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Session:
         id: random, not to be guessed.
         frames: that have been tracked.
         last_stamp_ns: of the last frame that has been tracked; None before the first.
-        image_size: (width, height) of its frames; None before the first.
-        mask: where keypoints of its frames may be, those of right images aside; None for anywhere.
+        image_sizes: (width, height) of its frames' images, and of the last right one; none before the first.
+        masks: where keypoints of those may be; none for anywhere.
         gone: set once it has expired or was deleted.
     """
 
@@ -122,8 +122,8 @@ class Session:
         self.ttl_s, self._most_bytes = ttl_s, tracks_bytes
         self.frames = self.tracks = self._tracks_bytes = 0
         self.last_stamp_ns: int | None = None
-        self.image_size: tuple[int, int] | None = None
-        self.mask: PackedMask | None = None
+        self.image_sizes: dict[ImageName, tuple[int, int]] = {}
+        self.masks: dict[ImageName, PackedMask] = {}
         self.gone = asyncio.Event()
         self._observations = 0
         self._clock = clock
@@ -138,12 +138,12 @@ class Session:
 
     @property
     def reserved(self) -> int:
-        """Bytes that its state may come to, with the mask that it has now."""
+        """Bytes that its state may come to, with the masks that it has now."""
         return self._most_bytes + self._mask_bytes
 
     @property
     def _mask_bytes(self) -> int:
-        return 0 if self.mask is None else self.mask.nbytes
+        return sum(mask.nbytes for mask in self.masks.values())
 
     @property
     def mean_track_length(self) -> float:
@@ -197,14 +197,21 @@ class Session:
             self._used = self._clock()
             self._call_first()
 
-    def tracked(self, frame: TrackedFrame) -> None:
-        """Count a frame."""
+    def tracked(self, frame: TrackedFrame, right_size: tuple[int, int] | None = None) -> None:
+        """Count a frame.
+
+        Args:
+            frame: tracked.
+            right_size: (width, height) of its right image; None without one.
+        """
         self.frames += 1
         self.last_stamp_ns = frame.stamp_ns
         self.tracks = self.tracker.num_tracks
         self._observations += len(frame.track_ids)
         self._tracks_bytes = self.tracker.nbytes
-        self.image_size = frame.image_size
+        self.image_sizes["image"] = frame.image_size
+        if right_size is not None:
+            self.image_sizes["right"] = right_size
 
     def _call_first(self) -> None:
         for turn in self._turns[1:]:
@@ -283,26 +290,35 @@ class Sessions:
             raise not_open(sequence_id)
         return session
 
-    def set_mask(self, session: Session, mask: PackedMask | None) -> None:
+    def set_mask(self, session: Session, mask: PackedMask | None, of: ImageName = "image") -> None:
         """Give a sequence a mask, in place of the one that it has; None takes that away.
 
+        Args:
+            session: that it is of.
+            mask: where keypoints may be.
+            of: the images that it is of.
+
         Raises:
-            BadImageError: it has another size than the frames before.
+            BadImageError: it has another size than the images before.
             TooLargeError: the sequence may come to more memory with it than all sequences together.
             SequencesFullError: there is no room for it; the sequence keeps the one that it has.
         """
-        if mask is not None:
-            if session.image_size is not None:
-                check_size("mask", mask.size, session.image_size, "the frames before")
-            needed, most = session._most_bytes + mask.nbytes, self.config.max_bytes
+        if mask is None:
+            session.masks.pop(of, None)
+        else:
+            if of in session.image_sizes:
+                before = "the right images before" if of == "right" else "the frames before"
+                check_size(mask_name(of), mask.size, session.image_sizes[of], before)
+            replaced = session.masks[of].nbytes if of in session.masks else 0
+            needed, most = session.reserved - replaced + mask.nbytes, self.config.max_bytes
             if needed > most:
-                raise TooLargeError(f"mask and tracks may come to {needed} bytes; expected at most {most}")
-            others = sum(one.reserved for one in self._sessions.values()) - session._mask_bytes
+                raise TooLargeError(f"masks and tracks may come to {needed} bytes; expected at most {most}")
+            others = sum(one.reserved for one in self._sessions.values()) - replaced
             if others + mask.nbytes > most:
                 self._observer.session_refused()
                 reason = f"mask takes {mask.nbytes} bytes, {others} of {most} bytes are reserved"
                 raise SequencesFullError(f"{reason}; close some sequences, or wait until some expire", retry_after=1)
-        session.mask = mask
+            session.masks[of] = mask
         self.tell()
 
     def all(self) -> list[Session]:

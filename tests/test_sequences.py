@@ -88,6 +88,81 @@ def test_images_of_kitti_that_are_missing_leave_the_others_their_stamps(tmp_path
         open_source(tmp_path)
 
 
+def test_images_that_are_named_from_one_are_paired_with_their_stamps_by_order(tmp_path: Path) -> None:
+    for n in range(3):
+        write(tmp_path / "set" / "image_0" / f"{n + 1:06d}.png", n)
+        write(tmp_path / "flat" / f"{n + 1}.png", n)
+    for folder in ("set", "flat"):
+        (tmp_path / folder / "times.txt").write_text("5\n5.1\n5.2\n")
+        assert told(open_source(tmp_path / folder)) == [(5_000_000_000, 0), (5_100_000_000, 1), (5_200_000_000, 2)]
+
+
+RAW_NS = 1_317_042_145_964_389_445  # `date -u -d '2011-09-26 13:02:25' +%s`, and the digits behind the point
+
+
+def raw(root: Path, camera: str = "image_00", seconds: str = "25.964389445 26.067778560 26.171166667") -> Path:
+    """A camera of a drive, as KITTI's raw data have them."""
+    folder = root / "2011_09_26_drive_0001_sync" / camera
+    for n in range(3):
+        write(folder / "data" / f"{n:010d}.png", n)
+    (folder / "timestamps.txt").write_text("".join(f"2011-09-26 13:02:{second}\n" for second in seconds.split()))
+    return folder
+
+
+@pytest.mark.parametrize("below", ["", "image_00", "image_00/data"])
+def test_kitti_raw_has_a_date_and_a_time_in_a_line_for_each_image(tmp_path: Path, below: str) -> None:
+    drive = raw(tmp_path).parent
+    write(raw(tmp_path, "image_02") / "data" / "0000000003.png")  # is not asked for
+    (drive / "oxts").mkdir()
+    source = open_source(drive / below)
+    expected = [(RAW_NS, 0), (RAW_NS + 103_389_115, 1), (RAW_NS + 206_777_222, 2)]
+    assert told(source) == expected
+    assert (source.name, source.stamps) == (str(drive / "image_00" / "data"), "timestamps.txt")
+    assert source.stamped
+    assert source.files[0] == drive / "image_00" / "timestamps.txt"
+    (drive / "image_00" / "data" / "0000000001.png").unlink()
+    assert told(open_source(drive / below)) == [expected[0], expected[2]]
+
+
+def test_a_drive_without_gray_cameras_has_its_left_colour_one(tmp_path: Path) -> None:
+    folder = raw(tmp_path, "image_02")
+    raw(tmp_path, "image_03")
+    assert open_source(folder.parent).name == str(folder / "data")
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ("2011-09-26 13:02:25.9\n2011-09-26 13:02:26.1\n", "has 2 stamps for 3 images in .*data; expected as many"),
+        ("", "has 0 stamps for 3 images"),
+        ("1317042145.9\n" * 3, "the stamp '1317042145.9'; expected a date and a time, such as 2011-09-26 13:02:25.96"),
+        ("2011-02-29 13:02:25.9\n" * 3, "the stamp '2011-02-29 13:02:25.9'; expected a date"),
+        ("2011-09-26 13:02:25.1234567891\n" * 3, "the stamp '2011-09-26 13:02:25.1234567891'; expected a date"),
+        ("2300-09-26 13:02:25\n" * 3, "the stamp '2300-09-26 13:02:25'; expected a date"),
+        ("2011-09-26 13:02:25\n" * 3, "in timestamps.txt; expected one after 1317042145000000000 ns"),
+    ],
+)
+def test_stamps_of_kitti_raw_that_are_none(tmp_path: Path, lines: str, reason: str) -> None:
+    folder = raw(tmp_path)
+    (folder / "timestamps.txt").write_text(lines)
+    with pytest.raises(DataError, match=reason) as caught:
+        open_source(folder)
+    assert "\n" not in str(caught.value)
+    assert [stamp for stamp, _ in told(open_source(folder, fps=10))] == [0, 100_000_000, 200_000_000]
+
+
+def test_cameras_of_kitti_raw_have_stamps_of_their_own(tmp_path: Path) -> None:
+    left = open_source(raw(tmp_path))
+    right = open_source(raw(tmp_path, "image_01", "25.970 26.060 26.185"))
+    pair = pair_up(left, right)
+    assert [found.number for frame in left.frames() if (found := pair(frame)) is not None] == [0, 1, 2]
+    (tmp_path / right.name / "0000000001.png").unlink()
+    pair = pair_up(left, open_source(tmp_path / right.name))
+    assert [None if (found := pair(frame)) is None else found.number for frame in left.frames()] == [0, None, 1]
+    with pytest.raises(DataError, match="no image has the stamp of one of"):
+        pair_up(left, open_source(raw(tmp_path, "image_03", "35.970 36.060 36.185")))
+
+
 @pytest.mark.parametrize("way", ["there", "link"])
 @pytest.mark.parametrize("kind", ["euroc", "tum", "kitti"])
 def test_the_list_above_is_found_by_any_name_of_the_folder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ ENTRY = """
 [models.{name}]
 file = "{file}"
 sha256 = "{sha256}"
+version = "1.2"
 encoder = "compact"
 descriptor_dim = 128
 licence = "Apache-2.0"
@@ -116,8 +118,32 @@ def test_files_of_other_content(folder: Path) -> None:
     assert "do not fit their network" in refused(folder / "part.safetensors")
 
 
+def test_an_entry_states_its_version(folder: Path) -> None:
+    assert {info.version for info in list_models().values()} == {"1.2"}
+    path = folder / "manifest.toml"
+    good = path.read_text()
+    matcher = good.replace("[models.", "[matchers.").replace('encoder = "compact"', 'features = "x"')
+    for text, read in ((good, list_models), (matcher, list_matchers)):
+        for line, reason in (
+            ("", "there is no 'version'"),
+            ("version = 0.4", "version is 0.4; expected text in quotes"),
+            ("version = ['0.4']", "version is ['0.4']; expected text in quotes"),
+        ):
+            path.write_text(text.replace('version = "1.2"', line))
+            with pytest.raises(WeightsError) as caught:
+                read()
+            assert str(caught.value) == f"weights manifest {path} is malformed: 'good': {reason}"
+
+
+@pytest.mark.parametrize("key", ["file", "sha256", "encoder", "licence", "trained_on", "recipe"])
+def test_texts_of_the_manifest_are_texts(folder: Path, key: str) -> None:
+    path = folder / "manifest.toml"
+    path.write_text(re.sub(rf'^{key} = ".*"$', f"{key} = 7", path.read_text(), flags=re.MULTILINE))
+    assert f"is malformed: 'good': {key} is 7; expected text in quotes" in refused("good")
+
+
 def test_malformed_manifest(folder: Path) -> None:
-    for text in ("[models.x]\nfile = 3", "nonsense ="):
+    for text in ("[models.x]\nfile = 3", "[models]\nx = 3", "models = 3", "nonsense ="):
         (folder / "manifest.toml").write_text(text)
         assert "manifest" in refused("good")
     (folder / "manifest.toml").unlink()
@@ -145,6 +171,21 @@ def test_released_weights_are_those_of_the_manifest(monkeypatch: pytest.MonkeyPa
         assert matcher.trained_on
     assert sum(path.stat().st_size for path in weights_dir().rglob("*") if path.is_file()) < 16e6
     assert (weights_dir() / "MODEL_CARD.md").is_file()
+
+
+def test_versions_are_those_of_the_model_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SUPERPOINT_WEIGHTS_DIR", raising=False)
+    card = (weights_dir() / "MODEL_CARD.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^# ([\w-]+) (\d+\.\d+)$", card, re.MULTILINE))
+    assert told == {name: info.version for name, info in {**list_models(), **list_matchers()}.items()}
+
+
+def test_recipes_are_scripts_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SUPERPOINT_WEIGHTS_DIR", raising=False)
+    for name, info in {**list_models(), **list_matchers()}.items():
+        script = weights_dir().parent / info.recipe
+        assert script.suffix == ".sh"
+        assert f"{name}.safetensors" in script.read_text(encoding="utf-8")
 
 
 def test_files_of_equal_networks_are_equal_bytes(tmp_path: Path) -> None:

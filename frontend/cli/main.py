@@ -7,7 +7,21 @@ import sys
 from collections.abc import Sequence
 
 from frontend import __version__
-from frontend.cli import bench, encoders, export, extract, label, map_export, scenes, serve, state, track, train, views
+from frontend.cli import (
+    bench,
+    encoders,
+    export,
+    extract,
+    label,
+    map_export,
+    models,
+    scenes,
+    serve,
+    state,
+    track,
+    train,
+    views,
+)
 from frontend.cli import eval as eval_command
 from frontend.cli.console import open_streams, run_command
 from frontend.cli.options import Parser
@@ -23,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"superpoint-frontend {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     making = (extract, map_export, track, scenes, views, label, train, state)
-    for command in (*making, eval_command, bench, encoders, export, serve):
+    for command in (*making, eval_command, bench, models, encoders, export, serve):
         command.add_parser(subparsers)
     return parser
 

@@ -52,9 +52,9 @@ TRACK_OPTIONS = (*_TAKEN, *(option for option in EXTRACT_OPTIONS if option.name 
 _DESCRIPTION = """\
 Track keypoints through a folder of images or a video: the front-end of a SLAM system, its result in a CSV file.
 
-SOURCE is a folder of EuRoC (mav0/cam0, with data.csv), TUM (with rgb.txt) or KITTI (with times.txt), a folder of images
-whose names are stamps (nanoseconds, or seconds with a point) or numbers, or a video file. Images that cannot be read
-are told and left out; the sequence goes on without them.
+SOURCE is a folder of EuRoC (mav0/cam0, with data.csv), TUM (with rgb.txt) or KITTI (with times.txt, or of its raw data:
+the drive, image_00 or image_00/data), a folder of images whose names are stamps (nanoseconds, or seconds with a point)
+or numbers, or a video file. Images that cannot be read are told and left out; the sequence goes on without them.
 
 Calibrations are numbers or files: EuRoC's sensor.yaml, ROS's camera_info (as a file, or a message as it is echoed),
 Kalibr's camchain, or JSON as the service takes it. Images as the cameras took them need --rig, or --camera and
@@ -87,7 +87,8 @@ examples:
       --out tracks.csv --poses poses.tum
   superpoint track walk.mp4 --model superpoint-slim --resize 640 --out tracks.csv --video tracks.mp4
 
-exit codes: 0 done, 2 bad input (one line says which and why), 130 interrupted
+exit codes: 0 done, 2 bad input (one line says which and why), or a --video that cannot be written to its end (the other
+files are there), 130 interrupted
 """
 
 
@@ -118,11 +119,13 @@ def add_parser(subparsers: Any) -> None:
     add("--baseline", type=float, metavar="M", help="of a rectified pair, metres; see above")
     add("--rig", type=Path, metavar="FILE", help="both cameras: Kalibr's camchain, or JSON as POST /v1/sequences")
     add("--mask", type=Path, metavar="IMAGE", help="no keypoints where this image is black, in the (left) images")
+    add("--right-mask", type=Path, metavar="IMAGE", help="the same, in the right images")
     add_options(parser, TRACK_OPTIONS)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
+    from frontend.cli.console import BAD_INPUT, tell
     from frontend.cli.track_outputs import STDOUT, TrackOutputs, check_inputs, check_outputs
     from frontend.cli.track_reader import FrameReader
     from frontend.cli.track_report import TrackReport
@@ -151,7 +154,7 @@ def _run(args: argparse.Namespace) -> int:
         )
     outputs = [("--out", args.out), ("--poses", args.poses), ("--video", args.video), ("--json", args.json)]
     inputs = [args.camera, args.right_camera, args.rig, args.mask, args.source, args.right, args.config]
-    inputs += [args.model] if Path(args.model).is_file() else []
+    inputs += [args.right_mask, *([args.model] if Path(args.model).is_file() else [])]
     check_outputs(outputs, [None if name is None else str(name) for name in inputs])
     # threads decode while others write, so that the descriptor cannot be turned away frame by frame
     with own_stderr(), quiet_decoders():
@@ -162,6 +165,7 @@ def _run(args: argparse.Namespace) -> int:
             source,
             right,
             mask=None if args.mask is None else read_mask(args.mask),
+            right_mask=None if args.right_mask is None else read_mask(args.right_mask),
             size=size,
             right_size=right_size,
             keep_images=args.video is not None,
@@ -186,12 +190,15 @@ def _run(args: argparse.Namespace) -> int:
             if not files.statistics.frames:
                 raise
         seconds = time.perf_counter() - began
+    if (lost := files.news()) is not None:
+        tell(PROG, lost)
+    written = [args.out, args.poses, args.video if files.video_failure is None else None]
     report = TrackReport(
         str(args.source),
         reader,
         extractor,
         files,
-        [name for _, name in outputs[:3] if name not in (None, STDOUT)],
+        [name for name in written if name not in (None, STDOUT)],
         seconds,
         placed=args.poses is not None,
         stereo=right is not None,
@@ -200,7 +207,7 @@ def _run(args: argparse.Namespace) -> int:
     report.write(sys.stderr if STDOUT in (args.out, args.poses, args.json) else sys.stdout, args.json)
     if failure is not None:
         raise failure
-    return 0
+    return 0 if files.video_failure is None else BAD_INPUT
 
 
 def _check(args: argparse.Namespace, values: dict[str, Any]) -> None:
@@ -217,6 +224,8 @@ def _check(args: argparse.Namespace, values: dict[str, Any]) -> None:
             raise ConfigError(f"--{name} is {values[name]}; expected {least} or more")
     if values["fps"]:
         check_rate(values["fps"])
+    if args.right_mask is not None and args.right is None:
+        raise ConfigError("--right-mask is given without --right; expected the right images, too")
     if args.video is not None and not args.video.lower().endswith(".mp4"):
         raise ConfigError(f"{args.video}: is no name of a video; expected one that ends in .mp4")
 
@@ -316,6 +325,8 @@ def _follow(
                     reader.alone += 1
                     progress.write(one_line(f"{PROG}: tracked without its right image: {extracted.problem}"))
                 files.add(tracker.update(extracted.left, frame.stamp_ns, extracted.right), extracted.image)
+                if (lost := files.news()) is not None:
+                    progress.write(one_line(f"{PROG}: {lost}; goes on without the video"))
             progress.update()
     if not files.statistics.frames:
         raise DataError(f"{reader.source.name}: no frame of it can be read; expected one at least")

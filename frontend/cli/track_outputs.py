@@ -60,7 +60,14 @@ class TrackOutputs:
     """Tracks, poses and video of a sequence, written frame by frame.
 
     What is done is kept when the block ends, also where it is interrupted or a frame cannot be taken; it is dropped
-    where there is no frame, and where something else goes wrong, such as a full disk.
+    where there is no frame, and where something else goes wrong, such as a full disk. A video that cannot be written
+    to its end is dropped alone.
+
+    Attributes:
+        statistics: of the frames.
+        poses: that were written.
+        lost: the first frame without a pose after one with it; None where there is none.
+        video_failure: why there is no video, with its name; None while there is one, or none is wanted.
 
     Args:
         out: name of the CSV file, compressed where it ends in .gz; "-" for stdout.
@@ -83,12 +90,15 @@ class TrackOutputs:
     ) -> None:
         self.statistics = TrackStatistics()
         self.poses = 0
-        self.lost: int | None = None  # the first frame without a pose after one with it
+        self.lost: int | None = None
+        self.video_failure: str | None = None
+        self._untold: str | None = None
         self._odometry = odometry
         self._stereo = stereo
         self._files: list[PartFile] = []
         self._out = self._poses = None
         self._video: TrackVideo | None = None
+        self._video_file: PartFile | None = None
         self._stack = ExitStack()
         try:
             self._out = self._text(out)
@@ -97,8 +107,8 @@ class TrackOutputs:
                 self._poses = self._text(poses)
                 self._poses.write(TUM_HEADING + "\n")
             if video is not None:
-                self._video = TrackVideo(self._part(video), fps)
-                self._stack.callback(self._video.close)
+                self._video_file = PartFile(video)
+                self._video = TrackVideo(self._video_file.path, fps, name=video)
         except BaseException as failure:  # what is there goes again, where the next cannot be
             self.__exit__(type(failure), failure, None)
             raise
@@ -110,11 +120,13 @@ class TrackOutputs:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         whole = kind is None or issubclass(kind, (KeyboardInterrupt, FrontendError))
+        kept = False
         try:
             self._stack.close()
             if whole and self.statistics.frames:
                 for file in self._files:
                     file.keep()
+                kept = True
         except OSError as failure:
             # by the name that the user knows
             failure.filename = next((f.name for f in self._files if str(f.path) == failure.filename), failure.filename)
@@ -122,9 +134,10 @@ class TrackOutputs:
         finally:
             for file in self._files:
                 file.drop()  # those that have been kept are no longer there
+            self._end_video(kept)
 
     def add(self, frame: TrackedFrame, image: Any = None) -> None:
-        """Write a frame; what is written of it is with the system when this returns.
+        """Write a frame; what is written of it is with the system when this returns, but for the video.
 
         Args:
             frame: tracked.
@@ -139,8 +152,35 @@ class TrackOutputs:
             elif self.poses and self.lost is None:
                 self.lost = frame.index
         if self._video is not None:
-            self._video.add(image, frame)
+            try:
+                self._video.add(image, frame)
+            except FrontendError as error:
+                self._fail(str(error))
+                self._end_video(False)
         self.statistics.add(frame)
+
+    def news(self) -> str | None:
+        """What became of the video, once where it was lost; else None."""
+        text, self._untold = self._untold, None
+        return text
+
+    def _end_video(self, keep: bool) -> None:
+        """Finish the video and give it its name, or remove it; what fails is told by :meth:`news` and no error."""
+        video, file, self._video = self._video, self._video_file, None
+        if video is None or file is None:
+            return
+        try:
+            video.close()
+            if keep:
+                file.keep()
+        except OSError as error:
+            self._fail(f"{file.name}: {error.strerror}")
+        finally:
+            file.drop()
+
+    def _fail(self, reason: str) -> None:
+        if self.video_failure is None:  # the first is the cause of others
+            self.video_failure = self._untold = reason
 
     def _part(self, name: str) -> Path:
         self._files.append(PartFile(name))

@@ -58,13 +58,14 @@ class FrameReader:
     Args:
         source: of the frames.
         right: of the right images.
-        mask: (H, W) where keypoints may be.
+        mask: (H, W) uint8, not 0 where keypoints may be.
+        right_mask: the same of the right images.
         size: (width, height) that the frames have to have, as the calibration says.
         right_size: the same of the right images.
         keep_images: whether frames come with their images.
 
     Raises:
-        ConfigError: the mask does not have that size.
+        ConfigError: a mask does not have that size.
         DataError: see :func:`frontend.sequences.pair_up`.
     """
 
@@ -74,6 +75,7 @@ class FrameReader:
         right: Source | None = None,
         *,
         mask: _Image | None = None,
+        right_mask: _Image | None = None,
         size: tuple[int, int] | None = None,
         right_size: tuple[int, int] | None = None,
         keep_images: bool = False,
@@ -86,12 +88,11 @@ class FrameReader:
         self._pair = None if right is None else pair_up(source, right)
         self._right_size = right_size
         self._right_size_of = "the calibration says"
-        self._mask = mask
+        self._mask, self._right_mask = mask, right_mask
         if mask is not None:
-            given = (mask.shape[1], mask.shape[0])
-            if size is not None and size != given:
-                raise ConfigError(f"mask is {_by(given)}; expected {_by(size)}, as {self._size_of}")
-            self.size, self._size_of = given, "the mask is"
+            self.size, self._size_of = _size_of(mask, "mask", size), "the mask is"
+        if right_mask is not None:
+            self._right_size, self._right_size_of = _size_of(right_mask, "right mask", right_size), "the right mask is"
         self._keep = keep_images
 
     def total(self, every: int, limit: int) -> int | None:
@@ -150,7 +151,7 @@ class FrameReader:
         if size != self._right_size:
             expected = f"{_by(self._right_size)}, as {self._right_size_of}"
             raise SequenceError(f"{other.name}: is {_by(size)}; expected {expected}")
-        return extractor.prepare(image), ""
+        return extractor.prepare(image, mask=self._right_mask), ""
 
 
 def _extract(extractor: SuperPoint, item: tuple[SourceFrame, _Taken | FrontendError | None]) -> ExtractedFrame | None:
@@ -167,6 +168,14 @@ def _features(extractor: SuperPoint, prepared: Prepared) -> Features:
     """Of one image: those of a pair are what they would be each alone, to the last bit."""
     batch = extractor.stack([prepared])
     return extractor.collect(extractor.postprocess(extractor.forward(batch), batch), batch)[0]
+
+
+def _size_of(mask: _Image, name: str, size: tuple[int, int] | None) -> tuple[int, int]:
+    """(width, height) of a mask, which has to be that of its images where the calibration tells it."""
+    given = (mask.shape[1], mask.shape[0])
+    if size is not None and size != given:
+        raise ConfigError(f"{name} is {_by(given)}; expected {_by(size)}, as the calibration says")
+    return given
 
 
 def _by(size: tuple[int, int]) -> str:

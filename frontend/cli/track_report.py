@@ -24,7 +24,7 @@ class TrackReport:
         reader: of its frames.
         extractor: of their features.
         files: that were written.
-        names: of these.
+        names: of these; without a video that was lost.
         seconds: from the first frame to the last.
         placed: whether poses were asked for.
         stereo: whether there was a right image.
@@ -69,6 +69,7 @@ class TrackReport:
             "stamps": reader.source.stamps,
             "ended": self.ended,
             "outputs": self.names,
+            "video_failure": self.files.video_failure,
             "model": extractor.name,
             "device": str(extractor.device),
             "runtime": extractor.runtime,

@@ -7,6 +7,8 @@ views that saw a pixel. What fires under all of them is an interest point.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,10 +22,11 @@ from frontend.errors import ConfigError, FrontendError
 from frontend.extraction import MEETING
 from frontend.folders import check_settings, find_images, output_path, read_ahead
 from frontend.homography import HomographyConfig, erode_mask, sample_homography, valid_mask, warp_image, warp_images
-from frontend.image import pad_to_multiple, read_image, rescale_points, to_gray
+from frontend.image import pad_to_multiple, quiet_decoders, read_image, rescale_points, to_gray
 from frontend.keypoints import inside_border, non_maximum_suppression, refine_subpixel, top_k
 from frontend.model import SuperPointNet, heatmap
 from frontend.progress import Progress
+from frontend.terminal import own_stderr
 from frontend.training.labels import KEPT_TO, reduced_to, write_labels
 from frontend.types import Float32Array, Float64Array
 
@@ -195,20 +198,23 @@ class LabelReport:
         labelled: images labelled by this run.
         kept: images that had a label already.
         points: in the labels of this run.
+        damaged: images labelled by this run that have damaged parts.
         failed: images that could not be read, with the reason.
     """
 
     labelled: int = 0
     kept: int = 0
     points: int = 0
+    damaged: int = 0
     failed: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         """One line."""
         mean = self.points / self.labelled if self.labelled else 0.0
+        damaged = f"; parts of {self.damaged} are damaged" if self.damaged else ""
         return (
             f"labelled {self.labelled} images with {mean:.0f} points each; {self.kept} had labels; "
-            f"{len(self.failed)} skipped as unreadable"
+            f"{len(self.failed)} skipped as unreadable{damaged}"
         )
 
 
@@ -237,6 +243,24 @@ def _weights_digest(network: SuperPointNet) -> str:
     for tensor in network.state_dict().values():
         digest = zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes(), digest)
     return f"{digest:08x}"
+
+
+def _photographs(
+    images: Path, names: Iterable[Path]
+) -> Generator[tuple[Path, tuple[np.ndarray, list[str]] | FrontendError], None, None]:
+    """Read ahead.
+
+    Yields:
+        Each name with its image, as :func:`frontend.image.read_image` returns it, and what the decoder said of damage
+        to it; or with why there is none.
+    """
+
+    def read(name: Path) -> tuple[np.ndarray, list[str]]:
+        with quiet_decoders() as lines:
+            pixels = read_image(images / name)
+        return pixels, lines
+
+    yield from read_ahead(read, names)
 
 
 def label_folder(
@@ -279,16 +303,25 @@ def label_folder(
     report.kept = len(names) - len(todo)
     for folder in {output_path(out, image).parent for image in todo}:
         remove_leftovers(folder)
-    with Progress(len(names), "label", start=report.kept, unit="image", interval_s=15) as progress:
-        for image, pixels in read_ahead(lambda name: read_image(images / name), todo):
-            if isinstance(pixels, FrontendError):
-                report.failed.append(str(pixels))
-                progress.write(f"skipped: {pixels}")
+    # closed within: while it reads, nothing else is seen of what is written to stderr
+    with (
+        own_stderr(),
+        Progress(len(names), "label", start=report.kept, unit="image", interval_s=15) as progress,
+        closing(_photographs(images, todo)) as photographs,
+    ):
+        for image, read in photographs:
+            if isinstance(read, FrontendError):
+                report.failed.append(str(read))
+                progress.write(f"skipped: {read}")
             else:
+                pixels, damage = read
                 rng = np.random.default_rng((config.seed, zlib.crc32(image.as_posix().encode())))
                 points, scores, mean = label_image(network, pixels, config, rng, refiner)
                 heat = mean.cpu().numpy() if config.heatmaps else None
                 write_labels(output_path(out, image), points, scores, (pixels.shape[1], pixels.shape[0]), heat)
+                if damage:
+                    report.damaged += 1
+                    progress.write(f"damaged: {images / image}: {damage[0]}")
                 report.labelled += 1
                 report.points += len(points)
             progress.update()

@@ -205,12 +205,12 @@ class AsyncSequence:
     async def open(self) -> None:
         """Open it, without ``async with``."""
         self.context = sequence_calls.within(self.context, await self.run(self._opening))
-        if self._opening.then is not None:
-            try:
-                await self.run(await asyncio.to_thread(self._opening.then, self.id))
-            except BaseException:
-                await self.__aexit__()
-                raise
+        try:
+            for then in self._opening.then:
+                await self.run(await asyncio.to_thread(then, self.id))
+        except BaseException:
+            await self.__aexit__()
+            raise
 
     async def __aenter__(self) -> AsyncSequence:
         await self.open()

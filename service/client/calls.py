@@ -56,7 +56,7 @@ class Call(Generic[T]):
         content_type: of the body.
         files: of a multipart form, instead of a body.
         repeatable: whether doing it twice does the same as once.
-        then: makes, of the result, the call without which this one is not complete; None where there is none.
+        then: make, of the result, the calls without which this one is not complete, in this order.
     """
 
     method: str
@@ -67,7 +67,7 @@ class Call(Generic[T]):
     content_type: str = ""
     files: Mapping[str, bytes] = field(default_factory=dict)
     repeatable: bool = False
-    then: Callable[[T], Call[None]] | None = None
+    then: tuple[Callable[[T], Call[None]], ...] = ()
 
     def request(self) -> dict[str, Any]:
         """Arguments of the same names of ``httpx.Client.request``."""

@@ -87,6 +87,7 @@ class Model:
         device: where it runs.
         default: whether it is meant where a request names none.
         matchers: that calls may name for it.
+        version: of its weights, such as "0.4"; None where they are a file of the service's own, or it does not tell.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Model:
     device: str
     default: bool
     matchers: tuple[str, ...] = ("mnn",)
+    version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,7 @@ def models(document: Document) -> list[Model]:
             **{name: found[name] for name in names},
             default=found["name"] == document["default"],
             matchers=tuple(map(str, found.get("matchers", ["mnn"]))),  # older services do not tell
+            version=found.get("version"),
         )
         for found in document["models"]
     ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from functools import partial
+from typing import Any, ClassVar, Literal, Protocol
 
 import msgpack
 import numpy as np
@@ -17,6 +18,8 @@ from service.client.cameras import Calibration, StereoLike, camera_document, ste
 from service.client.images import Image, encoded, encoded_mask
 from service.client.results import SequenceFrame, SequenceStatus
 from service.wire import JSON
+
+Side = Literal["left", "right"]
 
 
 class Dataclass(Protocol):
@@ -36,6 +39,7 @@ def open_sequence(
     context: Context,
     *,
     mask: Image | None = None,
+    right_mask: Image | None = None,
     camera_id: str | None = None,
     camera: Calibration | None = None,
     distortion: Sequence[float] = (),
@@ -53,6 +57,7 @@ def open_sequence(
 
     Args:
         mask: of all frames, see :func:`set_mask`.
+        right_mask: of their right images.
         camera_id: echoed with each frame.
         camera: a camera with K and distortion, or K alone; without one there are no normalised points and no pose.
         distortion: with K.
@@ -85,28 +90,32 @@ def open_sequence(
     }
     given = {name: value for name, value in document.items() if value is not None}
     body = json.dumps(given, allow_nan=False, default=_plain).encode()
-    call = Call("POST", "/v1/sequences", _opened, body=body, content_type=JSON)
-    if mask is None:
-        return call
-    return dataclasses.replace(call, then=lambda name: set_mask(within(context, name), mask))
+    masks: dict[Side, Image | None] = {"left": mask, "right": right_mask}
+    then = tuple(partial(_masked, context, side, image) for side, image in masks.items() if image is not None)
+    return Call("POST", "/v1/sequences", _opened, body=body, content_type=JSON, then=then)
+
+
+def _masked(context: Context, side: Side, mask: Image, sequence_id: str) -> Call[None]:
+    return set_mask(within(context, sequence_id), mask, camera=side)
 
 
 def _opened(document: Mapping[str, Any]) -> str:
     return str(document["id"])
 
 
-def set_mask(context: Context, mask: Image | None) -> Call[None]:
+def set_mask(context: Context, mask: Image | None, *, camera: Side = "left") -> Call[None]:
     """Say where keypoints of the sequence's frames may be, from the next one on: over streams, too.
 
     Args:
         mask: they lie where it is not black, an image of the frames' size; pixels may be bool. Anywhere where None.
-            Right images have none.
+        camera: whose images it is of, "left", the only one, too, or "right"; the other's mask stays.
     """
     path = v1("sequences", context.sequence_id, "mask")
+    query = pairs(camera=None if camera == "left" else camera)
     if mask is None:
-        return Call("DELETE", path, nothing, repeatable=True)
+        return Call("DELETE", path, nothing, query, repeatable=True)
     body, kind = encoded_mask(mask), "application/octet-stream"
-    return Call("PUT", path, nothing, body=body, content_type=kind, repeatable=True)
+    return Call("PUT", path, nothing, query, body, kind, repeatable=True)
 
 
 def sequences(_: Context) -> Call[list[SequenceStatus]]:

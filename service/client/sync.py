@@ -206,12 +206,12 @@ class Sequence:
     def open(self) -> None:
         """Open it, without ``with``."""
         self.context = sequence_calls.within(self.context, self.run(self._opening))
-        if self._opening.then is not None:
-            try:
-                self.run(self._opening.then(self.id))
-            except BaseException:
-                self.__exit__()
-                raise
+        try:
+            for then in self._opening.then:
+                self.run(then(self.id))
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Sequence:
         self.open()

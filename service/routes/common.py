@@ -109,6 +109,15 @@ async def accepted(request: Request) -> None:
         BadRequestError: no format of ours is accepted, or a parameter is misspelt.
     """
     format_of(request)
+    await parameters_known(request)
+
+
+async def parameters_known(request: Request) -> None:
+    """Refuse by parameters that there are not alone, where the answer has no content.
+
+    Raises:
+        BadRequestError: a parameter is misspelt.
+    """
     known = _parameters_of(request) if request.query_params else []
     unknown = next((name for name in request.query_params if name not in known), None)
     if unknown is not None:

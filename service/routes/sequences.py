@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response, WebSocket
 
@@ -18,7 +18,16 @@ from service.errors import (
     UnavailableError,
     UpgradeRequiredError,
 )
-from service.routes.common import IMAGE_PROBLEMS, WORK_PROBLEMS, Descriptors, accepted, answer, core_of
+from service.masks import ImageName
+from service.routes.common import (
+    IMAGE_PROBLEMS,
+    WORK_PROBLEMS,
+    Descriptors,
+    accepted,
+    answer,
+    core_of,
+    parameters_known,
+)
 from service.schemas import images_body, problems, result
 from service.sequence_documents import (
     OpenedDocument,
@@ -39,7 +48,12 @@ Stamp = Annotated[
         ge=0, le=MAX_STAMP, description="Nanoseconds, later than the frame's before.", examples=[1403636579763555584]
     ),
 ]
+MaskCamera = Annotated[
+    Literal["left", "right"],
+    Query(description="Whose images the mask is of: the left camera's, or the only one's, or the right one's."),
+]
 FrameId = Annotated[str | None, Query(max_length=256, description="Echoed.", examples=["cam0/000017"])]
+_IMAGES: dict[str, ImageName] = {"left": "image", "right": "right"}
 
 
 @router.post(
@@ -109,24 +123,26 @@ async def close_sequence(request: Request, sequence_id: str) -> Response:
     summary="Say where keypoints of a sequence's frames may be",
     status_code=204,
     response_class=Response,
+    dependencies=[Depends(parameters_known)],
     responses={
         204: {"description": "Frames that come from now on have it."},
         **problems(*WORK_PROBLEMS, BadImageError, SequenceNotFoundError, SequencesFullError),
     },
     openapi_extra=images_body("mask", raw=True),
 )
-async def set_mask(request: Request, sequence_id: str) -> Response:
+async def set_mask(request: Request, sequence_id: str, camera: MaskCamera = "left") -> Response:
     """A mask of what never changes, such as the robot's own parts: an image of the frames' size, as the body or as
-    `mask` of a form. Keypoints of frames, over REST and over the stream, lie where it is not black.
+    `mask` of a form. Keypoints of frames, over REST and over the stream, lie where it is not black. Right images of
+    stereo pairs have one of their own, with `camera=right`, and none without.
 
-    It stays until another takes its place, and counts in the sequence's bytes, an eighth of one for each pixel. Right
-    images of stereo pairs have no mask. It is no frame: the sequence expires as if it had not come.
+    It stays until another takes its place, and counts in the sequence's bytes, an eighth of one for each pixel. It is
+    no frame: the sequence expires as if it had not come.
     """
     core = core_of(request)
     core.require_ready()
     core.sessions.get(sequence_id)
     ((_, data),) = await read_images(request, ("mask",), int(core.settings.max_body_mb * 1e6))
-    await mask_session(core, sequence_id, data)
+    await mask_session(core, sequence_id, data, _IMAGES[camera])
     return Response(status_code=204)
 
 
@@ -136,12 +152,13 @@ async def set_mask(request: Request, sequence_id: str) -> Response:
     summary="Let keypoints of a sequence's frames be anywhere",
     status_code=204,
     response_class=Response,
-    responses={204: {"description": "The sequence has no mask."}, **problems(SequenceNotFoundError)},
+    dependencies=[Depends(parameters_known)],
+    responses={204: {"description": "The camera has no mask."}, **problems(BadRequestError, SequenceNotFoundError)},
 )
-async def delete_mask(request: Request, sequence_id: str) -> Response:
-    """Frames that come from now on have no mask but their own."""
+async def delete_mask(request: Request, sequence_id: str, camera: MaskCamera = "left") -> Response:
+    """Images of that camera that come from now on have no mask but their own."""
     sessions = core_of(request).sessions
-    sessions.set_mask(sessions.get(sequence_id), None)
+    sessions.set_mask(sessions.get(sequence_id), None, _IMAGES[camera])
     return Response(status_code=204)
 
 
@@ -162,7 +179,7 @@ async def track(
 ) -> Response:
     """Tracks of an image, or of a stereo pair: a form with `image`, the left one, and `right`.
 
-    With a `mask` in the form, this frame's keypoints lie where neither that nor the sequence's mask is black.
+    With a `mask` in the form, keypoints of `image` lie where neither that nor the sequence's mask is black.
 
     Frames are tracked in the order of their stamps. One whose stamp is not later than that of a frame that has been
     tracked is refused (409, `out_of_order`), and so is one of another size than those before (422, `bad_image`). A
@@ -204,7 +221,8 @@ async def stream_frames(request: Request, sequence_id: str) -> Response:
     - one text message, JSON: `{"stamp_ns": integer or its decimals as a string, "frame_id": string or null, "right":
       true or false}`, then the image as a binary message, then, with `"right": true`, the right image as another.
 
-    Stamps are nanoseconds, and rise from frame to frame. The sequence's mask holds; frames have none of their own here.
+    Stamps are nanoseconds, and rise from frame to frame. The sequence's masks hold; frames have none of their own
+    here.
 
     **Each frame gets one answer**, in the order of the frames, with its `stamp_ns` and `frame_id`:
     - the tracked frame, the document that `POST /v1/sequences/{sequence_id}/frames` gives;

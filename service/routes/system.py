@@ -24,6 +24,7 @@ async def models(request: Request) -> dict[str, Any]:
         "models": [
             {
                 "name": name,
+                "version": core.versions.get(name),
                 "encoder": extractor.encoder,
                 "descriptor_dim": extractor.descriptor_dim,
                 "sigmas": extractor.refines,

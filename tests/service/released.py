@@ -51,7 +51,12 @@ def release(folder: Path, *, matcher: bytes | None = b"", sha256: str = "", entr
     for name, info in models.items():
         lines += [f"[models.{name}]", f'file = "{info.path}"', f'sha256 = "{info.sha256}"']
         lines += [f'encoder = "{info.encoder}"', f"descriptor_dim = {info.descriptor_dim}"]
-        lines += ['licence = "Apache-2.0"', 'trained_on = "see there"', 'recipe = "see there"']
+        lines += [
+            f'version = "{info.version}"',
+            'licence = "Apache-2.0"',
+            'trained_on = "see there"',
+            'recipe = "see there"',
+        ]
     path = folder / MATCHER
     if matcher == b"":
         save_matcher(path, dual_softmax())
@@ -60,6 +65,6 @@ def release(folder: Path, *, matcher: bytes | None = b"", sha256: str = "", entr
     digest = sha256 or (hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "0" * 64)
     if entry:
         lines += ["[matchers.edge-lightglue]", f'file = "{MATCHER}"', f'sha256 = "{digest}"', f'features = "{EDGE}"']
-        lines += ['licence = "Apache-2.0"', 'trained_on = "nothing"', 'recipe = "none"']
+        lines += ['version = "1.2"', 'licence = "Apache-2.0"', 'trained_on = "nothing"', 'recipe = "none"']
     (folder / "manifest.toml").write_text("\n".join(lines))
     return {WEIGHTS_DIR_VARIABLE: str(folder)}

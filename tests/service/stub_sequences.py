@@ -33,6 +33,7 @@ class StubSequences:
     Attributes:
         app: for a server.
         opened: documents of the sequences, in the order they came.
+        masks: bodies, by sequence id.
         frames: (sequence id, stamp in ns, frame id, image, right image) of all.
         alive: ids.
         connections: streams that were opened.
@@ -43,6 +44,7 @@ class StubSequences:
         self.key = key
         self.opened: list[dict[str, Any]] = []
         self.frames: list[tuple[str, int, str | None, bytes, bytes | None]] = []
+        self.masks: dict[str, bytes] = {}
         self.alive: set[str] = set()
         self.connections = 0
         self.restarting = False
@@ -50,6 +52,7 @@ class StubSequences:
             routes=[
                 Route("/v1/sequences", self._open, methods=["POST"]),
                 Route("/v1/sequences/{id}", self._status, methods=["GET", "DELETE"]),
+                Route("/v1/sequences/{id}/mask", self._mask, methods=["PUT"]),
                 Route("/v1/sequences/{id}/frames", self._frame, methods=["POST"]),
                 WebSocketRoute("/v1/sequences/{id}/stream", self._stream),
             ]
@@ -69,6 +72,10 @@ class StubSequences:
             return Response(status_code=204)
         numbers = {"frames": 2, "tracks": 5, "mean_track_length": 1.5, "bytes": 1000, "expires_in_s": 59.5}
         return JSONResponse({"id": name, "camera_id": "left", "model": "edge", "last_stamp_ns": 7, **numbers})
+
+    async def _mask(self, request: Request) -> Response:
+        self.masks[request.path_params["id"]] = await request.body()
+        return Response(status_code=204)
 
     async def _frame(self, request: Request) -> Response:
         name = request.path_params["id"]

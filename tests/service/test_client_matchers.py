@@ -91,3 +91,7 @@ def test_services_without_matchers_are_asked_and_read_as_before() -> None:
     old = {"name": "a", "encoder": "compact", "descriptor_dim": 8, "sigmas": True, "device": "cpu"}
     document = {"default": "a", "models": [old, {**old, "name": "b", "matchers": ["mnn", "lightglue", "later"]}]}
     assert [model.matchers for model in results.models(document)] == [("mnn",), ("mnn", "lightglue", "later")]
+    assert [model.version for model in results.models(document)] == [None, None]
+    for version in ("0.4", None):
+        document = {"default": "a", "models": [{**old, "version": version}]}
+        assert [model.version for model in results.models(document)] == [version]

@@ -22,6 +22,7 @@ from frontend.matching.lightglue import LightGlue
 from frontend.matching.lightglue_weights import save_matcher
 from frontend.pipeline import MatchPipeline
 from frontend.types import Features, Matches
+from frontend.weights import list_models
 from service.core import Core
 from service.settings import Settings
 from service.wire import MSGPACK, decode
@@ -141,6 +142,24 @@ async def test_models_tell_of_their_matchers(client: httpx.AsyncClient) -> None:
     document = (await client.get("/v1/models")).json()
     found = {model["name"]: model["matchers"] for model in document["models"]}
     assert found == {EDGE: ["mnn", "lightglue"], SLIM: ["mnn"]}
+
+
+@served
+@pytest.mark.anyio
+async def test_models_tell_of_their_versions(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/v1/models")).json()
+    released = list_models()
+    assert {model["name"]: model["version"] for model in document["models"]} == {
+        name: released[name].version for name in (EDGE, SLIM)
+    }
+
+
+@pytest.mark.parametrize("client", [{**SETTINGS, "model": str(list_models()[SLIM].path), "models": ()}], indirect=True)
+@pytest.mark.anyio
+async def test_a_weight_file_has_no_version_whatever_its_name(client: httpx.AsyncClient) -> None:
+    (model,) = (await client.get("/v1/models")).json()["models"]
+    assert Path(model["name"]).stem == SLIM
+    assert model["version"] is None
 
 
 @pytest.mark.parametrize("client", [{**SETTINGS, "model": SLIM, "models": ()}], indirect=True)

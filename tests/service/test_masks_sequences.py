@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from clients import BOTH
 from live import Live, live
-from moving import CAMERA, HEIGHT, STEP, WIDTH, check_same, view, views
+from moving import CAMERA, HEIGHT, RIG, STEP, WIDTH, check_same, view, views
 from problems import check_problem
 
 from frontend import SuperPoint
@@ -87,16 +87,82 @@ def test_a_frames_mask_holds_beside_the_sequences(client: Client) -> None:
         assert sequence.track(view(9), 3, mask=~MASK).keypoints.shape == (0, 2)
 
 
-def test_right_images_have_no_mask(server: Live, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared: list[Any] = []
+@pytest.fixture
+def prepared(server: Live, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Names and masks of all images that the service prepares."""
+    found: list[Any] = []
     prepare = server.core.decoder.prepare
-    monkeypatch.setattr(server.core.decoder, "prepare", lambda *given: prepared.append(given[2:]) or prepare(*given))
+    monkeypatch.setattr(server.core.decoder, "prepare", lambda *given: found.append(given[2:]) or prepare(*given))
+    return found
+
+
+def test_masks_of_left_images_are_not_of_right_ones(client: Client, prepared: list[Any]) -> None:
     with client.sequence(mask=MASK) as sequence:
         # of the right image another half is seen, and another size would be refused
         found = sequence.track(view(26), 0, right=view(0), mask=UPPER)
         assert allowed(found.keypoints, MASK & UPPER)
         assert found.stereo is not None
     assert {name: len(masks) for name, masks in prepared} == {"image": 2, "right": 0}
+
+
+def test_right_images_obey_a_mask_of_their_own(client: Client, prepared: list[Any]) -> None:
+    pair = {"image": view(26), "right": view(29)}  # three pixels farther to the right
+    with client.sequence(camera=CAMERA, stereo=RIG, right_mask=MASK) as sequence, sequence.stream() as stream:
+
+        def frames(stamp_ns: int) -> list[SequenceFrame]:
+            """The pair, over REST and over the stream."""
+            found = sequence.track(pair["image"], stamp_ns, right=pair["right"])
+            stream.send(pair["image"], stamp_ns + 1, right=pair["right"])
+            return [found, stream.receive()]
+
+        def seen(frame: SequenceFrame) -> np.ndarray:
+            assert frame.stereo is not None
+            return frame.stereo.keypoints
+
+        for frame in frames(0):
+            assert not allowed(frame.keypoints)
+            assert allowed(seen(frame))
+        sequence.set_mask(UPPER)
+        for frame in frames(2):
+            assert allowed(frame.keypoints, UPPER)
+            assert allowed(seen(frame), MASK)
+        sequence.set_mask(None)
+        sequence.set_mask(UPPER, camera="right")
+        for frame in frames(4):
+            assert not allowed(frame.keypoints, UPPER)
+            assert allowed(seen(frame), UPPER)
+            assert not allowed(seen(frame), MASK)
+        sequence.set_mask(None, camera="right")
+        for frame in frames(6):
+            assert not allowed(seen(frame), UPPER)
+    assert [len(masks) for name, masks in prepared if name == "right"] == [1, 1, 1, 1, 1, 1, 0, 0]
+
+
+def test_masks_of_right_images_that_cannot_be_used_are_refused(server: Live, client: Client) -> None:
+    with client.sequence() as sequence, httpx.Client(base_url=server.base, timeout=30) as http:
+        path = f"/v1/sequences/{sequence.id}/mask"
+        right = f"{path}?camera=right"
+        assert http.put(right, content=SMALL).status_code == 204
+        expected = "the sequence's right mask is 80 x 60; expected 160 x 120, as the right image"
+        with pytest.raises(BadImage, match=expected):
+            sequence.track(view(3), 0, right=view(0))
+        assert len(sequence.track(view(3), 1).keypoints)  # without a right image it is of no account
+        assert http.put(right, content=PNG).status_code == 204
+        assert sequence.track(view(6), 2, right=view(3)).stereo is not None
+        refused = http.put(right, content=SMALL)
+        check_problem(
+            refused, 422, "bad_image", "right mask is 80 x 60; expected 160 x 120, as the right images before"
+        )
+        black = http.put(right, content=encoded_mask(np.zeros_like(MASK)))
+        check_problem(black, 422, "bad_image", "right mask: is black everywhere")
+        for method, content in (("PUT", PNG), ("DELETE", None)):
+            check_problem(http.request(method, f"{path}?camera=up", content=content), 400, "bad_request", "camera")
+            refused = http.request(method, f"{path}?camrea=right", content=content)
+            check_problem(refused, 400, "bad_request", "there is no parameter 'camrea'; expected: camera")
+        # what has no content needs no format of ours
+        assert http.delete(right, headers={"accept": "image/png"}).status_code == 204
+        assert http.put(f"{path}?camera=left", content=PNG).status_code == 204
+        assert allowed(sequence.track(view(9), 3).keypoints)
 
 
 def test_masks_of_sequences_that_cannot_be_used_are_refused(server: Live, client: Client) -> None:
@@ -140,7 +206,10 @@ def test_masks_count_in_the_memory_of_sequences(server: Live, client: Client) ->
         for mask in (MASK, UPPER):  # the second takes the place of the first
             sequence.set_mask(mask)
             assert server.metric(reserved) - before == sequence.status().bytes - kept == WIDTH * HEIGHT // 8
-        sequence.set_mask(None)
+        sequence.set_mask(MASK, camera="right")  # the third beside it
+        assert server.metric(reserved) - before == sequence.status().bytes - kept == 2 * WIDTH * HEIGHT // 8
+        for camera in ("left", "right"):
+            sequence.set_mask(None, camera=camera)
         assert (server.metric(reserved), sequence.status().bytes) == (before, kept)
 
 
@@ -149,6 +218,8 @@ def test_a_sequence_without_its_mask_is_not_left_open(client: Client) -> None:
     with pytest.raises(BadImage), client.sequence(mask=b"no image"):
         pass
     with pytest.raises(ImageError, match="cannot be read"), client.sequence(mask=Path("nowhere.png")):
+        pass
+    with pytest.raises(BadImage), client.sequence(mask=MASK, right_mask=b"no image"):
         pass
     assert [found.id for found in client.sequences()] == before
 
@@ -162,9 +233,16 @@ def test_the_asynchronous_client_has_masks(server: Live) -> None:
                 assert allowed((await sequence.track(view(3), 1, mask=UPPER)).keypoints, UPPER)
             with pytest.raises(SequenceLost):
                 await sequence.set_mask(MASK)
-            with pytest.raises(BadImage):
-                async with client.sequence(mask=b"no image"):
-                    pass
+            async with client.sequence(mask=UPPER, right_mask=MASK) as sequence:
+                found = await sequence.track(view(3), 0, right=view(0))
+                assert allowed(found.keypoints, UPPER)
+                assert found.stereo is not None
+                assert allowed(found.stereo.keypoints)
+                await sequence.set_mask(None, camera="right")
+            for masks in ({"mask": b"no image"}, {"mask": MASK, "right_mask": b"no image"}):
+                with pytest.raises(BadImage):
+                    async with client.sequence(**masks):
+                        pass
             assert sequence.id not in [found.id for found in await client.sequences()]
 
     asyncio.run(use())

@@ -6,6 +6,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -99,17 +101,23 @@ class Running:
         return self.until(shown)
 
 
-@pytest.fixture
-def started() -> Iterator[Running]:
+@contextmanager
+def starting(**parameters: Any) -> Iterator[Running]:
     stub = StubSequences(key="secret")
     with running(stub.app) as url:
-        node = Node(server_url=url, api_key="secret", camera_id="front", min_age=1)
+        node = Node(server_url=url, api_key="secret", camera_id="front", min_age=1, **parameters)
         found = Running(stub, node)
         try:
             yield found
         finally:
             found.tracks.close()
     assert not stub.alive
+
+
+@pytest.fixture
+def started() -> Iterator[Running]:
+    with starting() as found:
+        yield found
 
 
 def test_images_go_in_and_tracks_come_out(started: Running) -> None:
@@ -220,6 +228,53 @@ def test_images_of_another_size_than_their_camera_are_refused(started: Running) 
     started.tracked()
 
 
+def write_mask(path: Path, width: int = 32, height: int = 24) -> Path:
+    """Gray in its left half."""
+    mask = np.zeros((height, width), np.uint8)
+    mask[:, : width // 2] = 9
+    assert cv2.imwrite(str(path), mask)
+    return path
+
+
+def test_every_sequence_has_the_mask(tmp_path: Path) -> None:
+    with starting(mask=str(write_mask(tmp_path / "mask.png"))) as started:
+        started.node.subscriptions["camera_info"](info())
+        started.tracked()
+        started.stub.alive.clear()
+        started.tracked()
+        assert list(started.stub.masks) == ["s0", "s1"]
+    for data in started.stub.masks.values():
+        sent = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        assert sent.shape == (24, 32)
+        assert (sent[:, :16] == 255).all()
+        assert not sent[:, 16:].any()
+
+
+def test_images_of_another_size_than_the_mask_are_refused(tmp_path: Path) -> None:
+    path = write_mask(tmp_path / "mask.png", 30, 20)
+    with starting(mask=str(path)) as started:
+        for _ in range(3):
+            started.show()
+        started.node.subscriptions["camera_info"](info())
+        for _ in range(3):
+            started.show()
+        time.sleep(0.2)
+        assert not started.stub.frames
+        errors = [text for level, text in started.node.log if level == "error"]
+        assert errors == [f"image is 32 x 24; expected 30 x 20, as the mask '{path}' is"]
+
+
+def test_a_mask_that_is_none_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    black = tmp_path / "black.png"
+    cv2.imwrite(str(black), np.zeros((24, 32), np.uint8))
+    before = threading.active_count()
+    for path, reason in ((black, "is black everywhere"), (tmp_path / "nowhere.png", r"nowhere\.png")):
+        with pytest.raises(ConfigError, match=f"mask: .*{reason}") as raised:
+            TrackNode(Node(mask=str(path)), TYPES, None)
+        assert "\n" not in str(raised.value)
+    assert threading.active_count() == before
+
+
 def test_an_address_that_is_none_is_refused_before_anything_runs() -> None:
     before = threading.active_count()
     with pytest.raises(ConfigError, match="gpu-box:8000"):
@@ -265,3 +320,11 @@ def test_it_runs_until_ros_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert main(["--ros-args"]) == 0
     assert calls == [["--ros-args"], "spin", "shutdown"]
     assert node.destroyed
+
+    node = Node(mask="nowhere.png")
+    capsys.readouterr()
+    assert main([]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("ros2_node: mask: nowhere.png: ")
+    assert printed.count("\n") == 1
+    assert calls[3:] == [[], "shutdown"]

@@ -159,15 +159,39 @@ def test_masks_count_and_fit_or_leave_the_sequence_as_it_was() -> None:
     assert rig.heard.state == (2, 16, 2 * BYTES + 16)
     with pytest.raises(SequencesFullError, match=f"mask takes 16 bytes, {2 * BYTES + 16} of {2 * BYTES + 16} bytes"):
         rig.table.set_mask(second, mask)
-    with pytest.raises(TooLargeError, match="mask and tracks"):
+    with pytest.raises(TooLargeError, match="masks and tracks"):
         rig.table.set_mask(first, PackedMask.of(np.ones((1024, 1024), np.bool_)))
-    assert (first.mask, second.mask) == (mask, None)
+    assert (first.masks, second.masks) == ({"image": mask}, {})
     first.tracked(frame(1))
     with pytest.raises(BadImageError, match="mask is 8 x 8; expected 16 x 8, as the frames before"):
         rig.table.set_mask(first, PackedMask.of(np.ones((8, 8), np.bool_)))
     rig.table.set_mask(first, None)
     rig.table.set_mask(second, mask)
     rig.table.close(second.id)
+    assert rig.heard.state == (1, 0, BYTES)
+
+
+def test_each_camera_of_a_pair_has_its_mask() -> None:
+    rig = Rig(max_bytes=BYTES + 24)
+    session = rig.open()
+    mask, right = (PackedMask.of(np.ones(shape, np.bool_)) for shape in ((8, 16), (8, 8)))
+    rig.table.set_mask(session, mask)
+    rig.table.set_mask(session, right, "right")
+    assert session.masks == {"image": mask, "right": right}
+    assert rig.heard.state == (1, 24, BYTES + 24)
+    with pytest.raises(TooLargeError, match=f"may come to {BYTES + 32} bytes"):
+        rig.table.set_mask(session, mask, "right")
+    session.tracked(frame(1))
+    rig.table.set_mask(session, right, "right")  # no right image has come
+    session.tracked(frame(2), (8, 8))
+    session.tracked(frame(3))  # nor one with this frame
+    wide = PackedMask.of(np.ones((4, 8), np.bool_))
+    with pytest.raises(BadImageError, match="right mask is 8 x 4; expected 8 x 8, as the right images before"):
+        rig.table.set_mask(session, wide, "right")
+    rig.table.set_mask(session, None)
+    assert session.masks == {"right": right}
+    rig.table.set_mask(session, None, "right")
+    rig.table.set_mask(session, None, "right")
     assert rig.heard.state == (1, 0, BYTES)
 
 
