@@ -133,25 +133,27 @@ def read_features(path: Path) -> Features:
     """Read a feature file; descriptors in float16 become float32 of unit norm again.
 
     Raises:
-        DataError: the file is no feature file, or its arrays do not belong together.
+        DataError: the file is no feature file, its arrays do not belong together, or a number is NaN or infinite.
     """
     with reading_npz(path, "feature file") as file:
         arrays = {name: file[name] for name in ("keypoints", "scores", "descriptors", "image_size")}
         if "sigmas" in file:
             arrays["sigmas"] = file["sigmas"]
         _check_arrays(path, arrays)
-        stored = arrays["descriptors"]
-        descriptors = stored.astype(np.float32)
-        if stored.dtype == np.float16:
+        width, height = (int(value) for value in arrays.pop("image_size"))
+        half = arrays["descriptors"].dtype == np.float16
+        numbers = {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
+        _check_finite(path, numbers)
+        descriptors = numbers["descriptors"]
+        if half:
             descriptors /= np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-12)
-        width, height = (int(value) for value in arrays["image_size"])
         return Features(
-            arrays["keypoints"].astype(np.float32, copy=False),
-            arrays["scores"].astype(np.float32, copy=False),
+            numbers["keypoints"],
+            numbers["scores"],
             descriptors,
             (width, height),
             str(file["model"]),
-            arrays["sigmas"].astype(np.float32, copy=False) if "sigmas" in arrays else None,
+            numbers.get("sigmas"),
         )
 
 
@@ -172,6 +174,16 @@ def _check_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         refuse("descriptors", f"({count}, D)")
     if arrays["image_size"].shape != (2,):
         refuse("image_size", "(2,)")
+
+
+def _check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse numbers that are none: matches of them would go on to map builders."""
+    for name, array in arrays.items():
+        bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+        if bad:
+            raise DataError(
+                f"feature file {path} has {bad} of {array.size} {name} that are NaN or infinite; expected finite ones"
+            )
 
 
 @dataclass

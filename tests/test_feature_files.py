@@ -296,6 +296,19 @@ def test_arrays_that_do_not_belong_together_are_refused(
     assert str(caught.value) == f"feature file {path} has {name} of shape {shape}; expected {expected}"
 
 
+@pytest.mark.parametrize("name", ["keypoints", "scores", "descriptors", "sigmas"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    path = tmp_path / "a.npz"
+    array = stored()[name].astype(np.float32)
+    array.flat[-1] = value
+    np.savez(path, **stored(**{name: array}))
+    with pytest.raises(DataError) as caught:
+        read_features(path)
+    given = f"feature file {path} has 1 of {array.size} {name} that are NaN or infinite"
+    assert str(caught.value) == f"{given}; expected finite ones"
+
+
 def test_numbers_of_any_width_become_float32(tmp_path: Path) -> None:
     expected = stored()
     other = {name: expected[name].astype(np.float64) for name in ("keypoints", "scores", "sigmas")}

@@ -204,6 +204,98 @@ def test_a_run_killed_between_its_files_goes_on(
     assert not (out / "matches.journal").exists()
 
 
+def test_half_of_a_pair_is_no_pair(features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a tool leaves it that was killed while it wrote to the file."""
+    write_views(features, NAMES)
+    out = tmp_path / "out"
+    assert run(features, "--out", out) == 0
+    whole = datasets(out / "matches.h5")
+    for lost in ("matches0", "matching_scores0"):
+        with h5py.File(out / "matches.h5", "r+") as file:
+            del file[f"a-one.jpg/b.JPG/{lost}"]
+        capsys.readouterr()
+        assert run(features, "--out", out) == 0
+        assert "matched 1 pairs of 3 images" in (printed := capsys.readouterr().out)
+        assert "2 had been before" in printed
+        assert_same(datasets(out / "matches.h5"), whole)
+
+
+def test_half_of_an_image_is_refused(features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_views(features, NAMES)
+    for lost in ("keypoints", "scores", "descriptors", "image_size"):
+        out = tmp_path / lost
+        assert run(features, "--out", out, "--sequential", 1) == 0
+        with h5py.File(out / "features.h5", "r+") as file:
+            del file[f"a/one.jpg/{lost}"]
+        capsys.readouterr()
+        assert run(features, "--out", out) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert "has other features of image 'a/one.jpg' than the matches that are there were made of" in line
+
+
+def test_matches_without_their_features_are_refused(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Others could take their place, that the matches are not of."""
+    write_views(features, NAMES)
+    out = tmp_path / "out"
+    assert run(features, "--out", out) == 0
+    (out / "features.h5").unlink()
+    write_views(features, NAMES, count=80)
+    capsys.readouterr()
+    assert run(features, "--out", out) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"{out} has matches.h5 without features.h5; expected both, or another --out")
+    (out / "matches.h5").unlink()
+    assert run(features, "--out", out) == 0
+    assert datasets(out / "features.h5")["b.JPG/keypoints"].shape == (80, 2)
+
+
+def test_a_run_killed_before_it_made_anything_binds_nobody(features: Path, tmp_path: Path) -> None:
+    write_views(features, NAMES)
+    out = tmp_path / "out"
+    # killed while it writes the features, which takes minutes where there are many
+    code = (
+        "import os; from frontend.io.hloc import HlocFolder; from frontend.cli.main import main\n"
+        "HlocFolder._add_batch = lambda *_: os._exit(9)\nmain()"
+    )
+    killed = start_python("-c", code, "match-features", str(features), "--out", str(out), PYTHONPATH=str(ROOT))
+    killed.communicate()
+    assert killed.returncode == 9
+    assert (out / "matches.journal").exists()
+    assert run(features, "--out", out, "--ratio", 0.9) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["features.h5", "matches.h5", "pairs.txt", "settings.json"]
+
+
+def test_the_folder_of_the_features_takes_no_matches(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_views(features, NAMES)
+    (tmp_path / "link").symlink_to(features)
+    before = sorted(features.rglob("*"))
+    for out in (features, tmp_path / "link"):
+        assert run(features, "--out", out) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.endswith(f"{out} is the folder of the features; expected another --out")
+        assert sorted(features.rglob("*")) == before
+    assert run(features, "--out", features / "hloc") == 0
+    assert run(features, "--out", features / "hloc") == 0
+
+
+def test_a_list_of_pairs_that_is_no_text_is_refused_before_anything_is_matched(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_views(features, NAMES)
+    out = tmp_path / "out"
+    assert run(features, "--out", out, "--sequential", 1) == 0
+    (out / "pairs.txt").write_bytes(b"\xff\xfe a")
+    capsys.readouterr()
+    assert run(features, "--out", out) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"superpoint match-features: {out / 'pairs.txt'} cannot be read: ")
+    assert len(datasets(out / "matches.h5")) == 4
+
+
 def test_what_cannot_be_written_is_refused(features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     views, out = write_views(features, NAMES), tmp_path / "out"
 

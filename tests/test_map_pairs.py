@@ -69,6 +69,33 @@ def test_a_pair_of_names_is_no_comment(tmp_path: Path) -> None:
     assert read_pairs(path, ("a\x85.jpg", "b\u2028.jpg")) == [(0, 1)]
 
 
+def test_a_line_that_is_two_pairs_is_refused(tmp_path: Path) -> None:
+    """Which of them was meant nobody can tell."""
+    path, names = tmp_path / "pairs.txt", ("a", "b c", "a b", "c")
+    path.write_text("a  b c\n")  # the second name has one blank in it, the third as well
+    assert read_pairs(path, ("a", "b c", "c")) == [(0, 1)]
+    path.write_text("a\t c\na b c\n")
+    with pytest.raises(DataError) as caught:
+        read_pairs(path, names)
+    assert str(caught.value) == f"{path}, line 2: 'a b c' is 'a' and 'b c' as well as 'a b' and 'c'; rename one of them"
+
+
+def test_letters_are_one_however_they_are_composed(tmp_path: Path) -> None:
+    """Some systems hand out names with accents as signs of their own, and editors write them as one."""
+    path = tmp_path / "pairs.txt"
+    whole, parts = "\u00e4.jpg", "a\u0308.jpg"
+    for listed in (whole, parts):
+        path.write_text(f"{listed} b.jpg\n", encoding="utf-8")
+        for named in (whole, parts):
+            assert read_pairs(path, (named, "b.jpg")) == [(0, 1)]
+        # where both are there, each is itself
+        assert read_pairs(path, (whole, parts, "b.jpg")) == [((whole, parts).index(listed), 2)]
+    path.write_text(f"{whole} {parts}\n", encoding="utf-8")
+    assert read_pairs(path, (whole, parts)) == [(0, 1)]
+    with pytest.raises(DataError, match="pairs an image with itself"):
+        read_pairs(path, (whole, "b.jpg"))
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

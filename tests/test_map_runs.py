@@ -195,6 +195,12 @@ def test_what_is_no_database_of_ours_is_left_alone(
     assert before is None or out.read_bytes() == before
 
 
+def test_the_ending_of_a_database_may_be_in_capitals(features: Path, tmp_path: Path) -> None:
+    write_views(features)
+    assert run(features, "--out", tmp_path / "MAP.DB") == 0
+    assert rows_of(tmp_path / "MAP.DB", "SELECT COUNT(*) FROM matches") == [(6,)]
+
+
 def test_bad_requests_are_refused_in_one_line(
     features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

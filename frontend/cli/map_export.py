@@ -46,6 +46,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="database (OUT.db) or folder to write, or to go on with"
     )
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="for colmap: the photographs, for their focal lengths by EXIF"
+    )
     pairs = parser.add_mutually_exclusive_group()
     pairs.add_argument("--pairs", type=Path, metavar="FILE", help="two names of images on each line, as hloc has it")
     pairs.add_argument("--exhaustive", action="store_true", help="all pairs; of up to 300 images the default")
@@ -65,6 +68,7 @@ def _run(args: argparse.Namespace) -> int:
     from frontend.calibration import read_camera
     from frontend.device import pick_name
     from frontend.errors import ConfigError, DataError
+    from frontend.io.exif import read_focals
     from frontend.io.feature_folder import FeatureFolder
     from frontend.io.match_folder import match_folder, open_store
     from frontend.io.matched_pair import MatchConfig
@@ -72,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
 
     layout, device = values["format"], values["device"]
     if layout == "auto":
-        layout = "colmap" if args.out.suffix == ".db" else "hloc"
+        layout = "colmap" if args.out.suffix.lower() == ".db" else "hloc"
     calibrated = read_camera(values["camera"]) if values["camera"] else None
     camera = None if calibrated is None else calibrated.camera
     geometry = values["geometry"]
@@ -81,6 +85,10 @@ def _run(args: argparse.Namespace) -> int:
         geometry = "none" if layout == "hloc" else known
     if layout == "hloc" and (values["single_camera"] or (camera is not None and geometry != "essential")):
         raise ConfigError("hloc's files hold no camera; expected --camera with --geometry essential alone, or a .db")
+    if args.images is not None and layout == "hloc":
+        raise ConfigError("hloc's files hold no camera; expected --images with a .db alone")
+    if args.images is not None and camera is not None:
+        raise ConfigError("got --camera and --images; expected one of them: the camera says the focal length")
     config = MatchConfig(
         matcher=values["matcher"],
         ratio=values["ratio"] if values["ratio"] != 1 else None,
@@ -96,10 +104,12 @@ def _run(args: argparse.Namespace) -> int:
     if calibrated is not None and calibrated.size not in (None, held):
         size, name = calibrated.size or (0, 0), folder.names[0]
         raise DataError(f"{name} has {held[0]} x {held[1]} pixels; expected {size[0]} x {size[1]}, as the camera has")
-    store = open_store(layout, args.out, folder, config, single_camera=values["single_camera"])
+    focals = None if args.images is None else read_focals(args.images, folder.names)
+    store = open_store(layout, args.out, folder, config, single_camera=values["single_camera"], focals=focals)
     try:
         report = match_folder(folder, store, pairs, config)
     finally:
         store.close()
-    print(report.summary(geometry))
+    said = "" if focals is None else f"; EXIF says the focal lengths of {len(focals)} of {report.images} images"
+    print(report.summary(geometry) + said)
     return 0

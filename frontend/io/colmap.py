@@ -22,11 +22,13 @@ from frontend.camera import Camera
 from frontend.errors import DataError
 from frontend.io.colmap_geometry import (
     PIXEL_CENTRE,
+    CameraModel,
     ColmapCamera,
     known_camera,
     two_view,
     unknown_camera,
 )
+from frontend.io.exif import Focal
 from frontend.io.feature_folder import Stamp
 from frontend.io.lock import RunLock
 from frontend.io.matched_pair import MatchedPair
@@ -91,6 +93,8 @@ class ColmapDatabase:
         settings: what the database is made with, values that JSON has.
         camera: of all images, where it is known.
         single_camera: whether one camera took all images; true where ``camera`` is given.
+        focals: focal lengths that images state, by name, where ``camera`` is None. Cameras that are there and still
+            COLMAP's guess get theirs, too.
 
     Raises:
         DataError: the file is none of this command's databases, or was made with other settings or of other images, or
@@ -106,8 +110,10 @@ class ColmapDatabase:
         *,
         camera: Camera | None = None,
         single_camera: bool = False,
+        focals: Mapping[str, Focal] | None = None,
     ) -> None:
         self.path, self._names = path, names
+        self._focals = focals or {}
         self._camera, self._single = camera, single_camera or camera is not None
         if path.is_dir():
             raise DataError(f"{path} is a folder; expected a database file, or --format hloc")
@@ -154,6 +160,21 @@ class ColmapDatabase:
         new = len(self._names) > len(self._ids)
         if new and "frames" in tables and file.execute("SELECT 1 FROM frames LIMIT 1").fetchone():
             raise DataError(f"{self.path} has COLMAP's frames, so that no image can be added; expected a new --out")
+
+        self._correct_guesses(file)
+
+    def _correct_guesses(self, file: sqlite3.Connection) -> None:
+        """Give cameras the focal lengths that their images state, but those that are anything else than a guess."""
+        sql = (
+            "SELECT camera_id, width, height, params, name FROM cameras JOIN images USING (camera_id)"
+            " WHERE model = ? AND prior_focal_length = 0 GROUP BY camera_id"
+        )
+        guesses = file.execute(sql, (int(CameraModel.SIMPLE_RADIAL),)).fetchall() if self._focals else ()
+        for camera_id, width, height, params, name in guesses:
+            if params == _params(unknown_camera(width, height)):
+                camera = self._uncalibrated(name, width, height)
+                sql = "UPDATE cameras SET params = ?, prior_focal_length = ? WHERE camera_id = ?"
+                file.execute(sql, (_params(camera), int(camera.prior), camera_id))
 
     @property
     def _database(self) -> sqlite3.Connection:
@@ -240,12 +261,18 @@ class ColmapDatabase:
                     )
                 return int(held[0])
         camera = self._camera
-        row: ColmapCamera = unknown_camera(width, height) if camera is None else known_camera(camera, width, height)
+        row = self._uncalibrated(name, width, height) if camera is None else known_camera(camera, width, height)
         cursor = file.execute(
             "INSERT INTO cameras (model, width, height, params, prior_focal_length) VALUES (?, ?, ?, ?, ?)",
-            (int(row.model), width, height, _blob(np.array(row.params), "<f8"), int(row.prior)),
+            (int(row.model), width, height, _params(row), int(row.prior)),
         )
         return int(cursor.lastrowid or 0)
+
+    def _uncalibrated(self, name: str, width: int, height: int) -> ColmapCamera:
+        """The camera of an image, by what the image says; the only one of all by the first that says it."""
+        says = (self._focals[image] for image in (self._names if self._single else (name,)) if image in self._focals)
+        focal = next(says, None)
+        return unknown_camera(width, height, None if focal is None else focal.pixels(width, height))
 
     def ordered(self, first: int, second: int) -> tuple[int, int]:
         """A pair of images as COLMAP has it: that with the lower number first."""
@@ -301,6 +328,11 @@ class ColmapDatabase:
             self._file.close()
             self._file = None
         self._lock.release()
+
+
+def _params(camera: ColmapCamera) -> bytes | None:
+    """Parameters of a camera as COLMAP stores them."""
+    return _blob(np.array(camera.params), "<f8")
 
 
 def _rows(matches: IntArray) -> tuple[int, bytes | None]:

@@ -64,10 +64,16 @@ class ColmapCamera:
     prior: bool
 
 
-def unknown_camera(width: int, height: int) -> ColmapCamera:
-    """What COLMAP itself assumes of images that say nothing: SIMPLE_RADIAL, to be refined by the map builder."""
-    params = (DEFAULT_FOCAL * max(width, height), width / 2, height / 2, 0.0)
-    return ColmapCamera(CameraModel.SIMPLE_RADIAL, width, height, params, False)
+def unknown_camera(width: int, height: int, focal: float | None = None) -> ColmapCamera:
+    """What COLMAP itself assumes of images: SIMPLE_RADIAL, to be refined by the map builder.
+
+    Args:
+        width: of an image.
+        height: the same.
+        focal: length in pixels, as the image says; its guess where None.
+    """
+    params = (DEFAULT_FOCAL * max(width, height) if focal is None else focal, width / 2, height / 2, 0.0)
+    return ColmapCamera(CameraModel.SIMPLE_RADIAL, width, height, params, focal is not None)
 
 
 def known_camera(camera: Camera, width: int, height: int) -> ColmapCamera:

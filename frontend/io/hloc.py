@@ -34,6 +34,8 @@ from frontend.types import Features
 FEATURES, MATCHES, PAIRS, JOURNAL = "features.h5", "matches.h5", "pairs.txt", "matches.journal"
 
 _STAMP = "superpoint_frontend"  # attribute of an image's group: its feature file, see Stamp, as JSON
+_OF_IMAGE = ("keypoints", "scores", "descriptors", "image_size")
+_OF_PAIR = ("matches0", "matching_scores0")
 _LEAST_UNCERTAINTY = 1.0  # pixels, which hloc takes where a file says nothing
 
 _Item = TypeVar("_Item")
@@ -54,8 +56,8 @@ class HlocFolder:
 
     Raises:
         DataError: the folder was made with other settings, or by something else, or is a file; files in it cannot be
-            read or written; names of images cannot be told apart, or not be written, in hloc's files; or another run is
-            writing to the folder.
+            read or written; it has matches, but not their features; names of images cannot be told apart, or not be
+            written, in hloc's files; or another run is writing to the folder.
         ConfigError: h5py is not installed.
     """
 
@@ -70,6 +72,7 @@ class HlocFolder:
         self._features: Any = None
         self._matches: Any = None
         self._journal: sqlite3.Connection | None = None
+        self._lines: list[str] = []  # of the list of pairs that is there
         self._lock = RunLock(folder / ".lock", folder)
         try:
             self._open(settings)
@@ -78,6 +81,13 @@ class HlocFolder:
             raise
 
     def _open(self, settings: Mapping[str, object]) -> None:
+        if not (self.folder / FEATURES).exists():
+            if (self.folder / MATCHES).exists():
+                raise DataError(f"{self.folder} has {MATCHES} without {FEATURES}; expected both, or another --out")
+            # of a run that was killed before it had anything, which binds nobody, or of features that are gone
+            for left in (JOURNAL, f"{JOURNAL}-journal"):
+                (self.folder / left).unlink(missing_ok=True)
+        self._lines = _lines_of(self.folder / PAIRS)
         with writing(self.folder / SETTINGS):
             check_settings(self.folder, settings, "matches")
         remove_leftovers(self.folder, older_than_s=0)  # nobody else writes here
@@ -115,9 +125,11 @@ class HlocFolder:
         return self._features is not None and self._names[index] in self._features
 
     def stamp(self, index: int) -> Stamp | None:
-        """The feature file that an image was added from; None where it was added by something else."""
+        """The feature file that an image was added from; None where it was added by something else, or is not whole."""
         try:
-            return Stamp(*json.loads(self._features[self._names[index]].attrs[_STAMP]))
+            name = self._names[index]
+            whole = _is_whole(self._features, name, _OF_IMAGE)
+            return Stamp(*json.loads(self._features[name].attrs[_STAMP])) if whole else None
         except (KeyError, TypeError, ValueError):
             return None
 
@@ -153,7 +165,8 @@ class HlocFolder:
     def has_pair(self, first: int, second: int) -> bool:
         """Whether a pair of images is there, either way around."""
         names = self._names[first], self._names[second]
-        if self._matches is not None and any(pair_key(*pair) in self._matches for pair in (names, names[::-1])):
+        keys = [pair_key(*pair) for pair in (names, names[::-1])]
+        if self._matches is not None and any(_is_whole(self._matches, key, _OF_PAIR) for key in keys):
             return True
         sql = "SELECT 1 FROM pairs WHERE (name0, name1) IN (VALUES (?, ?), (?, ?))"
         with self._reported():
@@ -209,13 +222,16 @@ class HlocFolder:
                 keys = [pair_key(*row[:2]) for row in batch]
                 with file.batch(sum(8 * row[2] for row in batch), keys) as groups:
                     for key, row in zip(keys, batch, strict=True):
-                        if key not in groups:  # else a run was killed between this file and its journal's end
-                            _add_matches(groups.create_group(key), *row[2:])
+                        if _is_whole(groups, key, _OF_PAIR):
+                            continue  # a run was killed between this file and its journal's end
+                        if key in groups:
+                            del groups[key]
+                        _add_matches(groups.create_group(key), *row[2:])
 
     def _write_pairs(self, pairs: Iterable[tuple[int, int]]) -> None:
         """The list of pairs; those that are there already, of which there are matches too, stay."""
         path = self.folder / PAIRS
-        lines = dict.fromkeys(path.read_text(encoding="utf-8").splitlines() if path.is_file() else ())
+        lines = dict.fromkeys(self._lines)
         for first, second in pairs:
             line, turned = (f"{self._names[a]} {self._names[b]}" for a, b in ((first, second), (second, first)))
             if turned not in lines:
@@ -265,6 +281,23 @@ def _add_matches(group: Any, rows: int, matches: bytes, scores: bytes) -> None:
     partner[pairs[:, 0]], confidence[pairs[:, 0]] = pairs[:, 1], np.frombuffer(scores, "<f4")
     group.create_dataset("matches0", data=partner)
     group.create_dataset("matching_scores0", data=confidence)
+
+
+def _is_whole(file: Any, key: str, names: Sequence[str]) -> bool:
+    """Whether a group is there with all of its arrays; a tool that was killed may have left some."""
+    return all(f"{key}/{name}" in file for name in names)
+
+
+def _lines_of(path: Path) -> list[str]:
+    """Lines of a list of pairs; none where it is not there.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
 
 
 def _check_ours(folder: Path) -> None:

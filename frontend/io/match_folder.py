@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from frontend.errors import ConfigError, DataError
+from frontend.io.exif import Focal
 from frontend.io.feature_folder import FeatureFolder, Stamp
 from frontend.io.matched_pair import MatchConfig, MatchedPair, check_matching, match_pair
 from frontend.io.pairs import Pairs
@@ -84,7 +85,13 @@ class MatchReport:
 
 
 def open_store(
-    layout: str, out: Path, folder: FeatureFolder, config: MatchConfig, *, single_camera: bool = False
+    layout: str,
+    out: Path,
+    folder: FeatureFolder,
+    config: MatchConfig,
+    *,
+    single_camera: bool = False,
+    focals: Mapping[str, Focal] | None = None,
 ) -> Store:
     """Open the file or folder that matches go to.
 
@@ -95,13 +102,16 @@ def open_store(
         folder: the features.
         config: how they are matched.
         single_camera: whether one camera took all images; hloc's files do not say.
+        focals: focal lengths that images state, by name (:func:`frontend.io.exif.read_focals`); the same.
 
     Raises:
-        DataError: what is there was made with other settings, or of other images, or by something else; images of one
-            camera have several sizes; or another run is writing there.
+        DataError: what is there was made with other settings, or of other images, or by something else, or is where
+            the features are; images of one camera have several sizes; or another run is writing there.
         ConfigError: the layout is unknown, or what it needs is not installed.
         FrontendError: the matcher cannot match such features.
     """
+    if out.exists() and out.samefile(folder.folder):
+        raise DataError(f"{out} is the folder of the features; expected another --out")
     # before anything is made, and bound to what it was made with
     check_matching(folder.read(0), config)
     if single_camera or config.camera is not None:
@@ -115,7 +125,7 @@ def open_store(
         raise ConfigError(f"format is '{layout}'; expected one of: {', '.join(LAYOUTS)}")
     from frontend.io.colmap import ColmapDatabase
 
-    return ColmapDatabase(out, folder.names, settings, camera=config.camera, single_camera=single_camera)
+    return ColmapDatabase(out, folder.names, settings, camera=config.camera, single_camera=single_camera, focals=focals)
 
 
 def _settings(folder: FeatureFolder, config: MatchConfig, single_camera: bool) -> dict[str, object]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -93,29 +95,34 @@ def read_pairs(path: Path, names: Sequence[str]) -> list[tuple[int, int]]:
     """Read hloc's list of pairs: two names of images on a line, separated by white space; ``#`` starts a comment.
 
     A line of two names is a pair though the first starts with ``#``. A pair that comes again, either way around, is
-    one. Names that have spaces themselves are understood.
+    one. Names that have spaces themselves are understood, and letters with accents however they are composed.
 
     Args:
         path: of the file.
         names: of the images that there are.
 
     Raises:
-        DataError: the file cannot be read or has no pair, or a line has no two different names of images.
+        DataError: the file cannot be read or has no pair, or a line has no two different names of images,
+            or could be two such pairs.
     """
     try:
         # with the mark that some editors put first; a name may have other ends of lines than these
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"pairs {path} cannot be read: {error}") from None
-    places = {name: place for place, name in enumerate(names)}
+    places = {**_composed(names), **{name: place for place, name in enumerate(names)}}
     found: dict[tuple[int, int], None] = {}
     for number, line in enumerate(lines, start=1):
         text = line.strip()
-        pair = _split(text, places)
-        if pair is None and (not text or text.startswith("#")):
+        known = _split(text, places)
+        if not known and (not text or text.startswith("#")):
             continue
-        if pair is None:
+        if not known:
             raise DataError(f"{path}, line {number}: {_no_pair(text, places)}")
+        if len(known) > 1:
+            first, second = (" and ".join(f"'{names[place]}'" for place in pair) for pair in known[:2])
+            raise DataError(f"{path}, line {number}: '{text}' is {first} as well as {second}; rename one of them")
+        [pair] = known
         if pair[0] == pair[1]:
             raise DataError(f"{path}, line {number}: '{text}' pairs an image with itself")
         if pair[::-1] not in found:
@@ -125,15 +132,27 @@ def read_pairs(path: Path, names: Sequence[str]) -> list[tuple[int, int]]:
     return list(found)
 
 
-def _split(line: str, places: dict[str, int]) -> tuple[int, int] | None:
-    """The two images of a line; None where it has no two names of images."""
-    gaps = [at for at, letter in enumerate(line) if letter.isspace()]
-    known = [
-        (places[first], places[second])
-        for first, second in ((line[:at].rstrip(), line[at:].lstrip()) for at in gaps)
-        if first in places and second in places
-    ]
-    return known[0] if known else None
+def _composed(names: Sequence[str]) -> dict[str, int]:
+    """Places of names by their composed form, where no two have the same."""
+    forms = [unicodedata.normalize("NFC", name) for name in names]
+    count = Counter(forms)
+    return {form: place for place, form in enumerate(forms) if count[form] == 1}
+
+
+def _place(name: str, places: dict[str, int]) -> int | None:
+    """Where an image is among the names, which may be composed otherwise."""
+    place = places.get(name)
+    return places.get(unicodedata.normalize("NFC", name)) if place is None else place
+
+
+def _split(line: str, places: dict[str, int]) -> list[tuple[int, int]]:
+    """The two images of a line: none where it has no two names of images, several where there are several ways."""
+    found: dict[tuple[int, int], None] = {}
+    for at in (at for at, letter in enumerate(line) if letter.isspace()):
+        first, second = _place(line[:at].rstrip(), places), _place(line[at:].lstrip(), places)
+        if first is not None and second is not None:
+            found[first, second] = None
+    return list(found)
 
 
 def _no_pair(line: str, places: dict[str, int]) -> str:
@@ -141,5 +160,5 @@ def _no_pair(line: str, places: dict[str, int]) -> str:
     words = line.split()
     if len(words) != 2:
         return f"'{line[:200]}' given; expected two names of images"
-    unknown = next(word for word in words if word not in places)
+    unknown = next(word for word in words if _place(word, places) is None)
     return f"no features of '{unknown}'; expected names such as '{next(iter(places))}'"
