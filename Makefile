@@ -42,7 +42,7 @@ need-dataset:
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache
-	find frontend tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # opencv-python needs the system's libGL and glib, which slim machines lack; the headless wheel is the same without.
 define ensure_opencv

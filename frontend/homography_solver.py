@@ -145,22 +145,6 @@ def homography_from_4_points(points0: Tensor, points1: Tensor) -> Tensor:
     return unit_norm(h * torch.sign(gain[..., 0] * area0[..., 3])[..., None, None])
 
 
-def transfer_error(h: Tensor, points0: Tensor, points1: Tensor) -> Tensor:
-    """Squared distance between points 1 and points 0 mapped by H.
-
-    Args:
-        h: (..., 3, 3) of unit norm, oriented (positive depth in front).
-        points0: (..., K, 2), same dtype.
-        points1: (..., K, 2).
-
-    Returns:
-        (..., K), in the squared unit of points1; enormous, but finite, behind the camera.
-    """
-    mapped = homogeneous(points0) @ h.transpose(-1, -2)  # (..., K, 3)
-    depth = mapped[..., 2:].clamp(min=MIN_DEPTH)
-    return (mapped[..., :2] / depth - points1).square().sum(-1) + torch.where(mapped[..., 2] <= 0, FAR, 0.0)
-
-
 class Projection(NamedTuple):
     """Points of one image mapped into the other by T homographies: each (B, T, K) float64."""
 

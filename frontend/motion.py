@@ -27,7 +27,7 @@ _ROTATION_SHARE = 0.95
 
 @dataclass(frozen=True)
 class Motion:
-    """The model chosen, and both scores.
+    """The model chosen.
 
     Attributes:
         model: "homography" (a plane, or a camera that only turned), "essential" (depth and baseline, and a camera that
@@ -35,8 +35,6 @@ class Motion:
         matrix: (3, 3) float64 of that model, image 0 to image 1; None without one. An essential matrix is of
             normalised coordinates, the others are of pixels, undistorted where a camera with distortion is known.
         inliers: (M,) bool, matches that the model explains.
-        homography_share: S_H / (S_H + S_F) in [0, 1], with S_E for S_F where an essential matrix is chosen; 0 without
-            a model.
         pose: of image 1 relative to image 0, t of unit norm, or zero where the camera has only turned; None without a
             camera, for a fundamental matrix, or without a model.
     """
@@ -44,7 +42,6 @@ class Motion:
     model: str
     matrix: Float64Array | None
     inliers: BoolArray
-    homography_share: float
     pose: Pose | None = None
 
 
@@ -107,7 +104,7 @@ class _Calibrated:
         if turned >= _ROTATION_SHARE * _transfer_score(plane, z0, z1, self.noise):
             return Pose(R, np.zeros(3))
         y0, y1 = z0 / self.camera.focal, z1 / self.camera.focal
-        candidates = _poses_of_plane(self.scale @ plane @ back, y0, y1)
+        candidates = _poses_of_plane(self.scale @ plane @ back, y0)
         if essential.R is not None and essential.t is not None:
             candidates.append(Pose(essential.R, essential.t))
         focals = (self.camera.focal, self.camera.focal)
@@ -124,7 +121,7 @@ def _rotation_between(rays0: Float64Array, rays1: Float64Array) -> Float64Array:
     return np.asarray(left @ np.diag([1.0, 1.0, sign]) @ right, np.float64)
 
 
-def _poses_of_plane(H: Float64Array, y0: Float64Array, y1: Float64Array) -> list[Pose]:
+def _poses_of_plane(H: Float64Array, y0: Float64Array) -> list[Pose]:
     """Poses behind a homography of normalised points that see the plane from the front (Malis, Vargas 2007)."""
     _, rotations, translations, normals = cv2.decomposeHomographyMat(H, np.eye(3))
     found = []
@@ -141,7 +138,6 @@ def estimate_motion(
     points1: ArrayLike,
     *,
     threshold: float = 2.0,
-    seed: int = 0,
     camera: Camera | None = None,
 ) -> Motion:
     """Fit the models and choose (Mur-Artal, Montiel, Tardos: ORB-SLAM, 2015, section IV).
@@ -155,8 +151,6 @@ def estimate_motion(
         points0: (M, 2) matched points of frame 0, pixels.
         points1: (M, 2) of frame 1.
         threshold: largest error of an inlier, pixels; the noise is taken to be half of it along an axis.
-        seed: without effect, since OpenCV seeds its generators with constants; here so that estimators are called
-            alike.
         camera: of both frames, where it is known.
 
     Returns:
@@ -166,7 +160,7 @@ def estimate_motion(
         ShapeError: the points are not both (M, 2) and real.
         ConfigError: the threshold is out of its range.
     """
-    RansacConfig(threshold, seed=seed)  # refuses what is out of range
+    RansacConfig(threshold)  # refuses what is out of range
     x0, x1 = as_matches(points0, points1)
     beyond = ~(np.abs(np.hstack((x0, x1))) <= FARTHEST).all(axis=1)
     x0[beyond] = x1[beyond] = np.nan  # which no model explains
@@ -177,25 +171,24 @@ def estimate_motion(
         # all models of the same points: what a lens bends no homography explains, and a freer model seems to
         x0, x1 = camera.undistort(x0), camera.undistort(x1)
     # a single problem: OpenCV is done with it before the batched estimator has begun
-    plane: Homography = estimate_homography(x0, x1, method="opencv", threshold=threshold, seed=seed)
-    depth: Fundamental = estimate_fundamental(x0, x1, threshold=threshold, seed=seed)
+    plane: Homography = estimate_homography(x0, x1, method="opencv", threshold=threshold)
+    depth: Fundamental = estimate_fundamental(x0, x1, threshold=threshold)
     planar = 0.0 if plane.H is None else _transfer_score(plane.H, x0, x1, noise)
     epipolar = 0.0 if depth.F is None else _epipolar_score(depth.F, x0, x1, noise)
     essential: Essential | None = None
     chosen = False
     if camera is not None and calibrated is not None:
-        essential = estimate_essential(points0, points1, camera, camera, threshold=threshold, seed=seed)
+        essential = estimate_essential(points0, points1, camera, camera, threshold=threshold)
         score = 0.0 if essential.E is None else calibrated.essential_score(essential.E)
         if score > 0 and score >= _ESSENTIAL_SHARE * epipolar:
             epipolar, chosen = score, True
     if not planar + epipolar:
-        return Motion("none", None, np.zeros(len(x0), dtype=bool), 0.0)
-    share = planar / (planar + epipolar)
-    if share > _HOMOGRAPHY_SHARE:
+        return Motion("none", None, np.zeros(len(x0), dtype=bool))
+    if planar > _HOMOGRAPHY_SHARE * (planar + epipolar):
         pose = None
         if calibrated is not None and essential is not None:
             pose = calibrated.pose_of_homography(plane.inliers, threshold, essential)
-        return Motion("homography", plane.H, plane.inliers, share, pose)
+        return Motion("homography", plane.H, plane.inliers, pose)
     if chosen and essential is not None and essential.R is not None and essential.t is not None:
-        return Motion("essential", essential.E, essential.inliers, share, Pose(essential.R, essential.t))
-    return Motion("fundamental", depth.F, depth.inliers, share)
+        return Motion("essential", essential.E, essential.inliers, Pose(essential.R, essential.t))
+    return Motion("fundamental", depth.F, depth.inliers)

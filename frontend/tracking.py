@@ -24,7 +24,7 @@ _LEAST_VERIFIED = 12  # fewer matches than this say nothing of the motion
 _MANY = 30  # so many without a common motion are another scene; of fewer, some wrong ones may be all that is wrong
 _NEARBY = 0.25  # of the search radius: how far what no motion verifies may be from where it is expected
 _TRUSTED = 2.0  # times the interval that a velocity was measured over: as far ahead as it says something
-_UNKNOWN = Motion("none", None, np.zeros(0, dtype=bool), 0.0)
+_UNKNOWN = Motion("none", None, np.zeros(0, dtype=bool))
 # besides its descriptor: id, age, gap, stamp, point and velocity; and of a keyframe's keypoint: id and point
 _TRACK_BYTES, _KEYFRAME_BYTES = 4 * 8 + 2 * 16, 8 + 16
 

@@ -1,4 +1,4 @@
-"""Pictures of results, drawn with OpenCV: matches side by side, keypoints, and one image laid over the other."""
+"""Pictures of results, drawn with OpenCV: matches side by side, and one image laid over the other."""
 
 from __future__ import annotations
 
@@ -43,25 +43,6 @@ def to_bgr(image: NDArray[Any]) -> Bgr:
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), np.uint8)
     return pixels.copy() if np.may_share_memory(pixels, image) else pixels
-
-
-def draw_keypoints(
-    image: NDArray[Any], keypoints: Float32Array, *, color: tuple[int, int, int] = KEYPOINT, radius: float = 2.0
-) -> Bgr:
-    """Draw a dot on each keypoint.
-
-    Args:
-        image: see :func:`to_bgr`.
-        keypoints: (N, 2) float32, pixels of ``image``.
-        color: BGR.
-        radius: pixels.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    canvas = to_bgr(image)
-    _dots(canvas, np.asarray(keypoints, np.float64).reshape(-1, 2), color, radius)
-    return canvas
 
 
 def draw_matches(

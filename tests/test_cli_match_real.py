@@ -62,7 +62,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, checksum in (("untrained", digest), ("forged", "0" * 64)):
         entries.append(
             f'[models.{name}]\nfile = "untrained.safetensors"\nsha256 = "{checksum}"\nencoder = "compact"\n'
-            'descriptor_dim = 128\nlicence = "Apache-2.0"\ntrained_on = "nothing"\nrecipe = "none"\n'
+            'version = "1.2"\ndescriptor_dim = 128\nlicence = "Apache-2.0"\ntrained_on = "nothing"\nrecipe = "none"\n'
         )
     (folder / "manifest.toml").write_text("\n".join(entries))
     return folder

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from frontend.cli.main import main
+from frontend.cli.train import MAGICPOINT_OPTIONS, SUPERPOINT_OPTIONS
 from frontend.errors import ConfigError
 from frontend.folders import output_path
 from frontend.heads import DUSTBIN
@@ -203,6 +204,13 @@ def test_the_draw_changes_with_labels_and_with_the_mask(batch: tuple[Tensor, Ten
         batch_generator(*pair).initial_seed() for pair in ((labels, mask), (labels.flip(2), mask), (labels, ~mask))
     }
     assert len(seeds) == 3
+
+
+def test_the_command_line_offers_the_losses_that_there_are() -> None:
+    """It imports no torch, so it has the names of its own."""
+    for options in (MAGICPOINT_OPTIONS, SUPERPOINT_OPTIONS):
+        (option,) = (option for option in options if option.name == "detector_loss")
+        assert (option.choices, option.default) == (DETECTOR_LOSSES, DETECTOR_LOSSES[0])
 
 
 def test_unknown_losses_and_settings_are_refused() -> None:

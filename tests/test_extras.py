@@ -31,6 +31,11 @@ sys.meta_path.insert(0, Missing())
 """
 
 
+def test_licence_files_are_those_of_the_repository() -> None:
+    assert PROJECT["license-files"] == ["LICENSE", "NOTICE"]
+    assert all((ROOT / name).is_file() for name in PROJECT["license-files"])
+
+
 @cache
 def modules() -> dict[str, set[str]]:
     """Distributions by the modules that they install."""

@@ -176,9 +176,8 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = folder / "toy.safetensors"
     save_matcher(path, certain(), {"steps": 3})
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    entry = (
-        '[matchers.{}]\nfile = "{}"\nsha256 = "{}"\nfeatures = "{}"\nlicence = "x"\ntrained_on = "x"\nrecipe = "x"\n'
-    )
+    entry = '[matchers.{}]\nfile = "{}"\nsha256 = "{}"\nversion = "1.2"\nfeatures = "{}"\n'
+    entry += 'licence = "x"\ntrained_on = "x"\nrecipe = "x"\n'
     (folder / "manifest.toml").write_text(
         entry.format("glue", path.name, digest, "toy")
         + entry.format("other", path.name, "0" * 64, "changed")
@@ -212,7 +211,7 @@ def test_a_lower_threshold_matches_more(weights: Path) -> None:
 
 def test_manifest_lists_matchers_and_checks_their_files(weights: Path) -> None:
     info = list_matchers()["glue"]
-    assert (info.features, info.path, info.licence) == ("toy", weights, "x")
+    assert (info.features, info.path, info.licence, info.version) == ("toy", weights, "x", "1.2")
     assert resolve_matcher("toy") == weights
     with pytest.raises(WeightsError, match=r"sha256 is .*; the manifest expects 000000000000"):
         resolve_matcher("changed")
@@ -275,7 +274,7 @@ def test_released_models_have_matchers_of_their_own(weights: Path, tmp_path: Pat
     path = tmp_path / "theirs.safetensors"
     save_matcher(path, network(LightGlueConfig(16, 32, 1, 2, "toy")))
     entry = '[models.{}]\nfile = "x"\nsha256 = "x"\nencoder = "compact"\ndescriptor_dim = 16\n'
-    entry += 'licence = "x"\ntrained_on = "x"\nrecipe = "x"\n'
+    entry += 'version = "1.2"\nlicence = "x"\ntrained_on = "x"\nrecipe = "x"\n'
     with weights.with_name("manifest.toml").open("a") as manifest:
         manifest.write(entry.format("toy") + entry.format("others"))
     for runtime in ("auto", "torch"):

@@ -14,11 +14,14 @@ import torch
 from processes import finished, start_python
 
 from frontend.cli.main import main
+from frontend.cli.map_export import MATCH_OPTIONS
+from frontend.cli.match import build_parser
 from frontend.cli.match import main as match
 from frontend.evaluation.datasets import open_dataset
 from frontend.evaluation.homography import run_benchmark
 from frontend.evaluation.methods import MethodConfig, create_method
 from frontend.extractor import SuperPoint
+from frontend.image import read_image
 from frontend.matching import match_features
 from frontend.matching.lightglue_network import LightGlueConfig, LightGlueNet
 from frontend.matching.lightglue_weights import save_matcher
@@ -45,7 +48,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
         head.matchability.weight.zero_()
         head.matchability.bias.fill_(9.0)
     save_matcher(folder / "glue.safetensors", net)
-    common = 'licence = "x"\ntrained_on = "x"\nrecipe = "x"\n'
+    common = 'version = "1.2"\nlicence = "x"\ntrained_on = "x"\nrecipe = "x"\n'
     (folder / "manifest.toml").write_text(
         f'[models.superpoint-slim]\nfile = "{slim.path.name}"\nsha256 = "{slim.sha256}"\nencoder = "slim"\n'
         f"descriptor_dim = 96\n{common}"
@@ -80,6 +83,47 @@ def test_superpoint_match(released: Path, tmp_path: Path, capsys: pytest.Capture
     np.testing.assert_allclose(learned["homography"], plain["homography"], atol=0.5, rtol=0.05)
 
 
+def test_superpoint_match_takes_the_limits_of_nearest_neighbours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*more: str) -> dict[tuple[int, int], float]:
+        assert match([*PAIR, "--model", "superpoint-slim", "--json", str(tmp_path / "r.json"), *more]) == 0
+        document = json.loads((tmp_path / "r.json").read_text())
+        return dict(zip(map(tuple, document["matches"]), document["match_scores"], strict=True))
+
+    plain = run()
+    assert run("--ratio", "1", "--min-similarity", "-1") == plain
+    least = 0.9
+    alike = run("--min-similarity", str(least))
+    assert alike == {pair: score for pair, score in plain.items() if score >= least}
+    assert 20 < len(alike) < len(plain) - 20
+
+    distinct = run("--ratio", "0.8")
+    extractor = SuperPoint.from_pretrained("superpoint-slim", brief=True)
+    first, second = (extractor.extract(read_image(Path(name))).descriptors.astype(np.float64) for name in PAIR)
+    distances = np.linalg.norm(first[:, None] - second[None], axis=2)
+    near, far = np.sort(distances, axis=1)[:, :2].T
+    ratios = {pair: near[pair[0]] / far[pair[0]] for pair in plain}
+    assert {pair for pair in plain if ratios[pair] < 0.795} <= set(distinct)
+    assert set(distinct) <= {pair for pair in plain if ratios[pair] < 0.805}
+    assert 20 < len(distinct) < len(plain) - 20
+    both = run("--ratio", "0.8", "--min-similarity", str(least))
+    assert both == {pair: score for pair, score in alike.items() if pair in distinct}
+    # one image against many has them, too
+    capsys.readouterr()
+    assert match([PAIR[0], str(SAMPLES), "--model", "superpoint-slim", "--json", "-", "--ratio", "0.8"]) == 0
+    (document,) = json.loads(capsys.readouterr().out)
+    assert abs(len(document["matches"]) - len(distinct)) <= 3
+
+
+def test_limits_of_nearest_neighbours_are_told_as_for_folders() -> None:
+    flags = {action.dest: action for action in build_parser()._actions}
+    for option in MATCH_OPTIONS:
+        if option.name in ("ratio", "min_similarity"):
+            assert flags[option.name].default == option.default
+            assert flags[option.name].help == f"{option.help} [%(default)s]"
+
+
 def test_superpoint_match_refuses_before_it_extracts(
     released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +140,14 @@ def test_superpoint_match_refuses_before_it_extracts(
     bad.write_bytes(b"nothing")
     assert f"weights {bad} are corrupt" in refused(*mine, "--matcher", str(bad))
     assert "unknown matcher 'x" in refused(*mine, "--matcher", "x" * 300)
+    learned = ("--model", "superpoint-slim", "--matcher", "lightglue")
+    for limits, said in (
+        (("--ratio", "0.8"), "ratio is 0.8"),
+        (("--min-similarity", "0"), "min_similarity is 0.0"),
+        (("--matcher", str(released / "glue.safetensors"), "--ratio", "0.8"), "ratio is 0.8"),
+    ):
+        told = refused(*learned, *limits)
+        assert told == f"superpoint-match: {said}; a learned matcher has none, matcher 'mnn' does\n"
 
 
 @pytest.fixture

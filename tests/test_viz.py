@@ -5,7 +5,7 @@ import pytest
 
 from frontend.errors import ConfigError, ShapeError
 from frontend.types import Features, Fundamental, Homography, Matches, MatchResult, Status
-from frontend.viz import INLIER, MATCH, OUTLIER, draw_keypoints, draw_matches, to_bgr, warp_overlay
+from frontend.viz import INLIER, MATCH, OUTLIER, draw_matches, to_bgr, warp_overlay
 
 
 def features(points: list[tuple[float, float]], size: tuple[int, int] = (100, 80)) -> Features:
@@ -92,17 +92,6 @@ def test_sizes_and_kinds_mix(make_scene) -> None:
     picture = draw_matches(colour, gray, result([], [], []))
     np.testing.assert_array_equal(picture[:90, :120], colour)
     np.testing.assert_array_equal(picture[:60, 128:178], np.repeat(gray[..., None], 3, axis=2))
-
-
-def test_keypoints_are_dots_and_the_input_is_left_alone() -> None:
-    image = BLACK.copy()
-    picture = draw_keypoints(image, np.array([[20.0, 30.0], [60.0, 50.0]], np.float32), color=(0, 255, 0))
-    lit = picture[..., 1] > 128
-    assert lit[30, 20]
-    assert lit[50, 60]
-    assert 2 <= lit.sum() <= 50
-    assert not image.any()
-    assert not draw_keypoints(image, np.zeros((0, 2), np.float32)).any()
 
 
 def test_overlay_of_a_right_homography_is_the_image(make_scene) -> None:

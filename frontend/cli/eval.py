@@ -36,7 +36,9 @@ def add_homography_parser(benchmarks: Any) -> None:
         "a folder of photographs one viewpoint and one illumination pair are made of each, by seeded changes.",
     )
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder")
-    parser.add_argument("--kind", choices=("auto", "hpatches", "oxford", "photos"), default="auto", help="its layout")
+    parser.add_argument(
+        "--kind", choices=("auto", "hpatches", "oxford", "photos"), default="auto", help="its layout (default: auto)"
+    )
     parser.add_argument(
         "--methods",
         default=DEFAULT_METHODS,
@@ -63,7 +65,10 @@ def add_homography_parser(benchmarks: Any) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N photographs or sequences")
     add_network_options(parser)
     parser.add_argument(
-        "--geometry-method", choices=("opencv", "ransac"), default="opencv", help="homography estimator"
+        "--geometry-method",
+        choices=("opencv", "ransac"),
+        default="opencv",
+        help="homography estimator (default: opencv)",
     )
     parser.add_argument("--threshold", type=float, default=3.0, metavar="PX", help="of the estimator (default: 3)")
     parser.add_argument("--json", metavar="FILE|-", help="protocol, figures and pairs; - for stdout, table to stderr")
@@ -87,7 +92,11 @@ def add_uncertainty_parser(benchmarks: Any) -> None:
         "deviation that the model states for their difference along an axis, and cut in five equal parts.",
     )
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder, as for 'eval homography'")
-    parser.add_argument("--model", default="superpoint-edge", help="released model or weight file with a refiner")
+    parser.add_argument(
+        "--model",
+        default="superpoint-edge",
+        help="released model or weight file with a refiner (default: superpoint-edge)",
+    )
     parser.add_argument("--resize", type=int, default=640, metavar="PX", help="longest side; 0 as it is (default: 640)")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs made from photographs (default: 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N photographs or sequences")

@@ -30,7 +30,12 @@ def add_zoo_parser(benchmarks: Any) -> None:
     )
     parser.add_argument("--seconds", type=float, default=240.0, help="training time of each (default: 240)")
     parser.add_argument(
-        "--steps", type=int, nargs=2, default=(0, 0), metavar=("N", "M"), help="optimiser steps on shapes and on pairs"
+        "--steps",
+        type=int,
+        nargs=2,
+        default=(0, 0),
+        metavar=("N", "M"),
+        help="optimiser steps on shapes and on pairs (default: 0 0, as many as --seconds gives)",
     )
     parser.add_argument("--heads", choices=("edge", "paper"), default="edge", help="of all networks (default: edge)")
     parser.add_argument("--pairs", type=int, default=50, help="photographs of the evaluation (default: 50)")

@@ -39,7 +39,12 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("extract", help="features of a folder of images", description=_FILES)
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of images")
     parser.add_argument("--out", type=Path, required=True, help="folder of the feature files; what is there is kept")
-    parser.add_argument("--model", default="superpoint-edge", metavar="NAME|PATH", help="model name or weight file")
+    parser.add_argument(
+        "--model",
+        default="superpoint-edge",
+        metavar="NAME|PATH",
+        help="model name or weight file (default: superpoint-edge)",
+    )
     masks = "no keypoints where this image is black; or a folder of such images, a.jpg.png (or a.png) for a.jpg"
     parser.add_argument("--masks", type=Path, metavar="IMAGE|FOLDER", help=masks)
     add_options(parser, EXTRACT_OPTIONS)

@@ -96,6 +96,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--resize", metavar="LONG_SIDE", type=side, help="bring the longest side to this many pixels [as given]")
     matcher = "mnn: mutual nearest neighbours; lightglue: the model's learned matcher, or its weight file [%(default)s]"
     add("--matcher", metavar="NAME|PATH", default="mnn", help=matcher)
+    ratio = "of mnn: largest ratio of the distances to the nearest and the second; 1 is no limit [%(default)s]"
+    share = _number(float, math.ulp(0), 1, "a number above 0, at most 1")
+    add("--ratio", metavar="R", type=share, default=1.0, help=ratio)
+    cosine = _number(float, -1, 1, "a number from -1 to 1")
+    least = "of mnn: least cosine of a match; -1 is no limit [%(default)s]"
+    add("--min-similarity", metavar="S", type=cosine, default=-1.0, help=least)
     white = _number(int, 255, 2**32 - 1, "a whole number from 255 on")
     mask = "no keypoints where this image is black, in"
     add("--mask0", metavar="IMAGE", help=f"{mask} IMG0")
@@ -217,7 +223,7 @@ def _load(args: argparse.Namespace, brief: bool) -> MatchPipeline:
     """Load the model; torch too, unless an exported graph and a runtime for it are there.
 
     Raises:
-        ConfigError: the device or the runtime is not there.
+        ConfigError: the device or the runtime is not there; the matcher has no such limits.
         WeightsError: the model or its learned matcher is unknown, or the file is bad.
         RegistryError: the matcher is unknown.
     """
@@ -246,9 +252,21 @@ def _load(args: argparse.Namespace, brief: bool) -> MatchPipeline:
     )
     # refused before anything is extracted, and counted as loading
     device = str(extractor.device)
-    load_matcher_of(extractor.name, extractor.descriptor_dim, matcher=args.matcher, device=device, brief=brief)
+    ratio = args.ratio if args.ratio != 1 else None
+    least = args.min_similarity if args.min_similarity != -1 else None
+    load_matcher_of(
+        extractor.name,
+        extractor.descriptor_dim,
+        matcher=args.matcher,
+        ratio=ratio,
+        min_similarity=least,
+        device=device,
+        brief=brief,
+    )
     config = PipelineConfig(
         matcher=args.matcher,
+        ratio=ratio,
+        min_similarity=least,
         geometry=args.geometry,
         ransac_threshold=args.ransac_threshold,
         rotations=args.rotations,

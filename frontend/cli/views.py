@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of scenes and warps (default: 0)")
     parser.add_argument("--max-keypoints", type=int, default=768, metavar="N", help="of a view (default: 768)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that make images (default: 1)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.set_defaults(run=_run)
 
 

@@ -20,7 +20,14 @@ __all__ = [
 
 
 def load_matcher_of(
-    model: str, descriptor_dim: int, *, matcher: str = "mnn", device: str = "cpu", brief: bool = False
+    model: str,
+    descriptor_dim: int,
+    *,
+    matcher: str = "mnn",
+    ratio: float | None = None,
+    min_similarity: float | None = None,
+    device: str = "cpu",
+    brief: bool = False,
 ) -> None:
     """Load a matcher and run it once, on keypoints drawn at random; later matching finds it loaded.
 
@@ -28,11 +35,13 @@ def load_matcher_of(
         model: whose features it is to match.
         descriptor_dim: D of their descriptors.
         matcher: as of :func:`match_features`.
+        ratio: the same.
+        min_similarity: the same.
         device: the same.
         brief: whether a pair of images is all that is to come, so that the time to load counts.
 
     Raises:
-        FrontendError: it cannot match such features; see :func:`match_features`.
+        FrontendError: it cannot match such features, or not with such limits; see :func:`match_features`.
     """
     check_matcher(matcher)
     if brief and (matcher == "lightglue" or matcher not in MATCHERS):
@@ -44,7 +53,7 @@ def load_matcher_of(
     descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
     points = rng.uniform(0, 63, (8, 2)).astype(np.float32)
     features = Features(points, np.ones(8, np.float32), descriptors, (64, 64), model)
-    match_features(features, features, matcher=matcher, device=device)
+    match_features(features, features, matcher=matcher, ratio=ratio, min_similarity=min_similarity, device=device)
 
 
 def match_features(

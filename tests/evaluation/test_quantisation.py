@@ -25,6 +25,7 @@ file = "net.safetensors"
 sha256 = "{}"
 int8 = "int8.onnx.gz"
 int8_sha256 = "{}"
+version = "1.2"
 encoder = "compact"
 descriptor_dim = 128
 licence = "Apache-2.0"
