@@ -278,40 +278,6 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     atomic_write(path, _canonical(save(held, metadata=dict(metadata))))
 
 
-def write_half(name_or_path: str | Path, path: Path, refiner_passes: int = 0) -> None:
-    """Write a weight file again in half its size, atomically: kernels and matrices in float16, vectors as they are.
-
-    Running variances and the like have ranges that float16 has not. Loading gives float32, of the rounded values.
-
-    Args:
-        name_or_path: a released model, or a weight file of this project.
-        path: of the file to write; its folder is made if missing.
-        refiner_passes: how often the network is to refine keypoints, see :class:`frontend.model.ModelConfig`; 0 leaves
-            what the file says.
-
-    Raises:
-        WeightsError: there are no such weights, they are not of this project, or a value is too large for float16.
-        ConfigError: they have no refiner that could pass more than once.
-    """
-    import torch
-
-    _, source = resolve(name_or_path)
-    tensors, metadata = read_safetensors(source)
-    if metadata.get("format") not in (FORMAT, MATCHER_FORMAT):
-        raise WeightsError(f"weights {source} are not of this project; expected a file that it trained")
-    for name, tensor in tensors.items():
-        if tensor.ndim >= 2 and tensor.is_floating_point():
-            tensors[name] = tensor.to(torch.float16)
-            if not torch.isfinite(tensors[name]).all():
-                raise WeightsError(f"weights {source}: '{name}' has values that float16 has not")
-    if refiner_passes:
-        model = json.loads(metadata.get("model", "{}"))
-        if not model.get("refiner"):
-            raise ConfigError(f"weights {source} have no refiner; expected refiner_passes 0, got {refiner_passes}")
-        metadata = {**metadata, "model": json.dumps({**model, "refiner_passes": refiner_passes})}
-    write_safetensors(path, tensors, metadata)
-
-
 def _canonical(data: bytes) -> bytes:
     """A safetensors file with the keys of its header in order; the library orders the metadata anew in each run."""
     length = int.from_bytes(data[:8], "little")

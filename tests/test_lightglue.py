@@ -32,7 +32,8 @@ from frontend.matching.lightglue_weights import load_matcher, save_matcher
 from frontend.pipeline import MatchPipeline, PipelineConfig
 from frontend.runtime.store import folder_of
 from frontend.types import Features
-from frontend.weights import list_matchers, resolve_matcher, sha256_of, write_half
+from frontend.weight_files import write_half
+from frontend.weights import list_matchers, resolve_matcher, sha256_of
 
 SMALL = LightGlueConfig(input_dim=16, dim=32, layers=2, heads=2, features="toy")
 

@@ -12,7 +12,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from frontend.cli.main import main
 from frontend.errors import WeightsError
 from frontend.matching.lightglue_weights import load_matcher
 from frontend.model import MODEL_PRESETS, SuperPointNet
@@ -25,7 +24,6 @@ from frontend.weights import (
     resolve_matcher,
     save_network,
     weights_dir,
-    write_half,
 )
 
 ENTRY = """
@@ -199,39 +197,3 @@ def test_files_of_equal_networks_are_equal_bytes(tmp_path: Path) -> None:
     with safe_open(path, "pt") as file:
         assert set(file.keys()) == set(network.state_dict())
         assert set(file.metadata()) == {"format", "model", "training"}
-
-
-def test_half_the_size_is_nearly_the_same_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    half, whole = tmp_path / "new" / "half.safetensors", tmp_path / "whole.safetensors"
-    torch.manual_seed(0)
-    save_network(whole, SuperPointNet(MODEL_PRESETS["slim"]).eval())
-    assert main(["export", "--model", str(whole), "--format", "weights-float16", "--out", str(half)]) == 0
-    assert capsys.readouterr().out == f"wrote {half}\n"
-    assert half.stat().st_size < 0.6 * whole.stat().st_size
-    given = torch.rand(1, 1, 64, 96, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected, got = (load_network(path)[1](given) for path in (whole, half))
-    assert got.logits.dtype == torch.float32
-    assert 0 < (got.logits - expected.logits).abs().max() < 0.05
-    write_half(half, tmp_path / "again.safetensors")
-    assert (tmp_path / "again.safetensors").read_bytes() == half.read_bytes()
-
-
-def test_half_of_what_has_no_half_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    large = SuperPointNet(MODEL_PRESETS["slim"])
-    with torch.no_grad():
-        next(p for p in large.parameters() if p.ndim == 4).fill_(1e5)
-    save_network(tmp_path / "large.safetensors", large)
-    with pytest.raises(WeightsError, match="has values that float16 has not"):
-        write_half(tmp_path / "large.safetensors", tmp_path / "half.safetensors")
-    save_file({"a": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
-    with pytest.raises(WeightsError, match="are not of this project"):
-        write_half(tmp_path / "other.safetensors", tmp_path / "half.safetensors")
-    command = ["export", "--model", "superpoint-slim", "--format", "weights-float16"]
-    for arguments, part in (
-        (["--out", str(tmp_path / "half.onnx")], "expected a name that ends in .safetensors"),
-        (["--out", str(tmp_path / "half.safetensors"), "--size", "64x64"], "--size has no effect"),
-    ):
-        assert main([*command, *arguments]) == 2
-        assert part in capsys.readouterr().err
-    assert not list(tmp_path.glob("half*"))

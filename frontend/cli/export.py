@@ -25,17 +25,19 @@ EXPORT_OPTIONS = (
     Option(
         "refiner_passes", 0, "of the weight file, for weights-float16: how often keypoints are refined; 0 as it was"
     ),
+    Option("average", "", "weights of the same network, for weights-float16: the mean of both is written"),
 )
+_HALVES = ("refiner_passes", "average")  # options of weights-float16
 _POST_PROCESSING = ("max_keypoints", "detection_threshold", "nms_radius", "border")
 _ABOUT = """\
 Without --with-postprocessing the graph gives the heat map and the semi-dense descriptors, and a refiner, where the
 network has one, lies beside it in NAME-refiner. With it, K keypoints of each image with scores (0 where there is none),
 descriptors and sigmas. --format superpoint-v1 writes no graph but a state dict (.pth) of the paper's network, conv1a to
 convDb, for other implementations to load; it has no refiner. --format weights-float16 writes a weight file of this
-project (.safetensors) in half the size, and sets what --refiner-passes says. --precision int8 quantises the dense
-part, measures its homography accuracy on half of the photographs against float32, and refuses it where that drops by
-more than a point; --runtime onnxruntime or openvino with --precision int8 then uses it, on this machine; --out writes
-it to a file, too.
+project (.safetensors) in half the size, and sets what --refiner-passes says; with --average it is the mean of two, such
+as of weights and of what they became when they were trained on. --precision int8 quantises the dense part, measures its
+homography accuracy on half of the photographs against float32, and refuses it where that drops by more than a point;
+--runtime onnxruntime or openvino with --precision int8 then uses it, on this machine; --out writes it to a file, too.
 """
 
 
@@ -88,10 +90,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.out is None:
         raise ConfigError("--out is missing; expected the file to write")
     if values["format"] == _HALF:
-        _refuse_others(values, ("format", "refiner_passes"), f"--format {_HALF} has weights alone")
-        return _write_half(args.model, args.out, values["refiner_passes"])
-    if values["refiner_passes"]:
-        raise ConfigError(f"--refiner-passes without --format {_HALF}; expected both or neither")
+        _refuse_others(values, ("format", *_HALVES), f"--format {_HALF} has weights alone")
+        return _write_half(args.model, args.out, **{name: values[name] for name in _HALVES})
+    for name in _HALVES:
+        if values[name]:
+            raise ConfigError(f"--{name.replace('_', '-')} without --format {_HALF}; expected both or neither")
     if not (values["with_postprocessing"] or values["with_matching"]):
         others = [option.name for option in EXPORT_OPTIONS if option.name not in _POST_PROCESSING]
         _refuse_others(values, others, "without --with-postprocessing the graph ends with the dense maps")
@@ -132,15 +135,15 @@ def _refuse_others(values: Mapping[str, Any], wanted: Collection[str], why: str)
             raise ConfigError(f"--{option.name.replace('_', '-')} has no effect: {why}; expected none")
 
 
-def _write_half(model: str, out: Path, refiner_passes: int) -> int:
+def _write_half(model: str, out: Path, refiner_passes: int, average: str) -> int:
     from frontend.errors import ConfigError
-    from frontend.weights import write_half
+    from frontend.weight_files import write_half
 
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out is '{out}'; expected a name that ends in .safetensors")
     if refiner_passes < 0:
         raise ConfigError(f"--refiner-passes is {refiner_passes}; expected 1 or more, or 0 to leave it")
-    write_half(model, out, refiner_passes)
+    write_half(model, out, refiner_passes, average or None)
     print(f"wrote {out}")
     return 0
 

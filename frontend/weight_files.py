@@ -1,0 +1,84 @@
+"""Weight files made of weight files: in half the size, and means of two."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from frontend.errors import ConfigError, WeightsError
+from frontend.weights import FORMAT, MATCHER_FORMAT, read_safetensors, resolve, write_safetensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def write_half(
+    name_or_path: str | Path, path: Path, refiner_passes: int = 0, average: str | Path | None = None
+) -> None:
+    """Write a weight file again in half its size, atomically: kernels and matrices in float16, vectors as they are.
+
+    Running variances and the like have ranges that float16 has not. Loading gives float32, of the rounded values.
+
+    Args:
+        name_or_path: a released model, or a weight file of this project.
+        path: of the file to write; its folder is made if missing.
+        refiner_passes: how often the network is to refine keypoints, see :class:`frontend.model.ModelConfig`; 0 leaves
+            what the file says.
+        average: another weight file (or released model) of the same network. The mean of both is written (Wortsman et
+            al., Robust fine-tuning of zero-shot models, CVPR 2022): of weights and what they became when they were
+            trained on, it often keeps what each is good at.
+
+    Raises:
+        WeightsError: there are no such weights, they are not of this project or not of one network, or a value is too
+            large for float16.
+        ConfigError: they have no refiner that could pass more than once.
+    """
+    import torch
+
+    source, tensors, metadata = _read(name_or_path)
+    if average is not None:
+        tensors, metadata = _mean((source, tensors, metadata), _read(average))
+    for name, tensor in tensors.items():
+        if tensor.ndim >= 2 and tensor.is_floating_point():
+            tensors[name] = tensor.to(torch.float16)
+            if not torch.isfinite(tensors[name]).all():
+                raise WeightsError(f"weights {source}: '{name}' has values that float16 has not")
+    if refiner_passes:
+        model = json.loads(metadata.get("model", "{}"))
+        if not model.get("refiner"):
+            raise ConfigError(f"weights {source} have no refiner; expected refiner_passes 0, got {refiner_passes}")
+        metadata = {**metadata, "model": json.dumps({**model, "refiner_passes": refiner_passes})}
+    write_safetensors(path, tensors, metadata)
+
+
+_Read = tuple[Path, "dict[str, Tensor]", dict[str, str]]
+
+
+def _read(name_or_path: str | Path) -> _Read:
+    _, path = resolve(name_or_path)
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("format") not in (FORMAT, MATCHER_FORMAT):
+        raise WeightsError(f"weights {path} are not of this project; expected a file that it trained")
+    return path, tensors, metadata
+
+
+def _mean(one: _Read, other: _Read) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The mean of two files' floats, the rest of the first's; and metadata that says how both were trained.
+
+    Raises:
+        WeightsError: they are of different networks.
+    """
+    for key in ("format", "model", "matcher"):
+        if (ours := one[2].get(key)) != (theirs := other[2].get(key)):
+            raise WeightsError(
+                f"weights {other[0]} cannot be averaged with {one[0]}: {key} is {theirs}; expected {ours}"
+            )
+    if {name: tensor.shape for name, tensor in one[1].items()} != {name: t.shape for name, t in other[1].items()}:
+        raise WeightsError(f"weights {other[0]} have other tensors than {one[0]}; expected those of the same network")
+    means = {
+        name: ((tensor.double() + other[1][name].double()) / 2).float() if tensor.is_floating_point() else tensor
+        for name, tensor in one[1].items()
+    }
+    training = [json.loads(metadata.get("training", "{}")) for _, _, metadata in (one, other)]
+    return means, {**one[2], "training": json.dumps({"average_of": training})}

@@ -1,0 +1,109 @@
+"""Weight files made of weight files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from frontend.cli.main import main
+from frontend.errors import WeightsError
+from frontend.matching.lightglue_network import LightGlueConfig, LightGlueNet
+from frontend.matching.lightglue_weights import save_matcher
+from frontend.model import MODEL_PRESETS, SuperPointNet
+from frontend.weight_files import write_half
+from frontend.weights import load_network, save_network
+
+
+def test_half_the_size_is_nearly_the_same_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half, whole = tmp_path / "new" / "half.safetensors", tmp_path / "whole.safetensors"
+    torch.manual_seed(0)
+    save_network(whole, SuperPointNet(MODEL_PRESETS["slim"]).eval())
+    assert main(["export", "--model", str(whole), "--format", "weights-float16", "--out", str(half)]) == 0
+    assert capsys.readouterr().out == f"wrote {half}\n"
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    given = torch.rand(1, 1, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, got = (load_network(path)[1](given) for path in (whole, half))
+    assert got.logits.dtype == torch.float32
+    assert 0 < (got.logits - expected.logits).abs().max() < 0.05
+    write_half(half, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == half.read_bytes()
+
+
+def test_half_of_what_has_no_half_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    large = SuperPointNet(MODEL_PRESETS["slim"])
+    with torch.no_grad():
+        next(p for p in large.parameters() if p.ndim == 4).fill_(1e5)
+    save_network(tmp_path / "large.safetensors", large)
+    with pytest.raises(WeightsError, match="has values that float16 has not"):
+        write_half(tmp_path / "large.safetensors", tmp_path / "half.safetensors")
+    save_file({"a": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="are not of this project"):
+        write_half(tmp_path / "other.safetensors", tmp_path / "half.safetensors")
+    command = ["export", "--model", "superpoint-slim", "--format", "weights-float16"]
+    for arguments, part in (
+        (["--out", str(tmp_path / "half.onnx")], "expected a name that ends in .safetensors"),
+        (["--out", str(tmp_path / "half.safetensors"), "--size", "64x64"], "--size has no effect"),
+    ):
+        assert main([*command, *arguments]) == 2
+        assert part in capsys.readouterr().err
+    assert not list(tmp_path.glob("half*"))
+
+
+def _network(seed: int, preset: str = "slim") -> SuperPointNet:
+    torch.manual_seed(seed)
+    network = SuperPointNet(MODEL_PRESETS[preset]).eval()
+    for name, values in network.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            values.uniform_(0.5, 1.5)
+    return network
+
+
+def test_the_mean_of_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for seed, path in enumerate(paths):
+        save_network(path, _network(seed), training={"seed": seed})
+    out = tmp_path / "mean.safetensors"
+    command = ["export", "--format", "weights-float16", "--model", str(paths[0]), "--average", str(paths[1])]
+    assert main([*command, "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    one, other, found = (load_file(path) for path in (*paths, out))
+    assert set(found) == set(one)
+    for name, tensor in found.items():
+        expected = np.asarray(one[name], np.float64)
+        if tensor.is_floating_point():
+            expected = (expected + np.asarray(other[name], np.float64)) / 2
+        # float16 has eleven significant bits, float32 twenty-four
+        error = 2.0**-11 if tensor.dtype == torch.float16 else 2.0**-24
+        np.testing.assert_allclose(np.asarray(tensor, np.float64), expected, rtol=1.01 * error, atol=1e-7, err_msg=name)
+    with safe_open(out, "pt") as file:
+        assert json.loads(file.metadata()["training"]) == {"average_of": [{"seed": 0}, {"seed": 1}]}
+    assert load_network(out)[1].config == MODEL_PRESETS["slim"]
+
+
+def test_means_of_different_networks_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slim, other = tmp_path / "slim.safetensors", tmp_path / "other.safetensors"
+    save_network(slim, _network(0))
+    save_network(other, _network(0, "slim-small"))
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(WeightsError, match=r"other\.safetensors cannot be averaged with .*slim\.safetensors: model is"):
+        write_half(slim, out, average=other)
+    matcher = tmp_path / "matcher.safetensors"
+    save_matcher(matcher, LightGlueNet(LightGlueConfig(input_dim=8, dim=8, layers=1, heads=1)))
+    with pytest.raises(WeightsError, match=r"cannot be averaged with .*: format is superpoint-frontend matcher"):
+        write_half(slim, out, average=matcher)
+    # of one configuration by its words, and another by its tensors
+    with safe_open(slim, "pt") as file:
+        metadata = file.metadata()
+    save_file({**load_file(slim), "more": torch.zeros(2)}, other, metadata)
+    with pytest.raises(WeightsError, match="have other tensors than"):
+        write_half(slim, out, average=other)
+    assert main(["export", "--average", str(other), "--out", str(out.with_suffix(".onnx"))]) == 2
+    assert "--average without --format weights-float16; expected both or neither" in capsys.readouterr().err
+    assert not out.exists()
