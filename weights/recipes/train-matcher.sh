@@ -1,6 +1,7 @@
 #!/bin/sh
 # Train the learned matcher for superpoint-edge as it was released: sh weights/recipes/train-matcher.sh PHOTOGRAPHS [RUNS]
-# RUNS holds what train-edge.sh made: the first two runs are on features of the network of its fifth run, the third of its sixth.
+# RUNS holds what train-edge.sh made: the first two runs are on features of the network of its fifth run, the third of its sixth, the last
+# of its seventh, as it was released.
 # Every command goes on where it stopped, so the script can be started again after any interruption.
 set -eu
 photographs=${1:?usage: train-matcher.sh PHOTOGRAPHS [RUNS]}
@@ -25,11 +26,20 @@ torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --device cpu --
 torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --device cpu --views "$runs/views" \
     --init "$runs/matcher1/lightglue.safetensors" --config "$recipes/matcher-lightglue2.toml" --workers 1 --out "$runs/matcher2"
 
-# the rest takes minutes on a GPU, where one process does
+# this takes minutes on a GPU, where one process does
 for seed in 60 61 62 63 64 65; do
     SUPERPOINT_THREADS=1 superpoint make-views "$runs/views3" --model "$now" --scenes 280 --seed $seed --views 4 --workers 2
 done
 SUPERPOINT_THREADS=1 superpoint make-views "$runs/views3" --model "$now" --images "$photographs" --seed 66 --views 4 --workers 2
 superpoint train lightglue --views "$runs/views3" --init "$runs/matcher2/lightglue.safetensors" \
     --config "$recipes/matcher-lightglue3.toml" --workers 8 --out "$runs/matcher3"
-superpoint export --format weights-float16 --model "$runs/matcher3/lightglue.safetensors" --out "$runs/lightglue-edge.safetensors"
+superpoint export --format weights-float16 --model "$runs/matcher3/lightglue.safetensors" --out "$runs/lightglue-edge-3.safetensors"
+
+# on two CPU cores again; what is released is the mean of this run and of what it began with
+SUPERPOINT_THREADS=1 superpoint make-views "$runs/views4" --model "$runs/superpoint-edge.safetensors" --scenes 1000 --seed 67 --views 4 --workers 2
+SUPERPOINT_THREADS=1 superpoint make-views "$runs/views4" --model "$runs/superpoint-edge.safetensors" \
+    --images "$photographs" --seed 68 --views 4 --workers 2
+torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --device cpu --views "$runs/views4" \
+    --init "$runs/lightglue-edge-3.safetensors" --config "$recipes/matcher-lightglue4.toml" --workers 1 --out "$runs/matcher4"
+superpoint export --format weights-float16 --model "$runs/lightglue-edge-3.safetensors" --average "$runs/matcher4/lightglue.safetensors" \
+    --out "$runs/lightglue-edge.safetensors"
