@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
         effort=effort,
         seconds=args.limit if args.limit is not None else QUICK_SECONDS if quick else None,
         memory_images=args.memory_images or (24 if quick else 500),
+        empty_caches=0 if quick else 2,
     )
     described = machine()
     images = ImageSource.of(args.image or args.images)

@@ -21,10 +21,13 @@ from frontend.evaluation.latency_models import ModelUnderTest, UInt8Image
 from frontend.extractor import ExtractorConfig, StageTimes, SuperPoint
 from frontend.model import DenseMaps, SuperPointNet
 from frontend.types import Features, Float32Array
-from frontend.weights import list_matchers, load_network
+from frontend.weights import list_matchers, load_network, resolve_matcher
 
 USUAL = "usual SuperPoint"
 """Name of the baseline: a network in eager PyTorch with the usual post-processing."""
+
+HOMOGRAPHY = "homography, default"
+"""Name of what :class:`frontend.pipeline.MatchPipeline` fits homographies with."""
 
 
 def extraction_case(
@@ -200,11 +203,13 @@ def learned_cases(keypoints: int, device: str) -> list[Case | str]:
         For each its case, or why there is none.
     """
     from frontend.matching.lightglue import LightGlue
+    from frontend.matching.lightglue_weights import load_matcher
 
     cases: list[Case | str] = []
     for info in list_matchers().values():
         try:
             matcher = LightGlue.from_pretrained(info.features, device=device)
+            config = load_matcher(resolve_matcher(info.features)).config
         except FrontendError as error:
             cases.append(str(error))
             continue
@@ -214,12 +219,16 @@ def learned_cases(keypoints: int, device: str) -> list[Case | str]:
             matcher.match(*features)
 
         facts: Mapping[str, Any] = {"stage": "learned matching", "size": None, "keypoints": keypoints}
-        cases.append(Case(f"LightGlue for {info.features}", match, matcher.runtime, **facts))
+        label = f"LightGlue for {info.features}, {config.layers} layers of {config.dim}"
+        cases.append(Case(label, match, matcher.runtime, **facts))
     return cases
 
 
 def matching_cases(keypoints: int, dim: int, device: str) -> list[Case]:
-    """Matching of ``keypoints`` x ``keypoints`` descriptors; homographies of as many matches, half of them wrong."""
+    """Matching of ``keypoints`` x ``keypoints`` descriptors; homographies of as many matches, half of them wrong.
+
+    OpenCV's USAC_MAGSAC, which is called as ours is, is what ours is compared with.
+    """
     from frontend.homography_estimation import estimate_homography
     from frontend.kernels import load_kernels
     from frontend.matching import match_features
@@ -242,6 +251,8 @@ def matching_cases(keypoints: int, dim: int, device: str) -> list[Case]:
     facts: Mapping[str, Any] = {"size": None, "keypoints": keypoints}
     cases = [Case(f"mutual nearest neighbours, {dim}-d", match, "frontend", stage="matching", **facts)]
     for method in (default, *(name for name in ("ransac", "opencv") if name != default)):
-        name = "homography, default" if method == default else f"homography, {method}"
-        cases.append(Case(name, fit(method), "frontend", stage="homography", **facts))
+        other = "homography, USAC_MAGSAC (OpenCV)" if method == "opencv" else f"homography, {method}"
+        name = HOMOGRAPHY if method == default else other
+        ours = method in (default, "ransac")
+        cases.append(Case(name, fit(method), "frontend", stage="homography", ours=ours, **facts))
     return cases

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import cycle
 from typing import Any
@@ -177,14 +178,23 @@ def _hloc(keypoints: int, dim: int, device: str) -> Callable[[], None]:
     return call
 
 
-def _lightglue(keypoints: int, dim: int, device: str) -> Callable[[], None]:
-    """LightGlue (Lindenberger et al., ICCV 2023, arXiv 2306.13643), all layers: random weights stop anywhere."""
-    from lightglue import LightGlue
+def _lightglue(package: str) -> Callable[[int, int, str], Callable[[], None]]:
+    """LightGlue (Lindenberger et al., ICCV 2023, arXiv 2306.13643), all layers: random weights stop anywhere.
 
-    def make() -> Any:
-        return LightGlue(features=None, input_dim=dim, depth_confidence=-1, width_confidence=-1)
+    Args:
+        package: that its class comes from; the authors' and kornia's are called alike.
+    """
 
-    network = _random(make, device)
+    def make(keypoints: int, dim: int, device: str) -> Callable[[], None]:
+        made = import_module(package).LightGlue
+        options = {"input_dim": dim, "depth_confidence": -1, "width_confidence": -1}
+        return _learned(_random(lambda: made(features=None, **options), device), keypoints, dim, device)
+
+    return make
+
+
+def _learned(network: Any, keypoints: int, dim: int, device: str) -> Callable[[], None]:
+    """The call of a LightGlue on random features."""
     size = torch.tensor([[640, 480]], device=device)
     views = {
         f"image{i}": {"keypoints": points[None], "descriptors": descriptors[None], "image_size": size}
@@ -202,7 +212,18 @@ MATCHERS: dict[str, tuple[str, str, str, Callable[[int, int, str], Callable[[], 
     "bfmatcher": ("cv2", "BFMatcher with cross check (OpenCV)", "opencv", _brute_force),
     "match_mnn": ("kornia", "match_mnn (kornia)", "torch-eager", _kornia),
     "hloc": ("hloc", "NearestNeighbor (hloc)", "torch-eager", _hloc),
-    "lightglue": ("lightglue", "LightGlue (its repository, random weights)", "torch-eager", _lightglue),
+    "lightglue": (
+        "lightglue",
+        "LightGlue, 9 layers of 256 (its repository, random weights)",
+        "torch-eager",
+        _lightglue("lightglue"),
+    ),
+    "lightglue-kornia": (
+        "kornia",
+        "LightGlue, 9 layers of 256 (kornia, random weights)",
+        "torch-eager",
+        _lightglue("kornia.feature"),
+    ),
 }
 """Matchers by name: the package, a label, the runtime, and what makes the call."""
 
@@ -237,7 +258,8 @@ def matcher_case(name: str, keypoints: int, dim: int, device: str) -> Case | str
 
     def made() -> Case:
         call = make(keypoints, dim, device)
-        return Case(label, call, runtime, stage="matching", size=None, keypoints=keypoints, ours=False)
+        stage = "learned matching" if name.startswith("lightglue") else "matching"
+        return Case(label, call, runtime, stage=stage, size=None, keypoints=keypoints, ours=False)
 
     return _tried(made)
 

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from frontend.evaluation import latency_peers
 from frontend.evaluation.latency import END_TO_END, Budget, Case, Effort, Row, interleave, scaling_exponent
 from frontend.evaluation.latency_cases import extraction_case, learned_cases, matching_cases, pair_case, usual_case
 from frontend.evaluation.latency_models import ImageSource, ModelUnderTest, find_models, open_extractor
-from frontend.evaluation.latency_process import Memory, cold_start_cases, measure_memory
+from frontend.evaluation.latency_process import EMPTY_CACHE, Memory, cold_start_cases, measure_memory
 from frontend.extractor import SuperPoint
 from frontend.types import Features
 
@@ -24,17 +25,29 @@ SIZES = ((320, 240), VGA, (1280, 720), (1920, 1080))
 KEYPOINTS = (256, 512, 1024, 2048, 4096)
 SHARES = {
     "extraction": 0.45,
+    "parity": 0.15,
     "matching": 0.1,
     "process": 0.15,
     "sizes": 0.1,
     "keypoints": 0.1,
     "batches": 0.1,
-    "parity": 0.05,
     "memory": 0.2,
 }
-"""Sections in their order, and the most of a limited time that each may take; what one leaves, the next may use."""
+"""Sections in their order, and the most of a limited time that each may take; what one leaves, the next may use.
+
+Parity comes while extraction's networks are at hand: it says which of their times count.
+"""
+
+RESERVED = {"parity": 0.15, "memory": 0.15}
+"""Parts of a limited time that sections before these leave to them."""
+
+OPENING = 0.3
+"""Part of a limited time after which no network is exported or compiled any more."""
 
 SECTIONS = tuple(SHARES)
+
+EXACT = ("torch", "float32")
+"""Runtime and precision that the others are compared with."""
 
 NEAR_PX = 0.5
 """Distance within which two runtimes found the same keypoint."""
@@ -57,6 +70,7 @@ class SuiteConfig:
         effort: of each section.
         seconds: limit of the whole run; None without.
         memory_images: images that memory is measured over; 8 or more.
+        empty_caches: calls of superpoint-match that find an empty cache; 0 leaves them out.
     """
 
     models: tuple[str, ...]
@@ -70,6 +84,7 @@ class SuiteConfig:
     effort: Effort = field(default_factory=Effort)
     seconds: float | None = None
     memory_images: int = 500
+    empty_caches: int = 2
 
     def __post_init__(self) -> None:
         known: tuple[tuple[str, Collection[str]], ...] = (
@@ -151,6 +166,7 @@ class Suite:
     _extractors: dict[tuple[str, str, str], SuperPoint] = field(default_factory=dict)
     _budget: Budget = field(default_factory=lambda: Budget(None))
     _section: Budget = field(default_factory=lambda: Budget(None))
+    _opening: Budget = field(default_factory=lambda: Budget(None))
     _models: list[ModelUnderTest] = field(default_factory=list)
 
     def run(self) -> None:
@@ -161,34 +177,43 @@ class Suite:
         """
         limit = self.config.seconds
         self._budget = Budget(limit)
+        self._opening = self._budget.part(math.inf if limit is None else OPENING * limit)
         self._models = find_models(self.config.models, self.folder)
         sections: dict[str, Callable[[], None]] = {
             "extraction": self._extraction,
+            "parity": self._parity,
             "matching": self._matching,
             "process": self._process,
             "sizes": self._sizes,
             "keypoints": self._keypoints,
             "batches": self._batches,
-            "parity": self._parity,
             "memory": self._memory,
         }
-        for name in (name for name in SECTIONS if name in self.config.sections):
-            if not self._budget.left:
+        wanted = [name for name in SECTIONS if name in self.config.sections]
+        for i, name in enumerate(wanted):
+            left, share = self._budget.left, math.inf
+            if limit is not None:
+                left -= limit * sum(RESERVED.get(later, 0.0) for later in wanted[i + 1 :])
+                share = SHARES[name] * limit
+            if left <= 0:
                 self.skipped.append((name, "no time left"))
                 continue
             print(f"bench: {name}", file=sys.stderr, flush=True)
-            self._section = self._budget.part(math.inf if limit is None else SHARES[name] * limit)
+            self._section = self._budget.part(min(left, share))
             sections[name]()
 
     def extractor(self, model: ModelUnderTest, pair: tuple[str, str]) -> SuperPoint | None:
-        """A loaded model; None, and a note, where this runtime cannot have it."""
+        """A loaded model; None, and a note, where this runtime cannot have it, or there is no time to export it."""
         key = (model.source, *pair)
         if key not in self._extractors:
             try:
+                # PyTorch's needs no export, and one of them there has to be
+                if self._extractors and pair != EXACT and not self._opening.left:
+                    raise ConfigError("no time left to open it")
                 self._extractors[key] = open_extractor(model, *pair, self.config.device)
             except FrontendError as error:
                 note = (f"{model.label} ({' '.join(pair)})", str(error))
-                if note not in self.skipped:
+                if note[0] not in (what for what, _ in self.skipped):
                     self.skipped.append(note)
                 return None
         return self._extractors[key]
@@ -225,6 +250,8 @@ class Suite:
         """End to end with stages: all models and runtimes, the usual SuperPoint, and peers, in turns."""
         config, images = self.config, self.images.of_size(VGA)
         cases = []
+        for model in self._models if EXACT in config.pairs else ():
+            self.extractor(model, EXACT)  # before exports take their time
         for model in self._models:
             for pair in config.pairs:
                 extractor = self.extractor(model, pair)
@@ -263,9 +290,15 @@ class Suite:
         # what superpoint-match takes by itself, but where one was asked for
         asked = self.config.pairs[0] if len(self.config.pairs) == 1 else ("auto", "auto")
         limit = None if self.config.seconds is None else max(5.0, self._budget.left)
-        device = self.config.device
-        cold = cold_start_cases(images, self.folder, model.source, asked, device, limit_s=limit, keypoints=keypoints)
-        self._time([*cases, *cold])
+        facts = (images, self.folder, model.source, asked, self.config.device)
+        cold = partial(cold_start_cases, *facts, limit_s=limit, keypoints=keypoints)
+        self._time([*cases, *cold()])
+        calls = self.config.empty_caches
+        if calls and not self._section.left:
+            self.skipped.append((EMPTY_CACHE, "no time left"))
+        elif calls:  # seconds each: so often and no more
+            effort = Effort(calls, math.inf, calls)
+            self.rows += interleave(cold(empty_cache=True), effort, self._section, failed=self.skipped)
 
     def _vary(self, cases: Sequence[Case], against: str, values: Sequence[float], stages: Sequence[str]) -> None:
         rows = self._time(cases)
@@ -314,15 +347,14 @@ class Suite:
     def _parity(self) -> None:
         """Every runtime against PyTorch in float32, which is loaded for it where it was not wanted."""
         images = self.images.of_size(VGA)
-        exact = ("torch", "float32")
         for model in self._models:
             expected: list[Features] = []
-            for pair in (pair for pair in self.config.pairs if pair != exact):
+            for pair in (pair for pair in self.config.pairs if pair != EXACT):
                 label = f"{model.label} ({' '.join(pair)})"
-                if not self._budget.left:
+                if not self._section.left:
                     self.skipped.append((f"parity from {label} on", "no time left"))
                     return
-                reference, extractor = self.extractor(model, exact), self.extractor(model, pair)
+                reference, extractor = self.extractor(model, EXACT), self.extractor(model, pair)
                 if reference is not None and extractor is not None:
                     expected = expected or [reference.extract(image) for image in images]
                     found = [extractor.extract(image) for image in images]

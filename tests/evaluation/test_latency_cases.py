@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.machinery
 import sys
 import types
@@ -15,10 +16,11 @@ import torch
 
 from frontend.errors import ConfigError, ImageError
 from frontend.evaluation import latency_peers
-from frontend.evaluation.latency import Budget, Case
+from frontend.evaluation.latency import Case
 from frontend.evaluation.latency_cases import (
     UsualSuperPoint,
     extraction_case,
+    learned_cases,
     matching_cases,
     pair_case,
     planar_matches,
@@ -33,10 +35,11 @@ from frontend.evaluation.latency_models import (
     runtimes_for,
 )
 from frontend.evaluation.latency_process import cold_start_cases, commit, machine, measure_memory
-from frontend.evaluation.latency_suite import Suite, SuiteConfig
+from frontend.matching.lightglue import LightGlue
+from frontend.matching.lightglue_weights import load_matcher
 from frontend.model import DenseMaps, ModelConfig, SuperPointNet
 from frontend.pipeline import MatchPipeline
-from frontend.weights import save_network
+from frontend.weights import list_matchers, resolve_matcher, save_network
 
 TINY = ModelConfig(encoder="vgg(channels=[8, 8, 16, 16])", detector="paper", descriptor="paper", descriptor_dim=32)
 
@@ -240,12 +243,49 @@ def test_a_peer_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_matchers(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = matching_cases(64, 32, "cpu")
     assert [case.stage for case in cases] == ["matching", "homography", "homography"]
+    assert [(case.method, case.ours) for case in cases[1:]] == [
+        ("homography, default", True),
+        ("homography, USAC_MAGSAC (OpenCV)", False),
+    ]
     for case in cases:
         case.call()
     for name in ("bfmatcher", "match_mnn"):
         case_ = latency_peers.matcher_case(name, 64, 32, "cpu")
         assert isinstance(case_, Case)
         assert (case_.stage, case_.size, case_.ours) == ("matching", None, False)
+
+
+def test_learned_matchers_say_how_large_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_torch = functools.partial(LightGlue.from_pretrained, runtime="torch")  # without an export
+    monkeypatch.setattr(LightGlue, "from_pretrained", in_torch)
+    cases = learned_cases(16, "cpu")
+    assert len(cases) == len(list_matchers())
+    for case, info in zip(cases, list_matchers().values(), strict=True):
+        config = load_matcher(resolve_matcher(info.features)).config
+        assert isinstance(case, Case), case
+        assert case.method == f"LightGlue for {info.features}, {config.layers} layers of {config.dim}"
+        assert (case.stage, case.ours) == ("learned matching", True)
+
+
+def test_kornias_lightglue_runs_all_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    feature = pytest.importorskip("kornia.feature")
+    calls: list[int] = []
+    layer = type(feature.LightGlue(features=None, input_dim=32).transformers[0])
+    forward = layer.forward
+
+    def counted(*given: Any, **options: Any) -> Any:
+        calls.append(1)
+        return forward(*given, **options)
+
+    monkeypatch.setattr(layer, "forward", counted)
+    case = latency_peers.matcher_case("lightglue-kornia", 64, 32, "cpu")
+    assert isinstance(case, Case), case
+    assert (case.stage, case.ours, case.method) == (
+        "learned matching",
+        False,
+        "LightGlue, 9 layers of 256 (kornia, random weights)",
+    )
+    assert len(calls) == 9  # that it works was tried once
 
 
 class Recorder(torch.nn.Module):
@@ -276,7 +316,9 @@ def test_matchers_of_projects_that_are_not_installed(monkeypatch: pytest.MonkeyP
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(Recorder, "made", [])
     monkeypatch.setattr(Recorder, "called", [])
-    assert isinstance(latency_peers.matcher_case("lightglue", 64, 32, "cpu"), Case)
+    learned = latency_peers.matcher_case("lightglue", 64, 32, "cpu")
+    assert isinstance(learned, Case)
+    assert learned.stage == "learned matching"
     assert isinstance(latency_peers.matcher_case("hloc", 64, 32, "cpu"), Case)
     # no weights are asked for, and no layer is left out
     assert Recorder.made[0] == {
@@ -291,18 +333,6 @@ def test_matchers_of_projects_that_are_not_installed(monkeypatch: pytest.MonkeyP
     assert view["descriptors"].shape == (1, 64, 32)
     assert view["image_size"].tolist() == [[640, 480]]
     assert Recorder.called[1]["descriptors0"].shape == (1, 32, 64)
-
-
-def test_parity_ends_with_the_time(tiny: Path, tmp_path: Path) -> None:
-    pairs = (("torch", "float32"), ("onnxruntime", "float32"))
-    suite = Suite(SuiteConfig((str(tiny),), pairs=pairs, sections=("parity",)), ImageSource(), tmp_path)
-    suite.run()
-    assert [parity.label for parity in suite.parities] == ["tiny (onnxruntime float32)"]
-    assert suite.parities[0].same > 0.99
-    suite._budget = Budget(1e-9)
-    suite._parity()
-    assert len(suite.parities) == 1
-    assert suite.skipped == [("parity from tiny (onnxruntime float32) on", "no time left")]
 
 
 def test_whole_processes(tiny: Path, tmp_path: Path) -> None:

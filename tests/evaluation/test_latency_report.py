@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from frontend.evaluation.latency import Row
 from frontend.evaluation.latency_models import ImageSource
 from frontend.evaluation.latency_peers import SIFT, XFEAT
 from frontend.evaluation.latency_process import Memory
-from frontend.evaluation.latency_report import checks, format_report, ratios, to_json
+from frontend.evaluation.latency_ratios import Ratio, ratios, stage_ratios
+from frontend.evaluation.latency_report import Check, checks, format_report, to_json
 from frontend.evaluation.latency_suite import Exponent, Parity, Suite, SuiteConfig
 from frontend.model import ModelConfig, SuperPointNet
 from frontend.weights import save_network
@@ -48,7 +50,7 @@ def suite(tmp_path: Path) -> Suite:
         row("ORB (OpenCV)", 4.0, ours=False),
         row("mutual nearest neighbours, 256-d", 4.0, "matching", size=""),
         row("homography, default", 8.0, "homography", size=""),
-        row("homography, opencv", 1.0, "homography", size=""),
+        row("homography, USAC_MAGSAC (OpenCV)", 1.0, "homography", size="", ours=False),
         row("superpoint-match", 900.0, "process", batch=2),
     ]
     label = "superpoint-edge (openvino float32)"
@@ -68,6 +70,10 @@ def test_ratios_are_of_the_fastest_runtime(suite: Suite) -> None:
         ("superpoint-edge (openvino float32)", SIFT): 5.0,
         ("superpoint-edge (openvino float32)", XFEAT): 1.9,
         ("superpoint-edge (openvino float32)", "ORB (OpenCV)"): 0.4,
+        # the fastest, which nothing shows to find the same keypoints
+        ("superpoint-edge (openvino int8)", SIFT): 10.0,
+        ("superpoint-edge (openvino int8)", XFEAT): 3.8,
+        ("superpoint-edge (openvino int8)", "ORB (OpenCV)"): 0.8,
         ("vgg (torch float32)", USUAL): 3.1,
         ("vgg (torch float32)", SIFT): 0.25,
         ("vgg (torch float32)", XFEAT): 0.095,
@@ -76,6 +82,74 @@ def test_ratios_are_of_the_fastest_runtime(suite: Suite) -> None:
     said = [str(r) for r in ratios(suite.rows, 1024)]
     assert f"superpoint-edge (openvino float32): 5.0x faster than {SIFT}" in said
     assert "superpoint-edge (openvino float32): 2.5x slower than ORB (OpenCV)" in said
+    assert f"superpoint-edge (openvino int8): 10.0x faster than {SIFT} (parity not shown)" in said
+
+
+def test_ratios_of_matching_learned_matching_and_homographies(suite: Suite) -> None:
+    suite.rows += [
+        row("BFMatcher with cross check (OpenCV)", 10.0, "matching", size="", ours=False),
+        row("match_mnn (kornia)", 2.0, "matching", size="", ours=False),
+        row("LightGlue for superpoint-edge", 100.0, "learned matching", size=""),
+        row("LightGlue (kornia, random weights)", 250.0, "learned matching", size="", ours=False),
+    ]
+    assert stage_ratios(suite.rows) == [
+        Ratio("mutual nearest neighbours, 256-d", "BFMatcher with cross check (OpenCV)", 2.5, "matching"),
+        Ratio("mutual nearest neighbours, 256-d", "match_mnn (kornia)", 0.5, "matching"),
+        Ratio("LightGlue for superpoint-edge", "LightGlue (kornia, random weights)", 2.5, "learned matching"),
+        Ratio("homography, default", "homography, USAC_MAGSAC (OpenCV)", 0.125, "homography"),
+    ]
+    machine = {"cpu": "X", "cores": 2, "flags": [], "versions": {}, "load_1min": None, "gpu": None}
+    lines = [line.strip() for line in format_report(suite, machine, None).splitlines()]
+    ours = "mutual nearest neighbours, 256-d"
+    assert f"matching, {ours}: 2.5x faster than BFMatcher with cross check (OpenCV)" in lines
+    assert f"matching, {ours}: 2.0x slower than match_mnn (kornia)" in lines
+    assert "homography, default: 8.0x slower than homography, USAC_MAGSAC (OpenCV)" in lines
+    stages = [entry["stage"] for entry in json.loads(to_json(suite, machine, None, []))["ratios"]]
+    assert set(stages) == {"end_to_end", "matching", "learned matching", "homography"}
+
+
+def against(suite: Suite, peer: str) -> Check:
+    return next(check for check in checks(suite) if check.name == f"the fastest released network against {peer}")
+
+
+@pytest.mark.parametrize(
+    ("same", "cosine", "counts"),
+    [(0.99, 0.999, True), (0.989, 0.9999, False), (0.999, 0.9985, False), (math.nan, math.nan, False)],
+)
+def test_only_what_passed_parity_counts(suite: Suite, same: float, cosine: float, counts: bool) -> None:
+    name = "superpoint-edge (openvino int8)"
+    if not math.isnan(same):
+        suite.parities.append(Parity(name, "int8", same, cosine))
+    exact, fastest = "5.00x by superpoint-edge (openvino float32)", f"10.00x by {name}"
+    assert against(suite, "OpenCV's SIFT").value == (fastest if counts else f"{exact}; parity not shown: {fastest}")
+    assert against(suite, "XFeat").holds is counts
+
+
+def test_float32_that_failed_parity_does_not_count(suite: Suite) -> None:
+    suite.parities.append(Parity("superpoint-edge (openvino float32)", "float32", 0.9, 1.0))
+    sift = against(suite, "OpenCV's SIFT")
+    assert (
+        sift.value
+        == "1.25x by superpoint-edge (torch float32); parity not shown: 10.00x by superpoint-edge (openvino int8)"
+    )
+    assert sift.holds is False
+
+
+def test_nothing_that_counts_is_not_measured(suite: Suite) -> None:
+    suite.rows = [entry for entry in suite.rows if entry.precision == "int8" or not entry.ours]
+    sift = against(suite, "OpenCV's SIFT")
+    assert sift.value == "not measured; parity not shown: 10.00x by superpoint-edge (openvino int8)"
+    assert sift.holds is None
+
+
+def test_the_empty_cache_is_beside_the_warm_process(suite: Suite) -> None:
+    suite.rows.append(row("superpoint-match", 7000.0, "process, empty cache", batch=2))
+    machine = {"cpu": "X", "cores": 2, "flags": [], "versions": {}, "load_1min": None, "gpu": None}
+    lines = [line.split() for line in format_report(suite, machine, None).splitlines()]
+    warm = lines.index(["process", "superpoint-match", "900", "990"])
+    assert lines[warm + 1] == ["process,", "empty", "cache", "superpoint-match", "7000", "7700"]
+    found = {check.name: check for check in checks(suite)}
+    assert found["superpoint-match on a VGA pair, whole process"].holds is True  # it is the warm one's
 
 
 def test_checks_say_what_holds(suite: Suite) -> None:
@@ -106,6 +180,11 @@ def test_a_gpu_has_limits_of_its_own(suite: Suite) -> None:
     assert found["a VGA pair to its homography, warm"].holds is None
     suite.rows += [row("superpoint-vgg", 1.6), row("superpoint-vgg", 1.4, precision="fp16")]
     suite.rows += [row("superpoint-vgg, pair", 4.0, "pair", batch=2)]
+    limit = "the paper's network, one VGA image, end to end"
+    alone = next(check for check in checks(suite) if check.name == limit)
+    assert alone.value == "superpoint-vgg (torch float32) 1.6 ms; parity not shown: superpoint-vgg (torch fp16) 1.4 ms"
+    assert alone.holds is False
+    suite.parities.append(Parity("superpoint-vgg (torch fp16)", "fp16", 0.999, 0.9999))
     found = {check.name: check for check in checks(suite)}
     alone = found["the paper's network, one VGA image, end to end"]
     assert (alone.value, alone.holds) == ("superpoint-vgg (torch fp16) 1.4 ms", True)
@@ -116,15 +195,18 @@ def test_a_gpu_has_limits_of_its_own(suite: Suite) -> None:
 def test_the_fastest_released_network_is_the_one_that_counts(suite: Suite) -> None:
     suite.rows.append(row("superpoint-slim", 8.0))
     found = {check.name: check for check in checks(suite)}
-    against = found["the fastest released network against XFeat"]
-    assert (against.value, against.holds) == ("2.38x", True)
+    xfeat = found["the fastest released network against XFeat"]
+    assert xfeat.value == (
+        "2.38x by superpoint-slim (torch float32); parity not shown: 3.80x by superpoint-edge (openvino int8)"
+    )
+    assert xfeat.holds is True
 
 
 def test_report_and_document(suite: Suite) -> None:
     machine = {"cpu": "X", "cores": 2, "flags": ["avx2"], "versions": {"torch": "2"}, "load_1min": None, "gpu": None}
     suite.skipped = [("hloc", "hloc is not installed")]
     text = format_report(suite, machine, "abc")
-    assert "FAILS  the fastest released network against XFeat: 1.90x (expected >= 2x)" in text
+    assert "FAILS  the fastest released network against XFeat: 1.90x by superpoint-edge (openvino float32); " in text
     assert "-      growth with keypoints, end to end: not measured" in text
     assert "hloc: hloc is not installed" in text
     lines = text.splitlines()
