@@ -55,4 +55,16 @@ SUPERPOINT_THREADS=1 superpoint make-views "$runs/synthetic-views2" --model "$ru
     --scenes 1000 --seed 85 --views 4 --workers 2
 OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --device cpu --views "$runs/synthetic-views2" \
     --init "$runs/synthetic-matcher/lightglue.safetensors" --config "$recipes/synthetic-lightglue2.toml" --workers 1 --out "$runs/synthetic-matcher2"
-superpoint export --format weights-float16 --model "$runs/synthetic-matcher2/lightglue.safetensors" --out "$runs/lightglue-synthetic.safetensors"
+superpoint export --format weights-float16 --model "$runs/synthetic-matcher2/lightglue.safetensors" --out "$runs/lightglue-synthetic-1.safetensors"
+# on, with the features of the network that is released: 942 of its last scenes, warped, and 1,000 scenes by cameras that moved
+mkdir -p "$runs/scenes7"
+find "$(cd "$runs/scenes6" && pwd)" -name '*.jpg' | sort | head -n 942 | while read -r image; do
+    ln -sf "$image" "$runs/scenes7/$(basename "$(dirname "$image")")-$(basename "$image")"
+done
+SUPERPOINT_THREADS=1 superpoint make-views "$runs/synthetic-views3" --model "$runs/superpoint-synthetic.safetensors" \
+    --images "$runs/scenes7" --seed 94 --views 4 --workers 2
+SUPERPOINT_THREADS=1 superpoint make-views "$runs/synthetic-views3" --model "$runs/superpoint-synthetic.safetensors" \
+    --scenes 1000 --seed 95 --views 4 --workers 2
+OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --device cpu --views "$runs/synthetic-views3" \
+    --init "$runs/lightglue-synthetic-1.safetensors" --config "$recipes/synthetic-lightglue3.toml" --workers 1 --out "$runs/synthetic-matcher3"
+superpoint export --format weights-float16 --model "$runs/synthetic-matcher3/lightglue.safetensors" --out "$runs/lightglue-synthetic.safetensors"
