@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ _SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".avif", ".gif", ".jp2"),
     *(".pbm", ".pgm", ".ppm", ".pnm", ".pam", ".pfm", ".hdr", ".pic", ".exr", ".ras", ".sr"),
 )
+_QUIETED = threading.RLock()  # held by the thread that keeps decoders quiet
 _FLOAT_SLACK = 0.25  # what interpolation may overshoot [0, 1] by before the range is taken for a mistake
 
 
@@ -171,31 +173,33 @@ def quiet_decoders() -> Iterator[list[str]]:
     """Keep OpenCV, libpng and libjpeg from writing to stderr while an image is decoded.
 
     For command lines, whose user should see one line for a bad file. It acts on the whole process (the C
-    libraries write to file descriptor 2 directly), so a server with threads must not use it.
+    libraries write to file descriptor 2 directly), so a server with threads must not use it. Threads take turns:
+    whoever left first would put back what another has turned away.
 
     Yields:
         A list, which at the end holds the lines by which libjpeg tells that pixels are damaged.
     """
     damage: list[str] = []
-    logging = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4, and 5
-    level = logging.getLogLevel()
-    logging.setLogLevel(0)  # silent
-    try:
-        saved = os.dup(2)
-    except OSError:  # started with stderr closed: nothing to keep quiet
-        saved = -1
-    with _sink() as sink:
+    with _QUIETED:
+        logging = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4, and 5
+        level = logging.getLogLevel()
+        logging.setLogLevel(0)  # silent
         try:
-            if saved >= 0:
-                os.dup2(sink.fileno(), 2)
-            yield damage
-        finally:
-            if saved >= 0:
-                os.dup2(saved, 2)
-                os.close(saved)
-            logging.setLogLevel(level)
-            sink.seek(0)
-            damage += [line for line in sink.read().decode(errors="replace").splitlines() if "JPEG" in line]
+            saved = os.dup(2)
+        except OSError:  # started with stderr closed: nothing to keep quiet
+            saved = -1
+        with _sink() as sink:
+            try:
+                if saved >= 0:
+                    os.dup2(sink.fileno(), 2)
+                yield damage
+            finally:
+                if saved >= 0:
+                    os.dup2(saved, 2)
+                    os.close(saved)
+                logging.setLogLevel(level)
+                sink.seek(0)
+                damage += [line for line in sink.read().decode(errors="replace").splitlines() if "JPEG" in line]
 
 
 def _full_scale(peak: float) -> float:

@@ -16,7 +16,7 @@ EXTRACT_OPTIONS = (
     Option("detection_threshold", 0.005, "least score of a keypoint"),
     Option("nms_radius", 3, "pixels kept free around a keypoint"),
     Option("resize", 0, "longest side that images are brought to, pixels; 0 leaves them as they are"),
-    Option("white", 0, "value of white in images of 16 bits, such as 4095; 0: see README.md"),
+    Option("white", 0, "value of white in images of 16 bits, such as 4095; 0: see docs/command-line.md"),
     Option(
         "stored_orientation", False, "images and masks as they are stored, not turned as EXIF says: for map builders"
     ),

@@ -14,6 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -27,6 +28,7 @@ from frontend.cli.match_outputs import (
     write_matches,
     write_overlay,
 )
+from frontend.cli.match_reader import Candidate, read_candidate, read_candidates, read_mask_for, read_quietly
 from frontend.cli.options import Parser
 from frontend.cli.report import Report, Row, summary, table, to_json
 from frontend.errors import ConfigError, FrontendError, ImageError, is_lack_of_memory
@@ -196,27 +198,15 @@ def _say(line: str) -> None:
     emit(sys.stderr, line + "\n")
 
 
-def _read(path: str, white: int | None, say: Callable[[str], None] = _say) -> Any:
-    from frontend.image import quiet_decoders, read_image
+def _damaged(path: str, damage: str) -> str:
+    return f"{PROG}: {path}: parts of it are damaged ({damage})"
 
-    with quiet_decoders() as damage:
-        image = read_image(path, white=white)
+
+def _read(path: str, white: int | None) -> Any:
+    image, damage = read_quietly(path, white)
     if damage:
-        say(f"{PROG}: {path}: parts of it are damaged ({damage[0]})")
+        _say(_damaged(path, damage))
     return image
-
-
-def _mask(path: str | None, image: Any, name: str) -> Any:
-    """The mask of an image, None without one; of another size it is that image's error."""
-    if path is None:
-        return None
-    from frontend.masks import read_mask
-
-    mask = read_mask(Path(path))
-    if mask.shape != image.shape[:2]:
-        given, expected = (f"{shape[1]} x {shape[0]}" for shape in (mask.shape, image.shape))
-        raise ImageError(f"{name}: mask {path} is {given}; expected {expected}, as the image")
-    return mask
 
 
 def _load(args: argparse.Namespace, brief: bool) -> MatchPipeline:
@@ -280,7 +270,7 @@ def _run_pair(args: argparse.Namespace, path1: str, watch: _Stopwatch) -> int:
     read_ms = watch.lap()
     pipeline = _load(args, brief=True)
     timings = {"load": load_ms + watch.lap(), "read": read_ms}
-    mask0, mask1 = _mask(args.mask0, image0, args.image0), _mask(args.mask1, image1, path1)
+    mask0, mask1 = read_mask_for(image0, args.image0, args.mask0), read_mask_for(image1, path1, args.mask1)
     result = pipeline.match(image0, image1, mask0=mask0, mask1=mask1)
     report = Report(args.image0, path1, result, pipeline.extractor.name, args.matcher, {**timings, **result.timings_ms})
     lines = []
@@ -298,7 +288,7 @@ def _run_pair(args: argparse.Namespace, path1: str, watch: _Stopwatch) -> int:
 def _run_many(args: argparse.Namespace, paths: list[str]) -> int:
     image0 = _read(args.image0, args.white)
     pipeline = _load(args, brief=False)
-    features0 = pipeline.extractor.extract(image0, mask=_mask(args.mask0, image0, args.image0))
+    features0 = pipeline.extractor.extract(image0, mask=read_mask_for(image0, args.image0, args.mask0))
     rows: list[tuple[Row, str]] = []
     ended: BaseException | None = None
     try:
@@ -341,16 +331,20 @@ def _match_all(
         rows: a row of the table is added for each, and its JSON where it was asked for.
     """
     from frontend.progress import Progress
+    from frontend.terminal import own_stderr
 
     pictures, warps = (picture_paths(args.output or "", paths), picture_paths(args.warp or "", paths, warped=True))
-    with Progress(len(paths), "matching", unit="image") as progress:
-        for path in paths:
+    candidates = read_candidates(paths, args.white, args.mask1)
+    # closed within: while it reads, nothing else is seen of what is written to stderr
+    with own_stderr(), Progress(len(paths), "matching", unit="image") as progress, closing(candidates):
+        for path, found in candidates:
             try:
-                report, image1 = _match_one(args, pipeline, image0, features0, path, progress.write)
+                candidate = found or read_candidate(path, args.white, args.mask1)
+                report = _match_one(args, pipeline, image0, features0, path, candidate, progress.write)
                 if args.output:
-                    write_matches(pictures[path], image0, image1, report)
+                    write_matches(pictures[path], image0, candidate.image, report)
                 if args.warp:
-                    write_overlay(warps[path], image0, image1, report)
+                    write_overlay(warps[path], image0, candidate.image, report)
                 rows.append((Row.of(report), _document(report) if args.json else ""))
             except ImageError as error:
                 progress.write(f"{PROG}: skipped {error}")
@@ -367,14 +361,16 @@ def _match_one(
     image0: Any,
     features0: Features,
     path: str,
+    candidate: Candidate,
     say: Callable[[str], None],
-) -> tuple[Report, Any]:
-    watch = _Stopwatch()
-    image1 = _read(path, args.white, say)
-    read_ms = watch.lap()
-    result = pipeline.match(image0, image1, features0, mask1=_mask(args.mask1, image1, path))
-    timings = {"read": read_ms, **result.timings_ms}
-    return Report(args.image0, path, result, pipeline.extractor.name, args.matcher, timings), image1
+) -> Report:
+    if candidate.damage:
+        say(_damaged(path, candidate.damage))
+    if candidate.problem is not None:
+        raise candidate.problem
+    result = pipeline.match(image0, candidate.image, features0, mask1=candidate.mask)
+    timings = {"read": candidate.read_ms, **result.timings_ms}
+    return Report(args.image0, path, result, pipeline.extractor.name, args.matcher, timings)
 
 
 def _human(args: argparse.Namespace) -> TextIO:
