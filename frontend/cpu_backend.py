@@ -20,7 +20,7 @@ from frontend.extraction import (
     candidates,
 )
 from frontend.kernels import load_kernels
-from frontend.postprocess import BYTE, Gray, Peaks, centre_of_mass, settle
+from frontend.postprocess import BYTE, Gray, Peaks, centre_of_mass, points_of, settle
 from frontend.runtime.base import Maps, Refined, Runtime
 from frontend.runtime.memory import settle_memory
 from frontend.types import Float32Array
@@ -35,6 +35,8 @@ class CpuBackend:
     """
 
     device = "cpu"
+    takes_bytes = True
+    lends = False
 
     def __init__(self, runner: Runtime, brief: bool = False) -> None:
         settle_memory()
@@ -45,7 +47,6 @@ class CpuBackend:
         self.encoder = runner.info.encoder
         self.descriptor_dim = runner.info.descriptor_dim
         self.refines = runner.info.patch > 0
-        self.takes_bytes = runner.takes_bytes
 
     @property
     def network(self) -> Any:
@@ -54,8 +55,8 @@ class CpuBackend:
 
     def stack(self, prepared: Sequence[Prepared]) -> Batch:
         grays = [item.gray for item in prepared]
-        if not self.takes_bytes or any(gray.dtype != np.uint8 for gray in grays):
-            grays = [np.multiply(gray, BYTE, dtype=np.float32) if gray.dtype == np.uint8 else gray for gray in grays]
+        if any(gray.dtype != np.uint8 for gray in grays):
+            grays = [_to_float(gray) for gray in grays]
         images = grays[0][None, None] if len(grays) == 1 else np.stack(grays)[:, None]
         rasters = [item.raster for item in prepared if item.raster is not None]
         raster = np.stack(rasters) if rasters else None
@@ -64,7 +65,9 @@ class CpuBackend:
 
     def forward(self, batch: Batch) -> Maps:
         """Heat (B, H, W) and descriptors (B, H/8, W/8, D); the next call overwrites them."""
-        return self.runner.dense(batch.images, batch.raster)
+        # patches are cut from bytes where there are any, which are a quarter of the memory
+        images = batch.images if self.runner.takes_bytes else _to_float(batch.images)
+        return self.runner.dense(images, batch.raster)
 
     def postprocess(
         self, maps: Maps, batch: Batch, config: ExtractorConfig, times: StageTimes | None = None
@@ -95,18 +98,15 @@ class CpuBackend:
             n = len(peaks.x)
             valid[i, :n] = True
             if extra is None or sigmas is None:
-                points = centre_of_mass(maps.heat[i], peaks) if config.subpixel else _points(peaks)
+                points = centre_of_mass(maps.heat[i], peaks) if config.subpixel else points_of(peaks)
                 keypoints[i, :n], scores[i, :n] = points, peaks.scores
                 described.append(self.kernels.describe(maps.descriptors[i], points, size))
                 continue
-            order = np.argsort(-extra.position[:, 3], kind="stable")
-            position = extra.position[order]
-            points = _points(peaks)[order]
-            if config.subpixel:
-                points += position[:, :2]
-            keypoints[i, :n] = points
+            points = keypoints[i, :n]
+            order = self.kernels.arrange(
+                peaks, extra.position, points, scores[i, :n], sigmas[i, :n], subpixel=config.subpixel
+            )
             described.append(self.kernels.describe(maps.descriptors[i], points, size, extra.local, order))
-            sigmas[i, :n], scores[i, :n] = position[:, 2], position[:, 3]
         return HostDescribed(HostKeypoints(keypoints, scores, valid), _stacked(described, most), sigmas)
 
     def _refine(self, images: Gray, found: list[Peaks], times: StageTimes | None) -> list[Refined | None]:
@@ -158,9 +158,12 @@ class CpuBackend:
         """The CPU does not fail."""
 
 
-def _points(peaks: Peaks) -> Float32Array:
-    points: Float32Array = np.stack([peaks.x, peaks.y], axis=1).astype(np.float32)
-    return points
+def _to_float(images: Gray) -> Float32Array:
+    """Grey levels in [0, 1], whatever they are in; the given array itself where they are that already."""
+    if images.dtype == np.uint8:
+        return np.multiply(images, BYTE, dtype=np.float32)
+    floats: Float32Array = np.asarray(images, np.float32)
+    return floats
 
 
 def _stacked(parts: list[Float32Array], most: int) -> Float32Array:

@@ -84,8 +84,8 @@ class Batch(NamedTuple):
     """Network input for images of one padded size.
 
     Attributes:
-        images: (B, 1, H, W) float32 in [0, 1], or uint8 on a CPU whose runtime takes bytes; an array or a tensor on the
-            device; H and W multiples of 8.
+        images: (B, 1, H, W) float32 in [0, 1], or uint8 on a CPU where all images are of 8 bits; an array, or a
+            tensor on the device; H and W multiples of 8.
         geometries: one for each image.
         raster: (B, M, H, W) float32 map layers in the images' frame, for networks with a context module that takes
             them (``map_fusion``); None without.
@@ -181,6 +181,7 @@ class Backend(Protocol):
         descriptor_dim: D.
         refines: whether the network has a refiner, whose keypoints know how sure they are.
         takes_bytes: whether :meth:`stack` takes gray images of 8 bits as they are.
+        lends: whether what :meth:`host` gives is to be copied before it is kept, as memory that a device reads is.
     """
 
     device: str
@@ -190,6 +191,7 @@ class Backend(Protocol):
     descriptor_dim: int
     refines: bool
     takes_bytes: bool
+    lends: bool
 
     def stack(self, prepared: Sequence[Prepared]) -> Batch:
         """Bring prepared images of one size to the device as a batch."""

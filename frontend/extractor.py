@@ -255,13 +255,16 @@ class SuperPoint:
         for i, geometry in enumerate(batch.geometries):
             # valid keypoints come first, as scores fall
             count = int(valid[i].sum())
-            back = (1 / geometry.scale[0], 1 / geometry.scale[1])
-            original = rescale_points(keypoints[i, :count].astype(np.float64), back).astype(np.float32)
+            # a whole array that is nobody else's needs no copy
+            kept = len(batch.geometries) == 1 and count == described.shape[1] and not self.backend.lends
+            original, back = keypoints[i, :count], (1 / geometry.scale[0], 1 / geometry.scale[1])
+            if back != (1.0, 1.0):
+                original = rescale_points(original.astype(np.float64), back).astype(np.float32)
             limit = np.array(geometry.original, np.float32) - 1
             one = Features(
                 keypoints=np.clip(original, 0, limit),
                 scores=scores[i, :count].copy(),
-                descriptors=described[i, :count].copy(),
+                descriptors=described[i] if kept else described[i, :count].copy(),
                 image_size=geometry.original,
                 model=self.name,
                 # one figure for both axes: their scales differ by rounding only

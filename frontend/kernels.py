@@ -18,6 +18,17 @@ class Kernels(Protocol):
 
     def cut_patches(self, gray: Gray, peaks: Peaks, side: int) -> Float32Array: ...
 
+    def arrange(
+        self,
+        peaks: Peaks,
+        position: Float32Array,
+        points: Float32Array,
+        scores: Float32Array,
+        sigmas: Float32Array,
+        *,
+        subpixel: bool,
+    ) -> IntArray: ...
+
     def describe(
         self,
         cells: Float32Array,

@@ -13,7 +13,7 @@ import numpy as np
 from numba import boolean, float32, int32, int64, njit, uint8, uint64, void  # type: ignore[import-untyped, unused-ignore]
 
 from frontend.errors import ConfigError
-from frontend.postprocess import BYTE, Gray, Peaks, decode_peaks
+from frontend.postprocess import BYTE, Gray, Peaks, best_first, decode_peaks
 from frontend.types import Float32Array, IntArray
 
 _local = threading.local()
@@ -289,6 +289,36 @@ def cut_patches(gray: Gray, peaks: Peaks, side: int) -> Float32Array:
     out = np.empty((len(peaks.x), side, side), np.float32)
     _cut(gray, peaks.x, peaks.y, BYTE if gray.dtype == np.uint8 else np.float32(1), out)
     return out
+
+
+@compiled(
+    void(
+        int64[::1], int64[::1], float32[:, ::1], int64[::1], boolean, float32[:, ::1], float32[::1], float32[::1]
+    )
+)  # fmt: skip
+def _arrange(xs, ys, position, order, subpixel, points, scores, sigmas):  # type: ignore[no-untyped-def]
+    for n in range(len(order)):
+        at = order[n]
+        x, y = np.float32(xs[at]), np.float32(ys[at])
+        if subpixel:
+            x, y = x + position[at, 0], y + position[at, 1]
+        points[n, 0], points[n, 1] = x, y
+        sigmas[n], scores[n] = position[at, 2], position[at, 3]
+
+
+def arrange(
+    peaks: Peaks,
+    position: Float32Array,
+    points: Float32Array,
+    scores: Float32Array,
+    sigmas: Float32Array,
+    *,
+    subpixel: bool,
+) -> IntArray:
+    """As :func:`frontend.postprocess.arrange`."""
+    order = best_first(position[:, 3])
+    _arrange(peaks.x, peaks.y, np.ascontiguousarray(position), order, subpixel, points, scores, sigmas)
+    return order
 
 
 @compiled(

@@ -132,13 +132,67 @@ def best_peaks(flat: IntArray, scores: Float32Array, count: int, width: int) -> 
         count: keypoints at most.
         width: of the map, pixels.
     """
-    # one number of 64 bits that falls with the score and, below it, rises with the place: one sort does it all. The
-    # bits of a float32, those below the sign turned over where it is set, rise with its value.
+    return decode_peaks(_keys(scores, flat), count, width)
+
+
+def _keys(scores: Float32Array, places: IntArray) -> IntArray:
+    """Numbers of 64 bits that fall with the score and, below it, rise with the place: one sort orders by both.
+
+    Args:
+        scores: (N,) float32; no NaN, and 0 for -0.
+        places: (N,) int64, below 2^32.
+    """
+    # the bits of a float32, those below the sign turned over where it is set, rise with its value
     bits = scores.view(np.int32)
-    keys = np.invert(bits ^ ((bits >> 31) & _MAGNITUDE)).astype(np.int64)
+    keys: IntArray = np.invert(bits ^ ((bits >> 31) & _MAGNITUDE)).astype(np.int64)
     keys <<= 32
-    keys |= flat
-    return decode_peaks(keys, count, width)
+    keys |= places
+    return keys
+
+
+def best_first(scores: Float32Array) -> IntArray:
+    """Order of scores, the highest first, equal ones as they come: (N,) int64; scores as in :func:`best_peaks`."""
+    keys = _keys(np.ascontiguousarray(scores), np.arange(len(scores)))
+    keys.sort()
+    keys &= _PLACE
+    return keys
+
+
+def points_of(peaks: Peaks) -> Float32Array:
+    """Peaks as (N, 2) float32, (x, y) pixels."""
+    points: Float32Array = np.stack([peaks.x, peaks.y], axis=1).astype(np.float32)
+    return points
+
+
+def arrange(
+    peaks: Peaks,
+    position: Float32Array,
+    points: Float32Array,
+    scores: Float32Array,
+    sigmas: Float32Array,
+    *,
+    subpixel: bool,
+) -> IntArray:
+    """Keypoints as a refiner leaves them, those that are likeliest to be seen again first.
+
+    Args:
+        peaks: N keypoints.
+        position: (N, 4) float32, see :class:`frontend.runtime.base.Refined`; no NaN.
+        points: (N, 2) float32, where their places in pixels are written.
+        scores: (N,) float32, where their probabilities are.
+        sigmas: (N,) float32, where their standard deviations in pixels are.
+        subpixel: whether they are moved off their pixels.
+
+    Returns:
+        (N,) int64, which of the peaks each of them is.
+    """
+    order = best_first(position[:, 3])
+    found = position[order]
+    points[:] = points_of(peaks)[order]
+    if subpixel:
+        points += found[:, :2]
+    sigmas[:], scores[:] = found[:, 2], found[:, 3]
+    return order
 
 
 def decode_peaks(keys: IntArray, count: int, width: int) -> Peaks:
@@ -194,7 +248,7 @@ def settle(peaks: Peaks, position: Float32Array, size: tuple[int, int], count: i
         np.clip(np.rint(at.astype(np.float32) + position[:, axis]).astype(np.int64), 0, size[axis] - 1)
         for axis, at in enumerate((peaks.x, peaks.y))
     )
-    order = np.argsort(-position[:, 3], kind="stable")
+    order = best_first(position[:, 3])
     width = size[0] + 2 * MEETING
     highest = np.full((size[1] + 2 * MEETING) * width, -1, np.float32)
     place, scores = (y + MEETING) * width + x + MEETING, position[:, 3]

@@ -59,6 +59,7 @@ class TorchBackend:
 
     runtime = "torch"
     takes_bytes = False
+    lends = True
 
     def __init__(self, network: SuperPointNet, device: str = "auto", precision: str = "float32") -> None:
         self._device = pick_device(device)

@@ -177,6 +177,24 @@ def test_the_best_are_those_of_a_stable_sort() -> None:
             np.testing.assert_array_equal(got.scores, scores.astype(np.float32)[order[:count]])
 
 
+@pytest.mark.parametrize("subpixel", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_refined_keypoints_are_arranged_best_first(kernels: Kernels, count: int, subpixel: bool) -> None:
+    """By plain loops; a stable sort decides between equal probabilities."""
+    rng = np.random.default_rng(count)
+    x, y = rng.integers(0, 640, count), rng.integers(0, 480, count)
+    found = postprocess.Peaks(x, y, rng.random(count).astype(np.float32))
+    position = rng.random((count, 4)).astype(np.float32) * 2 - 1
+    position[:, 3] = rng.integers(0, 20, count) / np.float32(20)
+    points, scores, sigmas = np.zeros((count, 2), np.float32), *np.zeros((2, count), np.float32)
+    order = kernels.arrange(found, position, points, scores, sigmas, subpixel=subpixel)
+    assert order.tolist() == sorted(range(count), key=lambda n: -position[n, 3])
+    for row, n in enumerate(order):
+        moved = position[n, :2] if subpixel else (np.float32(0), np.float32(0))
+        assert tuple(points[row]) == (np.float32(x[n]) + moved[0], np.float32(y[n]) + moved[1])
+        assert (sigmas[row], scores[row]) == (position[n, 2], position[n, 3])
+
+
 @pytest.mark.parametrize("cells", [(9, 13), (1, 5), (4, 1), (1, 1)])
 def test_descriptors_are_those_of_the_reference(kernels: Kernels, cells: tuple[int, int]) -> None:
     random = np.random.default_rng(6)

@@ -30,7 +30,7 @@ class WorldBackend:
     higher than wide."""
 
     device, runtime, precision, encoder, descriptor_dim = "cpu", "stand-in", "float32", "none", 64
-    refines = takes_bytes = True
+    refines = takes_bytes = lends = True
 
     def __init__(self) -> None:
         self.world = World()

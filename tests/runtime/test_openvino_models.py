@@ -102,13 +102,13 @@ def test_a_model_whose_image_goes_elsewhere_is_left_alone() -> None:
 
 
 def test_images_of_bytes_give_what_floats_give() -> None:
-    """In half precision their bytes are what the network takes; beside an image of floats they become floats."""
+    """They stay bytes until the network, which takes them so in half precision; beside floats they become such."""
     random = np.random.default_rng(0)
     levels = [random.integers(0, 256, (64, 96), np.uint8) for _ in range(2)]
     floats = [to_gray(image) for image in levels]
     for precision in ("float32", *(p for p in ("bf16",) if p in native_precisions())):
         backend = CpuBackend(runtime_for(network("slim-small"), "openvino", precision))
-        assert backend.takes_bytes == (precision == "bf16")
+        assert backend.runner.takes_bytes == (precision == "bf16")
         extractor = SuperPoint.of(backend)
         expected = extractor.extract_batch(floats)
         assert len(expected[0]) > 20
@@ -116,7 +116,7 @@ def test_images_of_bytes_give_what_floats_give() -> None:
             for got, feature in zip(extractor.extract_batch(images), expected, strict=True):
                 np.testing.assert_array_equal(got.keypoints, feature.keypoints)
                 np.testing.assert_array_equal(got.descriptors, feature.descriptors)
-        assert extractor.prepare(levels[0]).gray.dtype == (np.uint8 if precision == "bf16" else np.float32)
+        assert extractor.prepare(levels[0]).gray.dtype == np.uint8
 
 
 def test_half_precision_sees_grey_levels(monkeypatch: pytest.MonkeyPatch) -> None:
