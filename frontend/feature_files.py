@@ -15,8 +15,8 @@ from frontend.atomic import atomic_path, remove_leftovers
 from frontend.errors import ConfigError, DataError, FrontendError, ImageError, ShapeError, is_lack_of_memory
 from frontend.extraction import Prepared
 from frontend.extractor import SuperPoint
-from frontend.folders import check_settings, find_images, output_path, read_ahead, reading_npz
-from frontend.image import quiet_decoders, read_image
+from frontend.folders import check_settings, find_images, output_path, read_ahead, read_quietly, reading_npz
+from frontend.image import read_image
 from frontend.masks import MaskOf, check_masks, masks_of
 from frontend.progress import Progress
 from frontend.terminal import own_stderr
@@ -270,10 +270,9 @@ def extract_folder(
     damage: dict[Path, str] = {}
 
     def read(path: Path) -> NDArray[np.uint8]:
-        with quiet_decoders() as lines:
-            image = read_image(path, white=extractor.config.white, oriented=oriented)
-        if lines:
-            damage[path] = lines[0]
+        image, said = read_quietly(path, white=extractor.config.white, oriented=oriented)
+        if said:
+            damage[path] = said
         return image
 
     paths = (images / name for name in todo)

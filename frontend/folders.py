@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from frontend import image as image_files
 from frontend.atomic import atomic_write
 from frontend.errors import DataError, FrontendError, ImageError, is_lack_of_memory
 from frontend.image import is_image_name
@@ -28,6 +30,22 @@ _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib
 
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
+
+
+def read_quietly(path: str | Path, *, white: int | None = None, oriented: bool = True) -> tuple[NDArray[np.uint8], str]:
+    """An image, and what its decoder says of parts that are damaged; "" where none are.
+
+    Args:
+        path: of the image.
+        white: see :func:`frontend.image.read_image`.
+        oriented: the same.
+
+    Raises:
+        ImageError: the same.
+    """
+    with image_files.quiet_decoders() as damage:
+        image = image_files.read_image(path, white=white, oriented=oriented)
+    return image, damage[0] if damage else ""
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -28,7 +28,7 @@ from frontend.cli.match_outputs import (
     write_matches,
     write_overlay,
 )
-from frontend.cli.match_reader import Candidate, read_candidate, read_candidates, read_mask_for, read_quietly
+from frontend.cli.match_reader import Candidate, read_candidate, read_candidates, read_mask_for
 from frontend.cli.options import Parser
 from frontend.cli.report import Report, Row, summary, table, to_json
 from frontend.errors import ConfigError, FrontendError, ImageError, is_lack_of_memory
@@ -203,7 +203,9 @@ def _damaged(path: str, damage: str) -> str:
 
 
 def _read(path: str, white: int | None) -> Any:
-    image, damage = read_quietly(path, white)
+    from frontend.folders import read_quietly
+
+    image, damage = read_quietly(path, white=white)
     if damage:
         _say(_damaged(path, damage))
     return image

@@ -31,19 +31,6 @@ class Candidate(NamedTuple):
     problem: FrontendError | None = None
 
 
-def read_quietly(path: str, white: int | None) -> tuple[Any, str]:
-    """Read an image, and what its decoder says of parts that are damaged; empty where none are.
-
-    Raises:
-        ImageError: see :func:`frontend.image.read_image`.
-    """
-    from frontend.image import quiet_decoders, read_image
-
-    with quiet_decoders() as damage:
-        image = read_image(path, white=white)
-    return image, damage[0] if damage else ""
-
-
 def read_mask_for(image: Any, name: str, path: str | None) -> Any:
     """The mask of an image, None without one.
 
@@ -63,9 +50,11 @@ def read_mask_for(image: Any, name: str, path: str | None) -> Any:
 
 def read_candidate(path: str, white: int | None, mask: str | None) -> Candidate:
     """Read an image and its mask; what is wrong with them is in what comes back."""
+    from frontend.folders import read_quietly
+
     damage, began = "", time.perf_counter()
     try:
-        image, damage = read_quietly(path, white)
+        image, damage = read_quietly(path, white=white)
         read_ms = (time.perf_counter() - began) * 1e3
         return Candidate(damage, image, read_mask_for(image, path, mask), read_ms)
     except FrontendError as error:

@@ -20,9 +20,9 @@ from frontend.atomic import remove_leftovers
 from frontend.device import autocast, check_precision
 from frontend.errors import ConfigError, FrontendError
 from frontend.extraction import MEETING
-from frontend.folders import check_settings, find_images, output_path, read_ahead
+from frontend.folders import check_settings, find_images, output_path, read_ahead, read_quietly
 from frontend.homography import HomographyConfig, erode_mask, sample_homography, valid_mask, warp_image, warp_images
-from frontend.image import pad_to_multiple, quiet_decoders, read_image, rescale_points, to_gray
+from frontend.image import pad_to_multiple, rescale_points, to_gray
 from frontend.keypoints import inside_border, non_maximum_suppression, refine_subpixel, top_k
 from frontend.model import SuperPointNet, heatmap
 from frontend.progress import Progress
@@ -247,20 +247,14 @@ def _weights_digest(network: SuperPointNet) -> str:
 
 def _photographs(
     images: Path, names: Iterable[Path]
-) -> Generator[tuple[Path, tuple[np.ndarray, list[str]] | FrontendError], None, None]:
+) -> Generator[tuple[Path, tuple[np.ndarray, str] | FrontendError], None, None]:
     """Read ahead.
 
     Yields:
-        Each name with its image, as :func:`frontend.image.read_image` returns it, and what the decoder said of damage
-        to it; or with why there is none.
+        Each name with its image and what the decoder said of damage to it, as :func:`frontend.folders.read_quietly`
+        returns them; or with why there is none.
     """
-
-    def read(name: Path) -> tuple[np.ndarray, list[str]]:
-        with quiet_decoders() as lines:
-            pixels = read_image(images / name)
-        return pixels, lines
-
-    yield from read_ahead(read, names)
+    yield from read_ahead(lambda name: read_quietly(images / name), names)
 
 
 def label_folder(
@@ -321,7 +315,7 @@ def label_folder(
                 write_labels(output_path(out, image), points, scores, (pixels.shape[1], pixels.shape[0]), heat)
                 if damage:
                     report.damaged += 1
-                    progress.write(f"damaged: {images / image}: {damage[0]}")
+                    progress.write(f"damaged: {images / image}: {damage}")
                 report.labelled += 1
                 report.points += len(points)
             progress.update()
