@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from frontend.errors import ImageError, ShapeError, is_lack_of_memory
 from frontend.extractor import Prepared, SuperPoint
 from frontend.image import decode_image
-from frontend.image_header import header_size
+from frontend.image_header import decoding_bytes, header_size
 from frontend.types import BoolArray
 from service.errors import BadImageError, TooLargeError, UnavailableError
 from service.masks import Mask, PackedMask, check_size, mask_name, mask_of, size_of, together
+
+_REDUCED = 8  # bytes a pixel where resize makes it smaller: colours, and grays as bytes and as floats
 
 
 class Decoder:
@@ -45,8 +47,8 @@ class Decoder:
     def nbytes(self, extractor: SuperPoint, data: bytes, name: str) -> int:
         """The most that an image holds at once until the device has worked on it, by its header.
 
-        That is, of colours of 16 bits, the decoder's pixels and their copy, and later bytes of colours, the network's
-        input and its copy with padding. Floats, JPEG 2000 and AVIF, which are rare, take up to twice as much.
+        That is what the decoder holds, see :func:`frontend.image_header.decoding_bytes`, and later bytes of colours
+        with what makes them smaller, or with the network's input and its copy with padding.
 
         Raises:
             TooLargeError: it is over the limit of pixels.
@@ -57,7 +59,7 @@ class Decoder:
         most = self.max_pixels_mp * 1e6
         width, height = size or (most**0.5, most**0.5)  # the most that it may be
         given, seen = width * height, min(_network_pixels(extractor, width, height), most)
-        return int(max(12 * given, 3 * given + 8 * seen))
+        return int(max(max(decoding_bytes(data), _REDUCED) * given, 3 * given + 8 * seen))
 
     def mask_nbytes(self, extractor: SuperPoint, mask: Mask) -> int:
         """The same of a mask: one that is to be decoded is an image of its own."""

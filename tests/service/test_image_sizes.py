@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from problems import check_problem
 
+from frontend.image_header import decoding_bytes
 from service.core import Core
 from service.settings import Settings
 
@@ -28,13 +29,14 @@ def held(name):
     lines = open("/proc/self/status").read().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
-def prepare(path):
-    extractor.prepare(decode_image(open(path, "rb").read(), path))
+def prepare(data):
+    extractor.prepare(decode_image(data, "image"))
 
 extractor = SuperPoint.of(SimpleNamespace(), config=ExtractorConfig(resize=int(sys.argv[3]) or None))
-prepare(sys.argv[1])  # what is loaded once does not count
+tiny, image = (open(path, "rb").read() for path in sys.argv[1:3])  # bodies count elsewhere
+prepare(tiny)  # what is loaded once does not count
 before = held("VmRSS")
-prepare(sys.argv[2])
+prepare(image)
 print(held("VmHWM") - before)
 """
 
@@ -101,27 +103,53 @@ async def test_an_image_without_pixels_is_none(client: httpx.AsyncClient) -> Non
 def test_a_header_that_says_nothing_counts_as_the_largest_image() -> None:
     core = Core(Settings(device="cpu", max_pixels_mp=2))
     for resize in (None, 1000, 5000):
-        assert core.decoder.nbytes(extractor(resize), b"no image", "image") == pytest.approx(24e6)
+        assert core.decoder.nbytes(extractor(resize), b"no image", "image") == pytest.approx(96e6)
     core.stop()
 
 
 @pytest.mark.parametrize(
-    ("kind", "channels", "resize"),
-    [(np.uint8, 3, None), (np.uint8, 3, 3200), (np.uint16, 3, None), (np.uint16, 3, 320), (np.uint16, 4, None)],
+    ("form", "kind", "channels", "resize"),
+    [
+        (".png", np.uint8, 3, None),
+        (".png", np.uint8, 3, 3200),
+        (".png", np.uint16, 3, None),
+        (".png", np.uint16, 3, 320),
+        (".png", np.uint16, 4, None),
+        (".jpg", np.uint8, 3, 320),
+        (".webp", np.uint8, 3, 320),
+        (".bmp", np.uint8, 3, 320),
+        (".gif", np.uint8, 3, 320),
+        (".avif", np.uint8, 3, 320),
+        (".jp2", np.uint16, 3, 320),
+        (".hdr", np.float32, 3, 320),
+        (".pfm", np.float32, 3, 320),
+        (".tif", np.uint16, 3, 320),
+        (".tif", np.float32, 3, 320),
+        (".tif", np.float64, 3, 320),
+    ],
 )
 def test_what_an_image_takes_is_not_underrated(
-    tmp_path: Path, kind: type[np.generic], channels: int, resize: int | None
+    tmp_path: Path, form: str, kind: type[np.generic], channels: int, resize: int | None
 ) -> None:
+    if not cv2.haveImageWriter(f"image{form}"):
+        pytest.skip(f"this OpenCV writes no {form}")
     pixels = np.zeros((1201, 1601, channels), kind)  # to be padded
-    pixels[::7] = np.iinfo(kind).max
-    data = cv2.imencode(".png", pixels)[1].tobytes()
-    for name, content in (("tiny.png", TINY), ("image.png", data)):
+    pixels[::7] = np.iinfo(kind).max if issubclass(kind, np.integer) else 1
+    data = cv2.imencode(form, pixels)[1].tobytes()
+    tiny = cv2.imencode(form, pixels[:64, :64])[1].tobytes()
+    for name, content in (("tiny", tiny), ("image", data)):
         (tmp_path / name).write_bytes(content)
-    command = [sys.executable, "-c", MEASURE, str(tmp_path / "tiny.png"), str(tmp_path / "image.png"), str(resize or 0)]
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "tiny"), str(tmp_path / "image"), str(resize or 0)]
     measured = int(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
     core = Core(Settings(device="cpu"))
     expected = core.decoder.nbytes(extractor(resize), data, "image")
     core.stop()
     assert measured < 1.1 * expected
-    if kind is np.uint16 and resize is None:
+    if kind in (np.float32, np.float64) or (kind is np.uint16 and form == ".png" and resize is None):
         assert measured > 0.8 * expected
+
+
+def test_a_tiff_of_unknown_depth_counts_as_the_deepest() -> None:
+    whole = cv2.imencode(".tif", np.zeros((8, 8, 3), np.uint16))[1].tobytes()
+    assert decoding_bytes(whole) == 12
+    assert decoding_bytes(whole[:8]) == decoding_bytes(b"no image") == 48
