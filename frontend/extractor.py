@@ -201,10 +201,10 @@ class SuperPoint:
             if others is not None and len(others) != len(images):
                 raise ShapeError(f"got {len(others)} {name} for {len(images)} images; expected one for each")
         nothing = [None] * len(images)
-        return [
-            self.prepare(image, raster, mask)
-            for image, raster, mask in zip(images, rasters or nothing, masks or nothing, strict=True)
-        ]
+        # not by their truth: they may be arrays
+        layers: Sequence[np.ndarray | None] = nothing if rasters is None else rasters
+        allowed = nothing if masks is None else masks
+        return [self.prepare(*each) for each in zip(images, layers, allowed, strict=True)]
 
     def prepare(self, image: np.ndarray, raster: np.ndarray | None = None, mask: np.ndarray | None = None) -> Prepared:
         """Make network input of one image, on the host; needs no device and may run in any thread.

@@ -102,6 +102,7 @@ def decode_image(
         max_pixels: see :func:`read_image`.
         white: the same.
         oriented: whether EXIF (or TIFF) orientation is applied, as viewers do; else pixels stay as they are stored.
+            Those of AVIF, which OpenCV does not turn, always do.
 
     Returns:
         (H, W) uint8 for a gray image, (H, W, 3) uint8 BGR for a colour one.

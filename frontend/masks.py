@@ -33,7 +33,8 @@ def read_mask(path: Path, *, oriented: bool = True) -> Mask:
     Raises:
         ImageError: it cannot be read, or is black everywhere.
     """
-    image = read_image(path, oriented=oriented)
+    # deeper pixels would be scaled by the largest: of labels in 16 bits the small ones would be black
+    image = read_image(path, oriented=oriented, white=255)
     mask: Mask = image if image.ndim == 2 else image.max(axis=2)
     if not mask.any():
         raise ImageError(f"{path}: is black everywhere; expected a mask that is not where keypoints may be")

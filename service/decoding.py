@@ -17,6 +17,7 @@ from frontend.types import BoolArray
 from service.errors import BadImageError, TooLargeError, UnavailableError
 from service.masks import Mask, PackedMask, check_size, mask_name, mask_of, size_of, together
 
+_BLACK_ALONE = 255  # white of masks: labels in 16 bits that were scaled by the largest would lose the small ones
 _REDUCED = 8  # bytes a pixel where resize makes it smaller: colours, and grays as bytes and as floats
 
 
@@ -79,7 +80,7 @@ class Decoder:
             check_size(f"the sequence's {mask_name(of)}", mask.size, expected, image)
             return mask.unpacked()
         name, data = mask
-        decoded = self._decode(extractor, data, name, None)
+        decoded = self._decode(extractor, data, name, _BLACK_ALONE)
         check_size(name, size_of(decoded), expected, "the image")
         return mask_of(decoded, name)
 
@@ -110,7 +111,7 @@ class Decoder:
             UnavailableError: there is no memory for it now.
         """
         with _refusing(name):
-            return PackedMask.of(mask_of(self._decode(extractor, data, name, None), name))
+            return PackedMask.of(mask_of(self._decode(extractor, data, name, _BLACK_ALONE), name))
 
 
 @contextmanager

@@ -195,3 +195,10 @@ def test_pairs_with_masks(images: Path, tmp_path: Path, capsys: pytest.CaptureFi
     capsys.readouterr()
     assert match.main([*pair, *settings, "--mask1", small]) == 2
     assert f"{pair[1]}: mask {small} is 80 x 60; expected 160 x 120, as the image" in capsys.readouterr().err
+
+
+def test_labels_of_16_bits_are_all_allowed(tmp_path: Path) -> None:
+    labels = np.zeros((30, 40), np.uint16)
+    labels[:, 10:], labels[:, 20:], labels[:, 30:] = 1, 256, 20000
+    cv2.imwrite(str(tmp_path / "labels.png"), labels)
+    np.testing.assert_array_equal(read_mask(tmp_path / "labels.png") != 0, labels != 0)

@@ -69,6 +69,14 @@ def test_each_image_of_a_batch_has_its_own_mask(extractor: SuperPoint) -> None:
         np.testing.assert_allclose(one.keypoints, alone.keypoints, atol=1e-3)
 
 
+def test_images_and_masks_may_be_stacked(extractor: SuperPoint) -> None:
+    images, masks = [image(n) for n in range(2)], [disc(), ~disc()]
+    listed = extractor.extract_batch(images, masks=masks)
+    stacked = extractor.extract_batch(np.stack(images), masks=np.stack(masks))
+    for one, other in zip(listed, stacked, strict=True):
+        np.testing.assert_array_equal(one.keypoints, other.keypoints)
+
+
 def test_masks_are_of_the_image_as_it_is_given(extractor: SuperPoint) -> None:
     smaller = extractor.configured(ExtractorConfig(max_keypoints=60, detection_threshold=0.0, resize=96))
     found = smaller.extract(image(), mask=disc())

@@ -18,6 +18,7 @@ from frontend.training.refinement import (
     Correspondence,
     correspond,
     matching_loss,
+    near_miss_loss,
     position_nll,
     repetition_loss,
 )
@@ -152,6 +153,22 @@ def test_matching_loss_equals_a_loop(scene: tuple[Tensor, Tensor]) -> None:
     assert any(distances[b, i, j] >= 2 for b, i, j in pairs)
 
 
+def test_near_miss_loss_equals_a_loop(scene: tuple[Tensor, Tensor]) -> None:
+    points, valid = scene
+    points[0, 1, :2] = points[0, 1, 2:4] + torch.tensor([3.0, 4.0])
+    generator = torch.Generator().manual_seed(2)
+    descriptors = torch.nn.functional.normalize(torch.randn(2, 2, 12, 3, generator=generator), dim=-1)
+    distances, _ = looped(points, valid)
+    over = [
+        max(float(descriptors[b, 0, i].double() @ descriptors[b, 1, j].double()) - 0.3, 0)
+        for b, i, j in np.ndindex(2, 12, 12)
+        if 4 <= distances[b, i, j] < 9
+    ]
+    assert min(over) == 0 < max(over)
+    loss = near_miss_loss(descriptors, valid, correspond(points, valid, TRANSFORMS))
+    assert float(loss) == pytest.approx(sum(over) / (float(valid.sum()) / 2), rel=1e-4)
+
+
 def test_nothing_detected_costs_nothing() -> None:
     points, valid = torch.zeros(1, 2, 5, 2), torch.zeros(1, 2, 5, dtype=torch.bool)
     found = correspond(points, valid, torch.eye(3)[None])
@@ -159,6 +176,7 @@ def test_nothing_detected_costs_nothing() -> None:
     assert float(position_nll(points, torch.zeros(1, 2, 5), torch.eye(3)[None], found)) == 0
     assert float(repetition_loss(torch.zeros(1, 2, 5), points, valid, torch.eye(3)[None], found, SIZE, 4)) == 0
     assert float(matching_loss(torch.zeros(1, 2, 5, 3), valid, found, 0.1)[0]) == 0
+    assert float(near_miss_loss(torch.zeros(1, 2, 5, 3), valid, found)) == 0
 
 
 def test_the_refiner_learns_where_a_corner_is() -> None:

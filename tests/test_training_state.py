@@ -18,6 +18,7 @@ from training_machine import EXACT, PAIRS, differing, pairs_command, single_thre
 from frontend.cli.main import main
 from frontend.model import MODEL_PRESETS, SuperPointNet
 from frontend.training.state import export_state, import_state, read_checkpoint
+from frontend.training.trainer import Trainer
 from frontend.weights import save_network
 
 
@@ -146,3 +147,51 @@ def test_what_is_no_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "cannot be read as a training state" in errors[0]
     assert "has no checkpoint.pt" in errors[1]
     assert "is no training state" in errors[2]
+
+
+def test_weights_of_before_a_run_was_prolonged_are_not_taken_for_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load_file(trainer(tmp_path / "whole").run())
+    short = load_file(trainer(tmp_path / "run", stop=3).run())
+    assert differing(whole, short)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("frontend.training.trainer.save_network", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trainer(tmp_path / "run").run()
+    assert step_of(tmp_path / "run") == 6
+    assert differing(whole, load_file(trainer(tmp_path / "run").run())) == []
+
+
+def test_a_state_with_a_module_of_no_tensors_is_carried(tmp_path: Path) -> None:
+    def with_nothing(run: str, stop: int) -> Trainer:
+        made = trainer(tmp_path / run, stop=stop)
+        made.auxiliary = torch.nn.Identity()
+        return made
+
+    with_nothing("here", 3).run()
+    export_state(tmp_path / "here", tmp_path / "state")
+    import_state(tmp_path / "state", tmp_path / "there")
+    here, there = (load_file(with_nothing(run, 0).run()) for run in ("here", "there"))
+    assert differing(here, there) == []
+
+
+def test_an_import_that_was_interrupted_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer(tmp_path / "run").run()
+    export_state(tmp_path / "run", tmp_path / "state")
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    for name in ("frontend.training.state.atomic_write", "frontend.training.state.torch.save"):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, full)
+            with pytest.raises(OSError, match="no space"):
+                import_state(tmp_path / "state", tmp_path / "there")
+    import_state(tmp_path / "state", tmp_path / "there")
+    assert (tmp_path / "there" / "settings.toml").is_file()
+    assert step_of(tmp_path / "there") == 6

@@ -58,10 +58,11 @@ _TOKEN_OPTIONS = (
     Option("soft_weight", 0.0, "share of the soft labels in the detector's loss; needs labels with heat maps"),
 )
 _PAIR_DEFAULTS = {"steps": 6000, "batch_size": 16}
-_VIEW_OPTIONS = (
+_LATER_OPTIONS = (
     Option("scale", 0.16, "standard deviation of the log of the scale between the views of a pair"),
     Option("exposure", 2.5, "largest change of a view's exposure, stops"),
     Option("random_points", 100, "random points of a pair that descriptors learn from, besides up to 200 labels"),
+    Option("near_weight", 0.0, "of the likeness of keypoints 4 to 9 pixels apart, in the loss on how they match"),
 )
 SUPERPOINT_OPTIONS = (
     *(Option(o.name, _PAIR_DEFAULTS.get(o.name, o.default), o.help, o.choices) for o in _COMMON),
@@ -83,10 +84,10 @@ SUPERPOINT_OPTIONS = (
     Option("device_augment", "auto", "make the views on the network's device; auto is on a GPU", ("auto", "on", "off")),
     *_DETECTOR_OPTIONS,
     *_TOKEN_OPTIONS,
-    *_VIEW_OPTIONS,
+    *_LATER_OPTIONS,
 )
 # what rounds of self-training that earlier versions began know nothing of
-LATER_OPTIONS = ("ema", "device_augment", "descriptor_dim", *(option.name for option in _VIEW_OPTIONS))
+LATER_OPTIONS = ("ema", "device_augment", "descriptor_dim", *(option.name for option in _LATER_OPTIONS))
 LIGHTGLUE_OPTIONS = lightglue_options(_COMMON)
 _TORCHRUN = """\
 A run in the folder --out is resumed, from its newest checkpoint; one that goes on needs no --init. Several processes:
@@ -313,7 +314,7 @@ def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: 
     network, described = _initial_network(args, values)
     network = _with_refiner(network, described, args)
     # not stated where they are off: runs begun by earlier versions go on
-    optional = _DETECTOR_OPTIONS + _TOKEN_OPTIONS + _VIEW_OPTIONS
+    optional = _DETECTOR_OPTIONS + _TOKEN_OPTIONS + _LATER_OPTIONS
     left_out = {"device", "model", "encoder", "descriptor_dim", "ema", "compile", "device_augment"}
     left_out |= {option.name for option in optional}
     described |= {name: values[name] for name in values if name not in left_out}
@@ -354,6 +355,7 @@ def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: 
         values["temperature"],
         values["position_weight"],
         values["refined_points"],
+        values["near_weight"],
         detector=_detector_loss(values),
         token_labelling=token_labelling,
     )

@@ -43,7 +43,8 @@ def mutual_nearest_neighbours(
         block: similarities held at once; one row at least. Some 2 MiB of them where None.
 
     Returns:
-        The matches, in the order of image 0; of equal similarities the first.
+        The matches, in the order of image 0; of equal similarities the first. Where descriptors are equal
+        to the bit, others than there may be the first: a column goes to the first row that chose it.
 
     Raises:
         ConfigError: ratio or min_similarity is out of range.

@@ -9,12 +9,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from frontend.homography import warp_points
+from frontend.training.distributed import mean_over_ranks, world_size
 from frontend.training.losses import masked_mean
 
 MATCHED = 4.0
 """Keypoints of two views that are nearest to each other and nearer than this, in pixels, are taken for one point."""
 REPEATED = 2.0
 """The same, for the keypoint to count as repeated, and its descriptors as a pair to pull together."""
+
+
+NEAR = 9.0
+"""Keypoints that are farther apart than ``MATCHED`` and nearer than this, in pixels, must not look alike."""
+NEAR_SIMILARITY = 0.3
+"""Cosine up to which they may."""
 
 
 class Correspondence(NamedTuple):
@@ -136,3 +143,25 @@ def matching_loss(
     with torch.no_grad():
         accuracy = masked_mean((similarity.argmax(dim=2) == pairs.partner).float(), positive)
     return masked_mean(-(rows + columns) / 2, positive), accuracy
+
+
+def near_miss_loss(descriptors: Tensor, valid: Tensor, pairs: Correspondence) -> Tensor:
+    """How alike the descriptors of keypoints are that lie a few pixels apart.
+
+    Where neither of two neighbours is seen again, nothing else keeps them from being each other's nearest: a match a
+    few pixels off, which robust estimators are slow to leave out, as one anywhere else is not.
+
+    Args:
+        descriptors: (B, 2, K, D) of unit norm.
+        valid: (B, 2, K) bool.
+        pairs: the correspondence.
+
+    Returns:
+        Scalar: what the cosines of pairs from ``MATCHED`` to ``NEAR`` pixels apart exceed ``NEAR_SIMILARITY`` by, their
+        sum for each keypoint of a view.
+    """
+    similarity = descriptors[:, 0].float() @ descriptors[:, 1].float().transpose(1, 2)
+    near = (pairs.distances >= MATCHED) & (pairs.distances < NEAR)
+    count = mean_over_ranks(valid.sum() / 2).clamp_min(1 / world_size())
+    over: Tensor = ((similarity - NEAR_SIMILARITY).clamp_min(0) * near).sum() / count
+    return over

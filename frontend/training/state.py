@@ -157,9 +157,10 @@ def import_state(file: Path, run: Path) -> dict[str, Any]:
         **{key: facts[key] for key in ("step", "seconds", "described", "content", "settings") if key in facts},
         "optimiser": {"state": moments, "param_groups": groups},
     }
-    with atomic_path(run / CHECKPOINT) as temporary:
-        torch.save(state, temporary)
     # JSON writes truth values, numbers and strings as TOML does
     lines = [f"{key} = {json.dumps(value)}\n" for key, value in facts["settings"].items()]
     atomic_write(run / SETTINGS, "".join(lines))
+    # last: it is what makes the folder a run, which an import that was interrupted did not
+    with atomic_path(run / CHECKPOINT) as temporary:
+        torch.save(state, temporary)
     return facts

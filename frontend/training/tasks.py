@@ -18,7 +18,7 @@ from frontend.training.detector_losses import DetectorLoss
 from frontend.training.distributed import sum_over_ranks
 from frontend.training.losses import detector_loss, dual_softmax_loss, hinge_descriptor_loss, position_loss
 from frontend.training.mixtoken import cell_targets, clear_of_pasted, pasting, without_pasted
-from frontend.training.refinement import correspond, matching_loss, position_nll, repetition_loss
+from frontend.training.refinement import correspond, matching_loss, near_miss_loss, position_nll, repetition_loss
 from frontend.training.token_labelling import TokenLabelling
 
 DESCRIPTOR_LOSSES = ("dual_softmax", "hinge")
@@ -122,6 +122,7 @@ class SuperPointTask:
         temperature: of the dual softmax.
         position_weight: of the position loss; 0 leaves it out.
         refined_points: keypoints of each view that the refiner learns from, where the network has one.
+        near_weight: of the loss on descriptors of neighbours, in the descriptor's loss of those keypoints.
         detector: the detector's loss, see :func:`frontend.training.detector_losses.make_detector_loss`.
         token_labelling: soft labels and MixToken; its module is trained along.
 
@@ -140,6 +141,7 @@ class SuperPointTask:
         temperature: float = 0.05,
         position_weight: float = 0.0,
         refined_points: int = 192,
+        near_weight: float = 0.0,
         detector: DetectorLoss = detector_loss,
         token_labelling: TokenLabelling | None = None,
     ) -> None:
@@ -149,6 +151,8 @@ class SuperPointTask:
             )
         if refined_points < 1:
             raise ConfigError(f"refined_points is {refined_points}; expected 1 or more")
+        if near_weight < 0:
+            raise ConfigError(f"near_weight is {near_weight}; expected 0 or more")
         self.data = data
         self.descriptor_loss = descriptor_loss
         self.weight = weight
@@ -156,6 +160,7 @@ class SuperPointTask:
         self.temperature = temperature
         self.position_weight = position_weight
         self.refined_points = refined_points
+        self.near_weight = near_weight
         self.detector = detector
         self.auxiliary = token_labelling
 
@@ -226,7 +231,8 @@ class SuperPointTask:
             real = valid > 0 if mixed is None else (valid > 0) & clear_of_pasted(keypoints, batch["H"], mixed)
             found = _refinement_losses(maps, keypoints, real, Refinement(*refined), batch, self.temperature)
             logged |= {name: value.detach() for name, value in found.items()}
-            total = total + found["loss/offset"] + found["loss/repetition"] + self.weight * found["loss/matching"]
+            matching = found["loss/matching"] + self.near_weight * found["loss/near"]
+            total = total + found["loss/offset"] + found["loss/repetition"] + self.weight * matching
         return total, logged
 
 
@@ -251,5 +257,6 @@ def _refinement_losses(
         "loss/offset": position_nll(points, by_pair(refinement.log_sigmas), H, found),
         "loss/repetition": repetition_loss(by_pair(refinement.logits), settled, valid, H, found, size, _BORDER),
         "loss/matching": matching,
+        "loss/near": near_miss_loss(descriptors, valid, found),
         "detected_accuracy": accuracy,
     }

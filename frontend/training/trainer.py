@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import sys
@@ -28,9 +29,10 @@ from frontend.training import distributed
 from frontend.training.compilation import compile_parts
 from frontend.training.datasets import Sample, with_plain_errors
 from frontend.training.ema import WeightAverage
+from frontend.training.scalar_log import ScalarLog
 from frontend.training.state import CHECKPOINT, read_checkpoint
 from frontend.training.tasks import Task
-from frontend.weights import save_network
+from frontend.weights import read_safetensors, save_network
 
 # settings that may differ between a run and its resumption: they change where, how fast and how far it runs
 FREE_TO_CHANGE = frozenset({"workers", "device", "checkpoint_seconds", "log_every", "compile", "stop"})
@@ -237,7 +239,7 @@ class Trainer:
             )
         self.network.load_state_dict(state["network"])
         if self.auxiliary is not None:
-            self.auxiliary.load_state_dict(state["auxiliary"])
+            self.auxiliary.load_state_dict(state.get("auxiliary", {}))  # a carried one without tensors is none
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         for group in state["optimiser"]["param_groups"]:
@@ -354,13 +356,13 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.out)
         self._restore()
-        if distributed.share(self.step >= self.config.last_step and self.weights_path.is_file()):
+        if distributed.share(leads and self.step >= self.config.last_step and self._written()):
             return self.weights_path
         self._start()
         began, saved = time.monotonic() - self.seconds, time.monotonic()
         sums: dict[str, Tensor] = {}
         counted = 0
-        log = _Log(self.out / "tensorboard", self.step) if leads else None
+        log = ScalarLog(self.out / "tensorboard", self.step) if leads else None
         label = f"train {self.task.name}"
         stream = sys.stderr if leads else io.StringIO()
         progress = Progress(self.config.last_step, label, start=self.step, unit="step", stream=stream, interval_s=30)
@@ -390,31 +392,18 @@ class Trainer:
         if leads:
             result = self.network if self.average is None else self.average.network
             save = getattr(self.task, "save", save_network)
-            save(self.weights_path, result, {**self.described, "seconds": round(self.seconds)})
+            save(self.weights_path, result, {**self.described, "step": self.step, "seconds": round(self.seconds)})
         # nobody goes on before the weights are there
         distributed.share(None)
         return self.weights_path
 
+    def _written(self) -> bool:
+        """Whether the weights of this step are there, and not those that the run had before it was prolonged."""
+        if not self.weights_path.is_file():
+            return False
+        training = json.loads(read_safetensors(self.weights_path)[1].get("training", "{}"))
+        return bool(training.get("step", self.step) == self.step)
+
     def _check_finite(self, sums: dict[str, Tensor]) -> None:
         if not all(math.isfinite(float(sums[name])) for name in ("loss/total", "gradient_norm")):
             raise TrainingError(f"the loss is not finite at step {self.step}; try a lower learning rate")
-
-
-class _Log:
-    """TensorBoard's log of a run; a context manager."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder), purge_step=step)
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.writer.close()
-
-    def add(self, values: Mapping[str, float], step: int) -> None:
-        """Write scalars of a step."""
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -14,6 +15,7 @@ from test_features_routes import FIRST, SECOND, metric
 from test_image_sizes import TINY, extractor, with_size
 
 from frontend import SuperPoint, read_image
+from frontend.extractor import ExtractorConfig
 from service.app import create_app
 from service.core import Core
 from service.decoding import Decoder
@@ -150,7 +152,7 @@ async def test_a_mask_counts_as_an_image_of_its_own(
     sequence = (await client.post("/v1/sequences")).json()["id"]
     assert (await client.put(f"/v1/sequences/{sequence}/mask", content=FILES["mask"])).status_code == 204
     await post(client, f"/v1/sequences/{sequence}/frames?stamp_ns=1", content=FILES["image"])
-    one = 12 * WIDTH * HEIGHT
+    one = 11 * WIDTH * HEIGHT
     assert held == [one, 2 * one, one, one + WIDTH * HEIGHT]
     assert core.decoded.used == 0
 
@@ -181,6 +183,17 @@ def test_a_packed_mask_is_the_mask(shape: tuple[int, int]) -> None:
     assert (packed.size, packed.nbytes) == ((shape[1], shape[0]), -(-mask.size // 8))
     decoder = Decoder(1.0)
     assert decoder.mask_nbytes(extractor(), packed) == mask.size
+
+
+def test_labels_of_16_bits_are_all_allowed() -> None:
+    labels = np.zeros((30, 40), np.uint16)
+    labels[:, 10:], labels[:, 20:], labels[:, 30:] = 1, 256, 20000
+    decoder = Decoder(1.0)
+    np.testing.assert_array_equal(decoder.mask(extractor(), png(labels), "mask").unpacked(), labels != 0)
+    using = SuperPoint.of(SimpleNamespace(), config=ExtractorConfig())
+    prepared = decoder.prepare(using, png(np.zeros((30, 40), np.uint8)), "image", [("mask", png(labels))])
+    assert prepared.mask is not None
+    np.testing.assert_array_equal(prepared.mask, labels != 0)
 
 
 def test_masks_hold_together() -> None:
