@@ -331,7 +331,8 @@ def _describe(cells, points, across, down, local, order, out):  # type: ignore[n
     for n in range(len(points)):
         x = min(max((points[n, 0] + half) * across - half, np.float32(0)), np.float32(width - 1))
         y = min(max((points[n, 1] + half) * down - half, np.float32(0)), np.float32(height - 1))
-        left, top = min(int(x), max(width - 2, 0)), min(int(y), max(height - 2, 0))
+        # from 0 on, since NaN is the least of all integers, and nothing checks indices here
+        left, top = max(min(int(x), width - 2), 0), max(min(int(y), height - 2), 0)
         right, below = min(left + 1, width - 1), min(top + 1, height - 1)
         u, v = x - np.float32(left), y - np.float32(top)
         row = out[n]

@@ -305,7 +305,8 @@ def sample_rows(cells: Float32Array, points: Float32Array, size: tuple[int, int]
     at = np.clip(
         (points + np.float32(0.5)) * extent - np.float32(0.5), 0, np.array([width - 1, height - 1], np.float32)
     )
-    low = np.minimum(at.astype(np.int64), np.array([max(width - 2, 0), max(height - 2, 0)]))
+    with np.errstate(invalid="ignore"):  # NaN, which broken weights give, becomes the least integer
+        low = np.clip(at.astype(np.int64), 0, np.array([max(width - 2, 0), max(height - 2, 0)]))
     right, below = (at - low).astype(np.float32).T
     index = low[:, 1] * width + low[:, 0]
     across, down = (1 if width > 1 else 0), (width if height > 1 else 0)

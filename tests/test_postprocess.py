@@ -216,6 +216,13 @@ def test_descriptors_of_zeros_are_zeros(kernels: Kernels) -> None:
     assert not kernels.describe(np.zeros((4, 4, 16), np.float32), points, (32, 32)).any()
 
 
+def test_positions_that_are_no_numbers_are_described_by_none(kernels: Kernels) -> None:
+    maps = np.random.default_rng(0).random((6, 8, 16)).astype(np.float32)
+    points = np.array([[np.nan, 3], [5, np.nan], [np.inf, 3], [5, -np.inf], [5, 3]], np.float32)
+    finite = np.isfinite(kernels.describe(maps, points, (64, 48))).all(axis=1)
+    assert finite.tolist() == [False, False, True, True, True]
+
+
 def test_of_equal_scores_the_first_in_rows_are_the_best() -> None:
     found = postprocess.best_peaks(np.arange(0, 90, 10), np.float32([1, 2, 1, 2, 1, 3, 1, 1, 2]), 6, 20)
     assert (found.x + 20 * found.y).tolist() == [50, 10, 30, 80, 0, 20]
