@@ -56,7 +56,13 @@ def sample(descriptors: Tensor, keypoints: Tensor, height: int, width: int) -> T
 
 
 def settle_pixels(
-    keypoints: Tensor, scores: Tensor, refinement: Refinement, height: int, width: int, k: int
+    keypoints: Tensor,
+    scores: Tensor,
+    refinement: Refinement,
+    height: int,
+    width: int,
+    k: int,
+    last: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`frontend.refinement.settle` by comparing all keypoints with all, which every runtime can do.
 
@@ -67,11 +73,13 @@ def settle_pixels(
         height: of the images, pixels.
         width: the same.
         k: keypoints that are kept.
+        last: (B, 1, 2) float32, (x, y) of each image's last pixel where it is padded.
 
     Returns:
         Integer keypoints (B, K, 2) float32 and the detector's scores (B, K), 0 where there is none.
     """
     moved = (keypoints + refinement.offsets).round()
+    moved = moved if last is None else moved.minimum(last)
     x, y = moved[..., 0].clamp(0, width - 1), moved[..., 1].clamp(0, height - 1)
     ranks = refinement.logits.sigmoid() - (scores <= 0).to(torch.float32)
     apart = torch.maximum((x[:, :, None] - x[:, None]).abs(), (y[:, :, None] - y[:, None]).abs())
@@ -88,6 +96,9 @@ class FeatureGraph(nn.Module):
     ``forward`` gives keypoints (B, K, 2) float32 in pixels of the image, scores (B, K), 0 where there is no keypoint,
     descriptors (B, K, D) of unit norm, and, where the network has a refiner, sigmas (B, K) in pixels.
 
+    It takes the images' sizes, too, (B, 2) int64, width and height: what lies to the right of them or below is padding,
+    and the border without keypoints lies within. Without them the whole input is the image.
+
     Args:
         network: in evaluation mode, folded.
         config: settings; ``resize`` is the caller's.
@@ -99,38 +110,47 @@ class FeatureGraph(nn.Module):
         self.config = config or ExtractorConfig()
 
     @property
-    def outputs(self) -> list[str]:
-        """Names of what ``forward`` gives."""
-        return ["keypoints", "scores", "descriptors", *(["sigmas"] if self.network.refiner is not None else [])]
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Names of what ``forward`` gives, with the shape for one image."""
+        k, dim = self.config.max_keypoints, self.network.config.descriptor_dim
+        shapes: dict[str, tuple[int, ...]] = {"keypoints": (k, 2), "scores": (k,), "descriptors": (k, dim)}
+        return shapes if self.network.refiner is None else {**shapes, "sigmas": (k,)}
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor, size: Tensor | None = None) -> tuple[Tensor, ...]:
         config = self.config
         maps = self.network(image)
         heat = heat_of(maps.logits)
         height, width = heat.shape[1], heat.shape[2]
-        kept = inside_border(non_maximum_suppression(heat, config.nms_radius), config.border)
+        last = None if size is None else (size - 1).to(torch.float32)[:, None]
+        kept = inside_border(non_maximum_suppression(heat, config.nms_radius), config.border, size)
         passes = self.network.config.refiner_passes if self.network.refiner is not None else 1
         count = candidates(config.max_keypoints, passes)
         keypoints, scores = best_pixels(kept, count, config.detection_threshold, config.nms_radius)
         refinement = self.network.refine(image, keypoints, scores)
         for _ in range(passes - 1):
             assert refinement is not None
-            keypoints, scores = settle_pixels(keypoints, scores, refinement, height, width, config.max_keypoints)
+            keypoints, scores = settle_pixels(keypoints, scores, refinement, height, width, config.max_keypoints, last)
             refinement = self.network.refine(image, keypoints, scores)
         valid = scores > 0
         if refinement is None:
             if config.subpixel:
                 keypoints = refine_subpixel(heat, keypoints)
-            return keypoints * valid[..., None], scores, sample(maps.descriptors, keypoints, height, width)
+            described = sample(maps.descriptors, keypoints, height, width)
+            return _within(keypoints, last) * valid[..., None], scores, described
         if config.subpixel:
             keypoints = keypoints + refinement.offsets
         described = add_local(sample(maps.descriptors, keypoints, height, width), refinement.descriptors)
         # a keypoint of score 0 may not stand before a valid one
         ranked, order = (refinement.logits.sigmoid() - (~valid).to(torch.float32)).topk(config.max_keypoints, dim=1)
         chosen = order[..., None]
-        keypoints = (keypoints * valid[..., None]).gather(1, chosen.expand(-1, -1, 2))
+        keypoints = (_within(keypoints, last) * valid[..., None]).gather(1, chosen.expand(-1, -1, 2))
         described = described.gather(1, chosen.expand(-1, -1, described.shape[2]))
         return keypoints, ranked.clamp(min=0), described, refinement.log_sigmas.exp().gather(1, order)
+
+
+def _within(keypoints: Tensor, last: Tensor | None) -> Tensor:
+    """Keypoints (B, K, 2) brought into images whose last pixels (B, 1, 2) are known."""
+    return keypoints if last is None else keypoints.clamp(min=0).minimum(last)
 
 
 class PairGraph(nn.Module):
@@ -138,6 +158,7 @@ class PairGraph(nn.Module):
 
     ``forward`` gives what :class:`FeatureGraph` gives for image 0, the same for image 1, and matches (B, K) int64, for
     every keypoint of image 0 its match in image 1 or -1, with match_scores (B, K), cosines, 0 without a match.
+    The images may be of different sizes.
 
     Args:
         features: of both images.
@@ -148,13 +169,16 @@ class PairGraph(nn.Module):
         self.features = features
 
     @property
-    def outputs(self) -> list[str]:
-        """Names of what ``forward`` gives."""
-        both = [f"{name}{i}" for i in (0, 1) for name in self.features.outputs]
-        return [*both, "matches", "match_scores"]
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Names of what ``forward`` gives, with the shape for one pair."""
+        both = {f"{name}{i}": shape for i in (0, 1) for name, shape in self.features.outputs.items()}
+        k = self.features.config.max_keypoints
+        return {**both, "matches": (k,), "match_scores": (k,)}
 
-    def forward(self, image0: Tensor, image1: Tensor) -> tuple[Tensor, ...]:
-        first, second = self.features(image0), self.features(image1)
+    def forward(
+        self, image0: Tensor, image1: Tensor, size0: Tensor | None = None, size1: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        first, second = self.features(image0, size0), self.features(image1, size1)
         similarity = first[2] @ second[2].transpose(1, 2)
         usable = (first[1] > 0)[:, :, None] & (second[1] > 0)[:, None]
         # a descriptor that is not finite is nobody's neighbour

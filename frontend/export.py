@@ -38,6 +38,8 @@ class ExportConfig:
         postprocessing: whether detection, top-K, refinement and the sampling of descriptors are in the graph.
         matching: whether the graph takes two images and matches them; implies ``postprocessing``.
         extractor: settings of the postprocessing.
+        true_size: whether the graph takes the images' sizes before they were padded to multiples of 8, so that there
+            are no keypoints in the padding or in the border before it; needs ``postprocessing`` or ``matching``.
     """
 
     format: str = "onnx"
@@ -46,6 +48,7 @@ class ExportConfig:
     postprocessing: bool = False
     matching: bool = False
     extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
+    true_size: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -54,6 +57,8 @@ class ExportConfig:
             raise ConfigError(f"export size is {self.size[0]}x{self.size[1]}; expected multiples of 8, 16 or more")
         if self.batch is not None and self.batch < 1:
             raise ConfigError(f"export batch is {self.batch}; expected 1 or more")
+        if self.true_size and not (self.postprocessing or self.matching):
+            raise ConfigError("export takes the images' size without post-processing; expected both or neither")
         if self.format == "superpoint-v1" and (self.size or self.batch or self.postprocessing or self.matching):
             raise ConfigError(
                 "export format superpoint-v1 has weights alone; expected no size, batch or post-processing"
@@ -65,35 +70,62 @@ class _Graph:
     """A module with what an exporter has to know of it."""
 
     module: nn.Module
-    inputs: dict[str, Tensor]
-    outputs: list[str]
-    dynamic: dict[str, dict[int, str]]  # dimensions of any size of inputs and outputs
+    inputs: dict[str, Tensor]  # examples
+    shapes: dict[str, tuple[int | str, ...]]  # of inputs, then of outputs; a dimension of any size is its name
+
+    @property
+    def outputs(self) -> list[str]:
+        return [name for name in self.shapes if name not in self.inputs]
+
+    @property
+    def dynamic(self) -> dict[str, dict[int, str]]:
+        """Dimensions of any size of inputs and outputs that have some."""
+        free = {name: {i: n for i, n in enumerate(shape) if isinstance(n, str)} for name, shape in self.shapes.items()}
+        return {name: axes for name, axes in free.items() if axes}
 
 
 def _graphs(network: SuperPointNet, config: ExportConfig) -> dict[str, _Graph]:
     """What is to be written, by the suffix of the file's name."""
     info = info_of(network)
-    height, width = config.size or (64, 96)
-    image = torch.rand(config.batch or 2, 1, height, width)
-    many = {0: "batch"} if config.batch is None else {}
-    axes = many | ({2: "height", 3: "width"} if config.size is None else {})
+    batch = config.batch or "batch"
+    examples = config.batch or 2
     if config.postprocessing or config.matching:
         features = FeatureGraph(network, config.extractor)
         module = PairGraph(features) if config.matching else features
-        names = ["image0", "image1"] if config.matching else ["image"]
-        dynamic = dict.fromkeys(names, axes) | dict.fromkeys(module.outputs, many)
-        return {"": _Graph(module, dict.fromkeys(names, image), module.outputs, dynamic)}
-    free = config.size is None
-    heat = many | ({1: "height", 2: "width"} if free else {})
-    cells = many | ({1: "rows", 2: "columns"} if free else {})
-    outputs = ["heat", "descriptors"]
-    dynamic = {"image": axes, "heat": heat, "descriptors": cells}
-    graphs = {"": _Graph(DenseGraph(network), {"image": image}, outputs, dynamic)}
+        inputs: dict[str, Tensor] = {}
+        shapes: dict[str, tuple[int | str, ...]] = {}
+        # sides that all differ: a trace may not take one for another
+        sides = {"0": (64, 96), "1": (72, 104)} if config.matching else {"": (64, 96)}
+        for end, side in sides.items():
+            height, width = config.size or side
+            inputs[f"image{end}"] = torch.rand(examples, 1, height, width)
+            shapes[f"image{end}"] = (batch, 1, *(config.size or (f"height{end}", f"width{end}")))
+        for end in sides if config.true_size else ():
+            height, width = inputs[f"image{end}"].shape[2:]
+            inputs[f"size{end}"] = torch.tensor([[width - 3, height - 5]] * examples)
+            shapes[f"size{end}"] = (batch, 2)
+        shapes |= {name: (batch, *shape) for name, shape in module.outputs.items()}
+        return {"": _Graph(module, inputs, shapes)}
+    height, width = config.size or (64, 96)
+    shapes = {
+        "image": (batch, 1, *(config.size or ("height", "width"))),
+        "heat": (batch, *(config.size or ("height", "width"))),
+        "descriptors": (
+            batch,
+            *((height // 8, width // 8) if config.size else ("rows", "columns")),
+            info.descriptor_dim,
+        ),
+    }
+    graphs = {"": _Graph(DenseGraph(network), {"image": torch.rand(examples, 1, height, width)}, shapes)}
     if info.patch:
         inputs = {"patches": torch.rand(3, 1, info.patch, info.patch), "scores": torch.rand(3)}
-        count = {name: {0: "count"} for name in ("patches", "scores", "position", "local")}
-        refiner = RefineGraph(cast(Any, network.refiner))
-        graphs["-refiner"] = _Graph(refiner, inputs, ["position", "local"], count)
+        shapes = {
+            "patches": ("count", 1, info.patch, info.patch),
+            "scores": ("count",),
+            "position": ("count", 4),
+            "local": ("count", info.descriptor_dim),
+        }
+        graphs["-refiner"] = _Graph(RefineGraph(cast(Any, network.refiner)), inputs, shapes)
     return graphs
 
 
@@ -138,11 +170,14 @@ def export_network(network: SuperPointNet, path: Path, config: ExportConfig, nam
 
 def _onnx_bytes(graph: _Graph, facts: Mapping[str, str]) -> bytes:
     inputs = tuple(graph.inputs.values())
-    dynamic = {key: axes for key, axes in graph.dynamic.items() if axes}
-    data = to_onnx(graph.module, inputs, (list(graph.inputs), graph.outputs), dynamic or None)
+    data = to_onnx(graph.module, inputs, (list(graph.inputs), graph.outputs), graph.dynamic or None)
     import onnx
 
     model = onnx.load_from_string(data)
+    for value in model.graph.output:
+        # the exporter knows few of the sizes and makes names up
+        shape = onnx.helper.make_tensor_type_proto(value.type.tensor_type.elem_type, graph.shapes[value.name])
+        value.type.CopyFrom(shape)
     onnx.helper.set_model_props(model, dict(facts))
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
@@ -176,12 +211,14 @@ def _write_torch(graph: _Graph, path: Path, facts: Mapping[str, str]) -> list[Pa
     dimensions: dict[str, Any] = {}
 
     def dimension(label: str) -> Any:
-        if label in ("height", "width"):
+        if label.startswith(("height", "width")):
             # cells of 8 pixels
             return 8 * dimensions.setdefault(label, torch.export.Dim(f"{label}_cells", min=2, max=1024))
         return dimensions.setdefault(label, torch.export.Dim(label, min=1, max=1 << 16))
 
-    shapes = tuple({axis: dimension(label) for axis, label in graph.dynamic[name].items()} for name in graph.inputs)
+    shapes = tuple(
+        {axis: dimension(label) for axis, label in graph.dynamic.get(name, {}).items()} for name in graph.inputs
+    )
     try:
         with torch.no_grad():
             program = torch.export.export(graph.module.eval(), tuple(graph.inputs.values()), dynamic_shapes=shapes)

@@ -18,6 +18,7 @@ from frontend.matching import check_matcher, match_features
 from frontend.matching.base import check_limits
 from frontend.ransac_config import RansacConfig
 from frontend.types import Essential, Features, Float32Array, Fundamental, Homography, Matches, MatchResult, Status
+from frontend.weights import released_matcher
 
 GEOMETRIES = ("homography", "fundamental", "essential", "none")
 RANSAC_METHODS = ("ransac", "opencv")
@@ -82,6 +83,7 @@ class MatchPipeline:
         self.extractor = extractor
         self.config = config or PipelineConfig()
         self.cameras = cameras
+        self._sure = self.config.matcher != "lightglue"  # that there is a matcher for what the extractor makes
         if self.config.geometry == "essential" and cameras is None:
             raise ConfigError("geometry is 'essential' without cameras; expected those of both images")
 
@@ -108,7 +110,12 @@ class MatchPipeline:
 
         Raises:
             ShapeError: an image or a mask has another shape or type.
+            WeightsError: the matcher is "lightglue", and none was released for the extractor's model.
         """
+        if not self._sure:
+            # not when the images have been extracted; nor before, as features at hand may be of another model
+            released_matcher(self.extractor.name)
+            self._sure = True
         for image in (image1,) if features0 is not None else (image0, image1):
             check_pixels(image)
         times = StageTimes()

@@ -16,6 +16,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Named objects of one kind, registered by decorator or lazily through an entry-point group.
 
+    What another package announces and cannot be loaded is not among them: its own name is refused with the reason.
+
     Args:
         kind: what is registered, for error messages ("encoder").
         group: entry-point group in which other packages announce theirs; loaded when a name is first looked up.
@@ -26,6 +28,7 @@ class Registry(Generic[T]):
         self.group = group
         self._items: dict[str, T] = {}
         self._homes: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
         self._loaded = self._loading = False
         self._lock = threading.RLock()
 
@@ -52,7 +55,8 @@ class Registry(Generic[T]):
         """Refuse an unknown name, without importing what a known one stands for.
 
         Raises:
-            RegistryError: the name is unknown; the message lists the known ones.
+            RegistryError: the name is unknown; the message lists the known ones. It is that of another package which
+                cannot be loaded; the message says why, as of ``in``.
         """
         if name not in self:
             raise RegistryError(f"unknown {self.kind} '{name}'; expected one of: {', '.join(self)}")
@@ -64,23 +68,33 @@ class Registry(Generic[T]):
                 return
             self._loading = True
             try:
-                self._items.update(self._announced())
+                found, self._problems = self._announced()
+                self._items.update(found)
                 self._loaded = True
             finally:
                 self._loading = False
 
-    def _announced(self) -> dict[str, T]:
-        """What other packages have under their entry points, loaded."""
+    def _announced(self) -> tuple[dict[str, T], dict[str, str]]:
+        """What other packages have under their entry points, loaded, and why others of them cannot be."""
         found: dict[str, T] = {}
+        problems: dict[str, str] = {}
         for point in entry_points(group=self.group):
+            told = f"{self.kind} '{point.name}' of {point.value}"
             if point.name in self._items or point.name in self._homes or point.name in found:
-                raise RegistryError(f"{self.kind} '{point.name}' of {point.value} is registered already")
+                problems[point.name] = f"{told} is registered already"
+                continue
             try:
                 found[point.name] = point.load()
             except Exception as error:  # another package's, of whatever kind
                 reason = " ".join(str(error).split()) or type(error).__name__
-                raise RegistryError(f"{self.kind} '{point.name}' of {point.value} fails: {reason}") from error
-        return found
+                problems[point.name] = f"{told} fails: {reason}"
+        return found, problems
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Why what other packages announce is not here, by its name, which may also be that of another."""
+        self._load_entry_points()
+        return dict(self._problems)
 
     def get(self, name: str) -> T:
         """Look a name up.
@@ -102,4 +116,6 @@ class Registry(Generic[T]):
         if name in self._items or name in self._homes:
             return True
         self._load_entry_points()
+        if name not in self._items and name in self._problems:
+            raise RegistryError(self._problems[str(name)])
         return name in self._items

@@ -1,4 +1,4 @@
-"""Tracks and trajectories as text: rows of a CSV file, lines of a TUM file, and what a sequence comes to.
+"""Tracks and trajectories as text: rows of a CSV file, lines of files of poses, and what a sequence comes to.
 
 A CSV file has a heading and a row for each keypoint of each frame, best score first:
 
@@ -85,6 +85,17 @@ def tum_line(stamp_ns: int, pose: Pose) -> str:
     position, turn = camera_to_world(pose)
     sign, (seconds, rest) = "-" if stamp_ns < 0 else "", divmod(abs(stamp_ns), 10**9)
     return f"{sign}{seconds}.{rest:09d} {' '.join(f'{value:.9f}' for value in (*position.tolist(), *turn.tolist()))}\n"
+
+
+def kitti_line(pose: Pose) -> str:
+    """A line of a file of poses as KITTI's odometry has them, with its end: a frame's [R | t], row by row.
+
+    Args:
+        pose: X_camera = R X_world + t, metres; what is written is X_world by X_camera.
+    """
+    turn = np.asarray(pose.R, np.float64).T
+    matrix = np.column_stack([turn, -turn @ pose.t]) + 0.0  # no zero below zero
+    return " ".join(f"{value:.9e}" for value in matrix.ravel().tolist()) + "\n"
 
 
 class TrackStatistics:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from frontend.errors import ConfigError, RegistryError, WeightsError
+from frontend.errors import ConfigError, RegistryError, WeightsError, is_lack_of_memory
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -180,13 +180,26 @@ def resolve_matcher(features: str) -> Path:
     Raises:
         WeightsError: there is no matcher for it, its file is missing, or is not the one that was released.
     """
+    info = released_matcher(features)
+    if not info.path.is_file():
+        raise WeightsError(f"weights of matcher '{info.name}' are missing: expected {info.path}")
+    _check_released("weights", info.path, sha256_of(info.path), info.sha256)
+    return info.path
+
+
+def released_matcher(features: str) -> MatcherInfo:
+    """The learned matcher that was released for a model's features; its file is not looked at.
+
+    Args:
+        features: name of the model.
+
+    Raises:
+        WeightsError: there is no matcher for it.
+    """
     matchers = list_matchers()
     for info in matchers.values():
         if info.features == features:
-            if not info.path.is_file():
-                raise WeightsError(f"weights of matcher '{info.name}' are missing: expected {info.path}")
-            _check_released("weights", info.path, sha256_of(info.path), info.sha256)
-            return info.path
+            return info
     known = ", ".join(sorted(info.features for info in matchers.values())) or "no model"
     raise WeightsError(f"there is no learned matcher for features of '{features}'; expected those of: {known}")
 
@@ -301,6 +314,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise WeightsError(f"weights {path} are corrupt or no safetensors file: {error}") from None
 
 
+_PICKLES = (b"PK", b"\x80")  # what PyTorch's files begin with: an archive's mark, or a pickle's
+
+
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     import pickle
 
@@ -308,14 +324,25 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # PyTorch's text is paragraphs of advice to unpickle whatever is in the file
-        raise WeightsError(
-            f"weight file {path} holds more than tensors, or is no PyTorch file; expected a state dict: "
-            "torch.save(model.state_dict(), FILE)"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"weights {path} are corrupt or no PyTorch state dict: {reason}") from None
+    except Exception as error:  # whatever reading other content as a pickle ends in
+        if is_lack_of_memory(error):
+            raise
+        with path.open("rb") as file:
+            head = file.read(16)
+        if not head.startswith(_PICKLES):
+            found = f"it begins with {head!r}" if head else "it is empty"
+            raise WeightsError(
+                f"{path} is no weight file: {found}; expected a .safetensors file or a PyTorch state dict (.pth)"
+            ) from None
+        if isinstance(error, pickle.UnpicklingError):
+            # PyTorch's text is paragraphs of advice to unpickle whatever is in the file
+            raise WeightsError(
+                f"weight file {path} holds more than tensors, or is no PyTorch file; expected a state dict: "
+                "torch.save(model.state_dict(), FILE)"
+            ) from None
+        reason = (str(error).strip().splitlines() or [""])[0]
+        told = f"{type(error).__name__}: {reason}" if isinstance(error, LookupError) else reason or type(error).__name__
+        raise WeightsError(f"weights {path} are corrupt or no PyTorch state dict: {told}") from None
     if isinstance(state, dict) and isinstance(state.get("model_state_dict"), dict):
         state = state["model_state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):

@@ -54,6 +54,7 @@ def images(tmp_path: Path) -> list[Path]:
     [
         ([], "superpoint"),
         (["nosuch"], "superpoint"),
+        (["match", "a.jpg", "b.jpg"], "superpoint"),
         (["extract"], "superpoint extract"),
         (["extract", "images", "--out", "out", "--batch", "many"], "superpoint extract"),
         (["train", "superpoint", "--out"], "superpoint train superpoint"),
@@ -71,6 +72,14 @@ def test_wrong_usage_is_one_line(arguments: list[str], command: str, capsys: pyt
     assert err.startswith(f"{command}: ")
     assert err.endswith(f" (see {command} --help)\n")
     assert err.count("\n") == 1
+
+
+def test_the_command_for_images_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["match", "a.jpg", "b.jpg"])
+    told = capsys.readouterr().err
+    assert "superpoint-match IMG0 IMG1" in told
+    assert "superpoint match-features" in told
 
 
 def test_a_lack_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -199,7 +199,7 @@ def test_a_broken_descriptor_is_nobodys_neighbour_in_the_exported_graph_either(r
     for first, second in ((descriptors, broken), (broken, descriptors)):
         given = iter([(keypoints, scores, first), (keypoints, scores, second)])
         graph = PairGraph(torch.nn.Module())  # type: ignore[arg-type]
-        graph.features.forward = lambda _, given=given: next(given)  # type: ignore[method-assign]
+        graph.features.forward = lambda *_, given=given: next(given)  # type: ignore[method-assign]
         matches, matched = graph(torch.zeros(1), torch.zeros(1))[-2:]
         expected = torch.arange(50)
         expected[7] = -1

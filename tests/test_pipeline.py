@@ -10,7 +10,7 @@ from runtime_networks import network
 
 from frontend import pipeline as pipelines
 from frontend.camera import Camera
-from frontend.errors import ConfigError, ShapeError
+from frontend.errors import ConfigError, ShapeError, WeightsError
 from frontend.extractor import SuperPoint
 from frontend.pipeline import MatchPipeline, PipelineConfig
 from frontend.types import Features, Homography, Status
@@ -56,6 +56,17 @@ def test_what_is_no_image_is_refused(
 def test_settings_out_of_range_are_refused_at_once(wrong: dict[str, float], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         PipelineConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_model_without_a_learned_matcher_is_refused_before_it_extracts(
+    extractor: SuperPoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SuperPoint, "extract_batch", lambda *_, **__: pytest.fail("it extracts"))
+    pipeline = MatchPipeline(extractor, PipelineConfig(matcher="lightglue"))
+    image = np.zeros((64, 64), np.uint8)
+    said = f"there is no learned matcher for features of '{extractor.name}'; expected those of: "
+    with pytest.raises(WeightsError, match=said):
+        pipeline.match(image, image)
 
 
 @pytest.mark.parametrize("geometry", ["homography", "fundamental", "essential"])

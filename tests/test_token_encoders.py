@@ -403,13 +403,14 @@ def test_smooth_token_mixing_is_the_same_on_every_grid() -> None:
     ("spec", "message"),
     [
         ("mlp_mixer(grid=[15])", "mlp_mixer got grid \\[15\\]; expected rows and columns"),
-        ("feed_forward(grid=[15, 0])", "feed_forward got grid \\[15, 0\\]; expected rows and columns"),
-        ("lv_vit(grid=[15, 2.5])", "lv_vit got grid \\[15, 2.5\\]; expected rows and columns"),
+        ("feed_forward(grid=[15, 0])", "feed_forward got grid \\[15, 0\\]; expected a list of whole numbers"),
+        ("lv_vit(grid=[15, 2.5])", "lv_vit got grid \\[15, 2.5\\]; expected a list of whole numbers"),
         ("lv_vit(heads=3)", "lv_vit got 3 heads; expected a divisor of the 128 channels"),
         ("lv_vit(alpha=0.0)", "lv_vit got alpha 0.0; expected a positive number"),
-        ("external_attention(heads=0)", "external_attention got 0 heads; expected a divisor of the 128 channels"),
+        ("external_attention(heads=3)", "external_attention got 3 heads; expected a divisor of the 128 channels"),
+        ("external_attention(heads=0)", "external_attention got heads 0; expected a whole number of 1 or more"),
         ("compact+external_attention(heads=5)", "external_attention got 5 heads; expected a divisor of the 96"),
-        ("external_attention(memory=0)", "external_attention got 0 units of memory; expected at least 1"),
+        ("external_attention(memory=0)", "external_attention got memory 0; expected a whole number of 1 or more"),
     ],
 )
 def test_wrong_options_are_refused(spec: str, message: str) -> None:

@@ -170,6 +170,47 @@ def test_stereo_has_points_and_poses_in_metres(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
+def test_kitti_has_a_line_for_each_frame(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    left, right = euroc(tmp_path), euroc(tmp_path, range(12), "cam1")
+    # the first has no points, the fourth cannot be read
+    (right / "data" / f"{FIRST_NS}.png").write_bytes(b"")
+    (left / "data" / f"{FIRST_NS + 3 * STEP_NS}.png").write_bytes(b"")
+    given = [tmp_path, "--right", right, "--camera", CAMERA, "--baseline", BASELINE_M, "--out", tmp_path / "t.csv"]
+    assert run(*given, "--poses", tmp_path / "p.txt", "--poses-format", "kitti") == 0
+    assert "10 poses" in capfd.readouterr().out
+    lines = (tmp_path / "p.txt").read_text().splitlines()
+    poses = np.array([[float(value) for value in line.split()] for line in lines]).reshape(12, 3, 4)
+    np.testing.assert_array_equal(poses[:2], [np.eye(4)[:3]] * 2)
+    assert lines[3] == lines[2] != lines[4]
+    expected = STEP_M * np.maximum(np.arange(12) - 1, 0)
+    expected[3] = expected[2]
+    np.testing.assert_allclose(poses[:, 0, 3], expected, atol=0.01)
+    np.testing.assert_allclose(poses[:, :, :3], [np.eye(3)] * 12, atol=0.01)
+    # the same poses as TUM's file has
+    assert run(*given, "--poses", tmp_path / "p.tum") == 0
+    tum = np.array([line.split()[1:4] for line in (tmp_path / "p.tum").read_text().splitlines()[1:]], float)
+    np.testing.assert_allclose(np.delete(poses, [0, 3], axis=0)[:, :, 3], tum, atol=1e-8)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_principal_point_outside_the_images_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    euroc(tmp_path, range(3))
+    right = euroc(tmp_path, range(3), "cam1")
+    told = "lies outside its images of 640 x 480; is this the calibration of another resolution?"
+    out = ["--out", tmp_path / "t.csv"]
+    assert run(tmp_path, "--camera", "500,500,2400,200", *out) == 0
+    line = f"superpoint track: the principal point (2400, 200) of the camera {told}\n"
+    assert capfd.readouterr().err == line
+    assert run(tmp_path, "--camera", "500,500,-1,200", "--right", right, "--baseline", "0.2", *out) == 0
+    printed = capfd.readouterr().err.splitlines()
+    assert printed == [
+        f"superpoint track: the principal point (-1, 200) of the {name} {told}" for name in ("camera", "right camera")
+    ]
+    assert run(tmp_path, "--camera", CAMERA, *out) == 0
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("stand_in")
 def test_a_pair_without_calibration_has_pixels_alone(tmp_path: Path) -> None:
     euroc(tmp_path, range(3))
     out = tmp_path / "t.csv"
@@ -277,6 +318,7 @@ def test_stdout_takes_rows_or_the_summary(tmp_path: Path, capfd: pytest.CaptureF
         (["empty"], "empty: has no image"),
         (["mav0", "--poses", "p.tum"], "--poses is given without a stereo rig"),
         (["mav0", "--poses", "p.tum", "--camera", CAMERA, "--right", "mav0/cam1"], "--poses is given without a stereo"),
+        (["mav0", "--poses-format", "kitti"], "--poses-format is kitti without --poses; expected both or neither"),
         (["mav0", "--baseline", "0.1", "--camera", CAMERA], "--baseline is given without --right"),
         (["mav0", "--baseline", "0.1", "--right", "mav0/cam1"], "--baseline is given without --camera"),
         (["mav0", "--baseline", "-1", "--right", "mav0/cam1", "--camera", CAMERA], "baseline is -1"),

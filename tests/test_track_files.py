@@ -14,7 +14,7 @@ from test_tracking import SIZE, STEP, K, World
 
 from frontend.camera import Camera
 from frontend.stereo import StereoRig
-from frontend.track_files import COLUMNS, STEREO_COLUMNS, TrackStatistics, track_rows, tum_line
+from frontend.track_files import COLUMNS, STEREO_COLUMNS, TrackStatistics, kitti_line, track_rows, tum_line
 from frontend.track_video import TrackVideo
 from frontend.tracking import Tracker
 from frontend.types import Features, Pose
@@ -78,6 +78,18 @@ def test_poses_have_all_digits_of_their_stamps(stamp_ns: int, expected: str) -> 
     # the camera's x points along -y of the world: a quarter turn back about z
     half = np.sqrt(0.5)
     np.testing.assert_allclose([float(value) for value in values], [-2, 1, -3, 0, 0, -half, half], atol=1e-9)
+
+
+def test_poses_as_kitti_has_them() -> None:
+    turn = cv2.Rodrigues(np.array([0.1, -0.4, 1.2]))[0]
+    line = kitti_line(Pose(turn, np.array([1.0, 2.0, 300.0])))
+    assert line.endswith("\n")
+    matrix = np.array([float(value) for value in line.split()]).reshape(3, 4)
+    camera_from_world = np.vstack([np.column_stack([turn, [1, 2, 300]]), [0, 0, 0, 1]])
+    np.testing.assert_allclose(matrix, np.linalg.inv(camera_from_world)[:3], atol=1e-6)
+    first = kitti_line(Pose(np.eye(3), np.zeros(3)))
+    assert [float(value) for value in first.split()] == [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]
+    assert "-" not in first.replace("e-", "")
 
 
 def test_statistics_are_those_of_all_tracks() -> None:

@@ -92,10 +92,45 @@ def test_corrupt_files(folder: Path) -> None:
         path = folder / f"{name}.safetensors"
         path.write_bytes(data)
         assert "corrupt" in refused(path)
-    for name, data in [("empty", b""), ("text", b"not weights at all")]:
-        path = folder / f"{name}.pth"
-        path.write_bytes(data)
-        assert "corrupt" in refused(path)
+    torch.save({"a": torch.ones(9)}, folder / "whole.pth")
+    whole = (folder / "whole.pth").read_bytes()
+    for n in (2, 5, len(whole) // 2, len(whole) - 3):
+        (folder / "cut.pth").write_bytes(whole[:n])
+        assert "corrupt" in refused(folder / "cut.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "found"),
+    [
+        ("tracks.csv", b"stamp_ns,frame,track_id,age,x,y\n0,0,1,1,3.5,2.5\n", "begins with b'stamp_ns,frame,t'"),
+        ("hello.pth", b"hello", "begins with b'hello'"),
+        ("text.pth", b"not weights at all", "begins with b'not weights at a'"),
+        ("lines.pth", b"\n\n\n", r"begins with b'\n\n\n'"),
+        ("photo.jpg", b"\xff\xd8\xff\xe0" + bytes(40), r"begins with b'\xff\xd8\xff\xe0\x00"),
+        ("noise.pth", bytes(range(256)) * 9, r"begins with b'\x00\x01"),
+        ("empty.pth", b"", "is empty"),
+        *(
+            (f"{letter}.pt", letter.encode(), f"begins with b'{letter}'")
+            for letter in "0123aceghijlopqrstuxBCFGIKLMNUVX"
+        ),
+    ],
+)
+def test_what_is_no_weight_file_is_one_line(folder: Path, name: str, data: bytes, found: str) -> None:
+    path = folder / name
+    path.write_bytes(data)
+    told = refused(path)
+    assert told.startswith(f"{path} is no weight file: it {found}")
+    assert told.endswith("; expected a .safetensors file or a PyTorch state dict (.pth)")
+
+
+def test_a_lack_of_memory_is_none_of_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    (folder / "large.pth").write_bytes(b"PK")
+    monkeypatch.setattr("torch.load", load)
+    with pytest.raises(MemoryError):
+        load_network(folder / "large.pth")
 
 
 def test_files_of_other_content(folder: Path) -> None:
@@ -104,12 +139,11 @@ def test_files_of_other_content(folder: Path) -> None:
     torch.save([1, 2], folder / "list.pth")
     assert "hold list; expected a state dict" in refused(folder / "list.pth")
     torch.save({"f": Path}, folder / "code.pth")
-    (folder / "noise.pth").write_bytes(bytes(range(256)) * 9)
-    for name in ("code.pth", "noise.pth"):  # not PyTorch's advice to unpickle whatever is in them, in bold
-        assert refused(folder / name) == (
-            f"weight file {folder / name} holds more than tensors, or is no PyTorch file; expected a state dict: "
-            "torch.save(model.state_dict(), FILE)"
-        )
+    # not PyTorch's advice to unpickle whatever is in it, in bold
+    assert refused(folder / "code.pth") == (
+        f"weight file {folder / 'code.pth'} holds more than tensors, or is no PyTorch file; expected a state dict: "
+        "torch.save(model.state_dict(), FILE)"
+    )
     network = SuperPointNet()
     del network.descriptor.out
     save_network(folder / "part.safetensors", network)

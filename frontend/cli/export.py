@@ -16,6 +16,7 @@ EXPORT_OPTIONS = (
     Option("batch", 0, "images of a batch; any number with 0"),
     Option("with_postprocessing", False, "detection, top-K, refinement and descriptor sampling in the graph"),
     Option("with_matching", False, "two images and their matches in one graph; implies --with-postprocessing"),
+    Option("with_size", False, "an input for the size before the padding, with post-processing"),
     Option("max_keypoints", 1024, "K, keypoints of an image, with post-processing"),
     Option("detection_threshold", 0.005, "lowest score of a keypoint, with post-processing"),
     Option("nms_radius", 3, "pixels kept free around a keypoint, with post-processing"),
@@ -28,16 +29,19 @@ EXPORT_OPTIONS = (
     Option("average", "", "weights of the same network, for weights-float16: the mean of both is written"),
 )
 _HALVES = ("refiner_passes", "average")  # options of weights-float16
-_POST_PROCESSING = ("max_keypoints", "detection_threshold", "nms_radius", "border")
+_POST_PROCESSING = ("with_size", "max_keypoints", "detection_threshold", "nms_radius", "border")
 _ABOUT = """\
 Without --with-postprocessing the graph gives the heat map and the semi-dense descriptors, and a refiner, where the
 network has one, lies beside it in NAME-refiner. With it, K keypoints of each image with scores (0 where there is none),
-descriptors and sigmas. --format superpoint-v1 writes no graph but a state dict (.pth) of the paper's network, conv1a to
-convDb, for other implementations to load; it has no refiner. --format weights-float16 writes a weight file of this
-project (.safetensors) in half the size, and sets what --refiner-passes says; with --average it is the mean of two, such
-as of weights and of what they became when they were trained on. --precision int8 quantises the dense part, measures its
-homography accuracy on half of the photographs against float32, and refuses it where that drops by more than a point;
---runtime onnxruntime or openvino with --precision int8 then uses it, on this machine; --out writes it to a file, too.
+descriptors and sigmas. Images are padded to multiples of 8 by repeating the last row and column; with --with-size the
+graph takes their width and height before that, too, and finds no keypoints in the padding. docs/runtimes.md has the
+inputs and outputs of all graphs. --format superpoint-v1 writes no graph but a state dict (.pth) of the paper's network,
+conv1a to convDb, for other implementations to load; it has no refiner. --format weights-float16 writes a weight file of
+this project (.safetensors) in half the size, and sets what --refiner-passes says; with --average it is the mean of two,
+such as of weights and of what they became when they were trained on. --precision int8 quantises the dense part,
+measures its homography accuracy on half of the photographs against float32, and refuses it where that drops by more
+than a point; --runtime onnxruntime or openvino with --precision int8 then uses it, on this machine; --out writes it to
+a file, too.
 """
 
 
@@ -115,6 +119,7 @@ def _run(args: argparse.Namespace) -> int:
         values["with_postprocessing"],
         values["with_matching"],
         extractor,
+        values["with_size"],
     )
     name, network = load_network(args.model)
     for path in export_network(network, args.out, config, name):

@@ -52,7 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 2 bad input (one line says which), 130 interrupted, 141 without a reader of the output.
     """
     open_streams()
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["match"]:
+        parser.error(
+            "'match' is a command of its own: superpoint-match IMG0 IMG1; of folders superpoint match-features"
+        )
+    args = parser.parse_args(given)
     # the service has a log of its own
     return run_command(f"superpoint {args.command}", lambda: args.run(args), notices=args.command != "serve")
 

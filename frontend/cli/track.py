@@ -46,8 +46,9 @@ _TAKEN = (
         "are none",
     ),
 )
+_POSES = Option("poses_format", "tum", "of --poses; see below", ("tum", "kitti"))
 _OF_FOLDERS = ("half", "batch", "stored_orientation")  # settings of superpoint extract alone
-TRACK_OPTIONS = (*_TAKEN, *(option for option in EXTRACT_OPTIONS if option.name not in _OF_FOLDERS), *_POLICY)
+TRACK_OPTIONS = (_POSES, *_TAKEN, *(option for option in EXTRACT_OPTIONS if option.name not in _OF_FOLDERS), *_POLICY)
 
 _DESCRIPTION = """\
 Track keypoints through a folder of images or a video: the front-end of a SLAM system, its result in a CSV file.
@@ -78,7 +79,10 @@ the frame that is being worked on; what is done is kept.
 --poses is odometry from frame to frame: each is placed by points in space of frames before it, in metres, the first one
 at the origin. There is no map, no bundle adjustment and no loop closure, so drift is to be expected. It needs a stereo
 rig: poses of one camera have translations without a length, which make no trajectory. Where too few points are seen
-again the trajectory ends, as nothing tells how far the camera went meanwhile.
+again the trajectory ends, as nothing tells how far the camera went meanwhile. TUM's format has a line for each frame
+with a pose: stamp in seconds, position, quaternion. With --poses-format kitti there is a line for each frame that was
+taken, the first three rows of the camera-to-world matrix: a frame without a pose, or that cannot be read, repeats the
+line before it, or has the identity where there is none yet.
 
 examples:
   superpoint track mav0/cam0 --right mav0/cam1 --camera mav0/cam0/sensor.yaml --right-camera mav0/cam1/sensor.yaml \\
@@ -104,7 +108,7 @@ def add_parser(subparsers: Any) -> None:
     add = parser.add_argument
     add("source", type=Path, metavar="SOURCE", help="folder of images, or a video")
     add("--out", required=True, metavar="FILE.csv", help="tracks; compressed where it ends in .gz; - for stdout")
-    add("--poses", metavar="FILE.tum", help="poses of the left camera in the world, TUM's format; needs a stereo rig")
+    add("--poses", metavar="FILE", help="poses of the left camera in the world; needs a stereo rig")
     add("--video", metavar="FILE.mp4", help="the frames with their tracks")
     add("--json", metavar="FILE|-", help="the summary as JSON")
     add("--model", default="superpoint-edge", metavar="NAME|PATH", help="model name or weight file [%(default)s]")
@@ -141,6 +145,7 @@ def _run(args: argparse.Namespace) -> int:
     values = resolve_options(args, TRACK_OPTIONS)
     _check(args, values)
     policy = TrackerConfig(**{option.name: values.pop(option.name) for option in _POLICY})
+    kitti = values.pop(_POSES.name) == "kitti"
     every, limit, fps = (values.pop(option.name) for option in _TAKEN)
     where = {name: values.pop(name) for name in ("device", "runtime", "precision")}
     for name in ("resize", "white"):
@@ -176,6 +181,7 @@ def _run(args: argparse.Namespace) -> int:
             args.out,
             stereo=args.right is not None,
             poses=args.poses,
+            kitti=kitti,
             odometry=None if rig is None else StereoOdometry(rig, policy.threshold),
             video=args.video,
             fps=1e9 / (reader.source.interval_ns * every),
@@ -224,6 +230,8 @@ def _check(args: argparse.Namespace, values: dict[str, Any]) -> None:
             raise ConfigError(f"--{name} is {values[name]}; expected {least} or more")
     if values["fps"]:
         check_rate(values["fps"])
+    if values[_POSES.name] != _POSES.default and args.poses is None:
+        raise ConfigError(f"--poses-format is {values[_POSES.name]} without --poses; expected both or neither")
     if args.right_mask is not None and args.right is None:
         raise ConfigError("--right-mask is given without --right; expected the right images, too")
     if args.video is not None and not args.video.lower().endswith(".mp4"):
@@ -317,10 +325,14 @@ def _follow(
                 break
             if isinstance(extracted, ImageError):
                 reader.skipped += 1
+                files.skip()
                 progress.write(one_line(f"{PROG}: skipped {extracted}"))
             elif isinstance(extracted, FrontendError):
                 raise extracted
             else:
+                if not files.statistics.frames:
+                    for line in reader.doubts(tracker.camera, tracker.stereo):
+                        progress.write(one_line(f"{PROG}: {line}"))
                 if extracted.problem:
                     reader.alone += 1
                     progress.write(one_line(f"{PROG}: tracked without its right image: {extracted.problem}"))

@@ -11,10 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+import numpy as np
+
 from frontend.errors import ConfigError, FrontendError
 from frontend.odometry import StereoOdometry
-from frontend.track_files import COLUMNS, STEREO_COLUMNS, TUM_HEADING, TrackStatistics, track_rows, tum_line
+from frontend.track_files import COLUMNS, STEREO_COLUMNS, TUM_HEADING, TrackStatistics, kitti_line, track_rows, tum_line
 from frontend.track_video import TrackVideo
+from frontend.types import Pose
 
 if TYPE_CHECKING:
     from frontend.types import TrackedFrame
@@ -73,6 +76,7 @@ class TrackOutputs:
         out: name of the CSV file, compressed where it ends in .gz; "-" for stdout.
         stereo: whether there is a right image.
         poses: name of the file of poses.
+        kitti: whether these are KITTI's, with a line for each frame; else TUM's, with one for each pose.
         odometry: that places frames; given with ``poses``.
         video: name of the video.
         fps: of the video, frames a second.
@@ -84,6 +88,7 @@ class TrackOutputs:
         *,
         stereo: bool = False,
         poses: str | None = None,
+        kitti: bool = False,
         odometry: StereoOdometry | None = None,
         video: str | None = None,
         fps: float = 30.0,
@@ -94,6 +99,8 @@ class TrackOutputs:
         self.video_failure: str | None = None
         self._untold: str | None = None
         self._odometry = odometry
+        self._kitti = kitti
+        self._pose = Pose(np.eye(3), np.zeros(3))  # the last one that is known
         self._stereo = stereo
         self._files: list[PartFile] = []
         self._out = self._poses = None
@@ -105,7 +112,7 @@ class TrackOutputs:
             self._out.write(f"{COLUMNS}{STEREO_COLUMNS if stereo else ''}\n")
             if poses is not None:
                 self._poses = self._text(poses)
-                self._poses.write(TUM_HEADING + "\n")
+                self._poses.write("" if kitti else TUM_HEADING + "\n")
             if video is not None:
                 self._video_file = PartFile(video)
                 self._video = TrackVideo(self._video_file.path, fps, name=video)
@@ -147,10 +154,13 @@ class TrackOutputs:
         if self._odometry is not None and self._poses is not None:
             pose = self._odometry.update(frame)
             if pose is not None:
-                _write(self._poses, tum_line(frame.stamp_ns, pose))
+                self._pose = pose
+                _write(self._poses, kitti_line(pose) if self._kitti else tum_line(frame.stamp_ns, pose))
                 self.poses += 1
-            elif self.poses and self.lost is None:
-                self.lost = frame.index
+            else:
+                self.skip()
+                if self.poses and self.lost is None:
+                    self.lost = frame.index
         if self._video is not None:
             try:
                 self._video.add(image, frame)
@@ -158,6 +168,14 @@ class TrackOutputs:
                 self._fail(str(error))
                 self._end_video(False)
         self.statistics.add(frame)
+
+    def skip(self) -> None:
+        """Go on to the next frame, as this one has no pose, or could not be read.
+
+        KITTI's lines have no stamps: a frame is where the one before it was, or in the origin where none is known yet.
+        """
+        if self._kitti:
+            _write(self._poses, kitti_line(self._pose))
 
     def news(self) -> str | None:
         """What became of the video, once where it was lost; else None."""

@@ -10,11 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from frontend.camera import Camera
 from frontend.errors import ConfigError, FrontendError, ImageError, SequenceError
 from frontend.extraction import Prepared
 from frontend.extractor import SuperPoint
 from frontend.folders import read_ahead
 from frontend.sequences import Source, SourceFrame, pair_up
+from frontend.stereo import StereoRig
 from frontend.types import Features
 
 _Image = NDArray[np.uint8]
@@ -103,6 +105,17 @@ class FrameReader:
         taken = -(-count // every)
         return min(taken, limit) if limit else taken
 
+    def doubts(self, camera: Camera | None, rig: StereoRig | None) -> list[str]:
+        """What is odd about a calibration, a line each; asked when the first frame has been read.
+
+        Args:
+            camera: of the images.
+            rig: that it is in, if any.
+        """
+        right = None if rig is None else rig.right
+        named = (("camera", camera, self.size), ("right camera", right, self._right_size))
+        return [_outside(name, one, size) for name, one, size in named if one and size and not _holds(size, one)]
+
     def features(
         self, extractor: SuperPoint, every: int = 1, limit: int = 0
     ) -> Generator[tuple[SourceFrame, ExtractedFrame | FrontendError | None], None, None]:
@@ -176,6 +189,17 @@ def _size_of(mask: _Image, name: str, size: tuple[int, int] | None) -> tuple[int
     if size is not None and size != given:
         raise ConfigError(f"{name} is {_by(given)}; expected {_by(size)}, as the calibration says")
     return given
+
+
+def _holds(size: tuple[int, int], camera: Camera) -> bool:
+    x, y = camera.K[:2, 2].tolist()
+    return bool(0 <= x <= size[0] and 0 <= y <= size[1])
+
+
+def _outside(name: str, camera: Camera, size: tuple[int, int]) -> str:
+    x, y = camera.K[:2, 2].tolist()
+    given = f"the principal point ({x:g}, {y:g}) of the {name} lies outside its images of {_by(size)}"
+    return f"{given}; is this the calibration of another resolution?"
 
 
 def _by(size: tuple[int, int]) -> str:

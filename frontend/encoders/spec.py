@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from frontend.encoders.base import CONTEXTS, ENCODERS, Encoder
-from frontend.errors import ConfigError
+from frontend.encoders.options import check_options
+from frontend.errors import ConfigError, FrontendError, is_lack_of_memory
+from frontend.registry import Registry
+
+M = TypeVar("M", bound=nn.Module)
 
 _EXAMPLE = "expected NAME, NAME(option=value, ...) or a chain ENCODER+CONTEXT+..."
 
@@ -95,23 +101,84 @@ def build_encoder(spec: str) -> tuple[Encoder, nn.ModuleList]:
         The encoder, and the context modules in their order; the channels of each fit the next.
 
     Raises:
-        ConfigError: the specification cannot be read, or an option does not fit its part.
+        ConfigError: the specification cannot be read, an option does not fit its part, or a part of another package is
+            not what an encoder or a context module has to be.
         RegistryError: a name is unknown; the message lists the known ones.
     """
     first, *others = parse_spec(spec)
-    factory = ENCODERS.get(first.name)
-    try:
-        encoder = factory(**first.options)
-    except TypeError as error:
-        raise ConfigError(f"options of encoder '{first}' do not fit: {error}") from None
+    encoder = make_part(ENCODERS, first)
     contexts = nn.ModuleList()
     channels = encoder.out_channels
     for part in others:
-        context_factory = CONTEXTS.get(part.name)
-        try:
-            context = context_factory(channels, **part.options)
-        except TypeError as error:
-            raise ConfigError(f"options of context module '{part}' do not fit: {error}") from None
+        context = make_part(CONTEXTS, part, channels)
         contexts.append(context)
         channels = context.out_channels
     return encoder, contexts
+
+
+def make_part(registry: Registry[Callable[..., M]], part: Part, *inputs: int) -> M:
+    """Make an encoder or a context module.
+
+    Args:
+        registry: that has it.
+        part: its name and options.
+        inputs: channels of its input, of a context module.
+
+    Raises:
+        ConfigError: as of :func:`build_encoder`.
+        RegistryError: the same.
+    """
+    factory = registry.get(part.name)
+    named = f"{registry.kind} '{part}'"
+    ours = str(getattr(factory, "__module__", "")).startswith("frontend.")
+    if ours:
+        check_options(part.name, factory, part.options)
+    try:
+        module = factory(*inputs, **part.options)
+    except TypeError as error:
+        raise ConfigError(f"options of {named} do not fit: {_line(error)}") from None
+    except Exception as error:  # of whatever the layers say
+        raise _refusal(f"{named} cannot be made", error) from error
+    if not ours:
+        _check_contract(named, module, *inputs)
+    return module
+
+
+def _check_contract(named: str, module: Any, *inputs: int) -> None:
+    """Refuse a part of another package that is not what :class:`Encoder` or :class:`Context` say."""
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"{named} is of the type {type(module).__name__}; expected a torch.nn.Module")
+    channels = getattr(module, "out_channels", None)
+    if not isinstance(channels, int) or channels < 1:
+        has = "has no out_channels" if channels is None else f"has out_channels {channels!r}"
+        raise ConfigError(f"{named} {has}; expected a whole number of 1 or more, see docs/encoders.md")
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            given = (torch.zeros(1, inputs[0], 2, 3), None) if inputs else (torch.zeros(1, 1, 16, 24),)
+            found = module(*given)
+    except Exception as error:  # another package's, of whatever kind
+        raise _refusal(f"{named} cannot be run on an input of {tuple(given[0].shape)}", error) from error
+    finally:
+        for part, training in modes:
+            part.training = training
+    expected = f"(1, {channels}, 2, 3), out_channels at an eighth of the image's size"
+    if inputs:
+        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+            raise ConfigError(f"{named} returns a {type(found).__name__}; expected features and a dict of outputs")
+        found = found[0]
+    if not isinstance(found, Tensor) or tuple(found.shape) != (1, channels, 2, 3):
+        what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ConfigError(f"{named} returns {what}; expected {expected}")
+
+
+def _refusal(told: str, error: Exception) -> Exception:
+    """What is to be raised for what a part raised."""
+    if isinstance(error, FrontendError) or is_lack_of_memory(error):
+        return error
+    return ConfigError(f"{told}: {type(error).__name__}: {_line(error)}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -19,6 +19,7 @@ from frontend.converters import original_state_dict
 from frontend.errors import ConfigError
 from frontend.export import ExportConfig, export_network
 from frontend.extraction import Batch, ExtractorConfig, Geometry, candidates
+from frontend.extractor import SuperPoint
 from frontend.model import SuperPointNet, heatmap
 from frontend.runtime.parity import scene
 from frontend.torch_backend import TorchBackend
@@ -120,6 +121,137 @@ def test_a_torch_program(preset: str, tmp_path: Path) -> None:
     same_features(reference(preset, given), *got[:3])
 
 
+@pytest.mark.parametrize("preset", ["slim", "edge-twice", "vgg"])
+@pytest.mark.parametrize("border", [0, 4])
+def test_padding_has_no_keypoints_where_the_graph_knows_the_size(preset: str, border: int, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, border=border)
+    config = ExportConfig(postprocessing=True, extractor=settings, true_size=True)
+    export_network(network(preset), tmp_path / "whole.onnx", config)
+    model = onnx.load(tmp_path / "whole.onnx")
+    assert not {node.op_type for node in model.graph.node} & {"NonZero", "Loop", "If"}
+    extractor = SuperPoint(network(preset), device="cpu", config=settings)
+    for height, width in ((61, 91), (64, 96), (57, 90)):
+        image = scene(height, width, 5)
+        expected = extractor.extract(image)
+        padded = np.pad(image, ((0, -height % 8), (0, -width % 8)), "edge")[None, None]
+        # the second of the batch is all image
+        both, sizes = np.concatenate([padded, padded]), np.array([[width, height], padded.shape[:1:-1]])
+        got = run_onnx(tmp_path / "whole.onnx", both, sizes)
+        (points, scores, descriptors) = (got[name][0] for name in ("keypoints", "scores", "descriptors"))
+        count = int((scores > 0).sum())
+        assert count == len(expected) > 20
+        assert (points >= 0).all()
+        assert (points <= (width - 1, height - 1)).all()
+        np.testing.assert_allclose(scores[:count], expected.scores, atol=1e-4)
+        apart = np.linalg.norm(points[:count, None] - expected.keypoints, axis=2)
+        assert apart.min(axis=1).max() < 0.05
+        assert (descriptors[:count] * expected.descriptors[apart.argmin(axis=1)]).sum(axis=1).min() > 0.999
+        whole = extractor.extract(padded[0, 0])
+        assert int((got["scores"][1] > 0).sum()) == len(whole)
+        np.testing.assert_allclose(got["scores"][1][: len(whole)], whole.scores, atol=1e-4)
+
+
+def test_a_pair_of_any_sizes_that_the_graph_knows(tmp_path: Path) -> None:
+    config = ExportConfig(matching=True, extractor=SETTINGS, true_size=True)
+    export_network(network("slim"), tmp_path / "pair.onnx", config)
+    extractor = SuperPoint(network("slim"), device="cpu", config=SETTINGS)
+    given = [scene(61, 90, 1), scene(77, 59, 2)]
+    padded = [np.pad(g, ((0, -g.shape[0] % 8), (0, -g.shape[1] % 8)), "edge")[None, None] for g in given]
+    got = run_onnx(tmp_path / "pair.onnx", *padded, *(np.array([g.shape[::-1]]) for g in given))
+    for i, image in enumerate(given):
+        expected = extractor.extract(image)
+        scores = got[f"scores{i}"][0]
+        assert int((scores > 0).sum()) == len(expected) > 20
+        np.testing.assert_allclose(scores[: len(expected)], expected.scores, atol=1e-4)
+    assert (got["matches"] >= 0).sum() > 3
+    # the other formats take it, too
+    program = export_network(network("slim"), tmp_path / "pair.pt2", replace(config, format="torch-export"))[0]
+    inputs = [torch.from_numpy(np.ascontiguousarray(a)) for a in (*padded, *(np.array([g.shape[::-1]]) for g in given))]
+    with torch.no_grad():
+        found = torch.export.load(program).module()(*inputs)
+    np.testing.assert_allclose(found[1].numpy(), got["scores0"], atol=1e-4)
+    export_network(network("slim"), tmp_path / "pair.xml", replace(config, format="openvino"))
+    compiled = openvino.Core().compile_model(str(tmp_path / "pair.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    np.testing.assert_allclose(compiled([a.numpy() for a in inputs])["scores1"], got["scores1"], atol=1e-4)
+
+
+def declared(path: Path) -> dict[str, list[int | str]]:
+    """Shapes of a graph's inputs and outputs as the file states them."""
+    graph = onnx.load(path).graph
+    return {
+        value.name: [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+
+
+def test_graphs_declare_their_shapes(tmp_path: Path) -> None:
+    config = ExportConfig(matching=True, extractor=SETTINGS, true_size=True)
+    features = {"keypoints": [60, 2], "scores": [60], "descriptors": [60, 96], "sigmas": [60]}
+    sided = {f"{name}{i}": shape for i in (0, 1) for name, shape in features.items()}
+    export_network(network("slim"), tmp_path / "pair.onnx", config)
+    assert declared(tmp_path / "pair.onnx") == {
+        **{f"image{i}": ["batch", 1, f"height{i}", f"width{i}"] for i in (0, 1)},
+        **{f"size{i}": ["batch", 2] for i in (0, 1)},
+        **{name: ["batch", *shape] for name, shape in {**sided, "matches": [60], "match_scores": [60]}.items()},
+    }
+    export_network(network("slim"), tmp_path / "one.onnx", replace(config, matching=False, postprocessing=True))
+    assert declared(tmp_path / "one.onnx") == {
+        "image": ["batch", 1, "height", "width"],
+        "size": ["batch", 2],
+        **{name: ["batch", *shape] for name, shape in features.items()},
+    }
+    export_network(network("slim"), tmp_path / "dense.onnx", ExportConfig())
+    assert declared(tmp_path / "dense.onnx") == {
+        "image": ["batch", 1, "height", "width"],
+        "heat": ["batch", "height", "width"],
+        "descriptors": ["batch", "rows", "columns", 96],
+    }
+    assert declared(tmp_path / "dense-refiner.onnx") == {
+        "patches": ["count", 1, 13, 13],
+        "scores": ["count"],
+        "position": ["count", 4],
+        "local": ["count", 96],
+    }
+    export_network(network("vgg"), tmp_path / "fixed.onnx", replace(config, size=(64, 96), batch=3, true_size=False))
+    assert declared(tmp_path / "fixed.onnx") == {
+        **{f"image{i}": [3, 1, 64, 96] for i in (0, 1)},
+        **{
+            f"{n}{i}": [3, *s]
+            for i in (0, 1)
+            for n, s in {**features, "descriptors": [60, 256]}.items()
+            if n != "sigmas"
+        },
+        **{"matches": [3, 60], "match_scores": [3, 60]},
+    }
+
+
+def test_the_document_names_what_the_graphs_have(tmp_path: Path) -> None:
+    table: dict[str, dict[str, tuple[str, int]]] = {}
+    graph = ""
+    row = r"\|(.*?)\| `(\w+)` \| (\w+) \((.+?)\) \| .+ \|"
+    for line in (ROOT / "docs" / "runtimes.md").read_text().splitlines():
+        if cells := re.fullmatch(row, line):
+            graph = cells[1].strip() or graph
+            table.setdefault(graph, {})[cells[2]] = (cells[3], len(cells[4].split(", ")))
+    assert list(table) == ["dense maps", "`NAME-refiner`", "`--with-postprocessing`", "`--with-matching`"]
+    config = ExportConfig(matching=True, extractor=SETTINGS, true_size=True)
+    export_network(network("slim"), tmp_path / "dense.onnx", ExportConfig())
+    export_network(network("slim"), tmp_path / "one.onnx", replace(config, matching=False, postprocessing=True))
+    export_network(network("slim"), tmp_path / "pair.onnx", config)
+    for rows, name in zip(table.values(), ("dense", "dense-refiner", "one", "pair"), strict=True):
+        model = onnx.load(tmp_path / f"{name}.onnx")
+        stated = {}
+        for value in (*model.graph.input, *model.graph.output):
+            kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+            stated[value.name] = (kind, len(value.type.tensor_type.shape.dim))
+        if name == "pair":
+            # what both images have is told with the graph for one
+            both = {f"{name}{i}": facts for i in (0, 1) for name, facts in table["`--with-postprocessing`"].items()}
+            assert stated == {**both, **rows}
+        else:
+            assert stated == rows
+
+
 def test_dense_maps_and_the_refiner_beside_them_of_one_size(tmp_path: Path) -> None:
     config = ExportConfig(size=(64, 96), batch=1)
     written = export_network(network("edge"), tmp_path / "net.onnx", config)
@@ -148,6 +280,7 @@ def test_dense_maps_and_the_refiner_beside_them_of_one_size(tmp_path: Path) -> N
         (("--precision", "int8"), "--calibration is missing"),
         (("--precision", "int8", "--with-postprocessing"), "--with-postprocessing has no effect: --precision int8"),
         (("--calibration", "photos"), "--calibration without --precision int8"),
+        (("--with-size",), "--with-size has no effect: without --with-postprocessing"),
         (("--nms-radius", "8"), "--nms-radius has no effect: without --with-postprocessing"),
         (("--format", "superpoint-v1", "--max-keypoints", "9"), "--max-keypoints has no effect: without --with-post"),
     ],
@@ -167,6 +300,8 @@ def test_the_command_writes(tmp_path: Path, capsys) -> None:
     assert main([*command, "--max-keypoints", "9"]) == 0
     assert capsys.readouterr().out == f"wrote {out}\n"
     assert run_onnx(out, images(64, 64, (0,)))["keypoints"].shape == (1, 9, 2)
+    assert main([*command, "--with-size"]) == 0
+    assert run_onnx(out, images(64, 64, (0,)), np.array([[61, 59]]))["keypoints"].shape == (1, 1024, 2)
 
 
 def test_the_recipe_for_tensorrt_says_how_many_keypoints_it_can_have() -> None:
@@ -195,6 +330,8 @@ def test_the_recipe_for_tensorrt_names_what_the_graph_has(tmp_path: Path) -> Non
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="export format is 'tflite'; expected one of: onnx, openvino, torch-export"):
         ExportConfig("tflite")
+    with pytest.raises(ConfigError, match="takes the images' size without post-processing; expected both or neither"):
+        ExportConfig(true_size=True)
 
 
 @pytest.mark.parametrize("preset", ["vgg", "vgg-refined"])
