@@ -1,6 +1,6 @@
 #!/bin/sh
 # Train superpoint-slim as it was released: sh weights/recipes/train-slim.sh PHOTOGRAPHS [RUNS]
-# RUNS holds what train-edge.sh made: the first labels are by the network of its fifth run, the others by that of its sixth.
+# RUNS holds what train-edge.sh made: the first labels are by the network of its fifth run, others by that of its sixth, the last by that of its seventh.
 # Every command goes on where it stopped, so the script can be started again after any interruption.
 set -eu
 photographs=${1:?usage: train-slim.sh PHOTOGRAPHS [RUNS]}

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Train superpoint-vgg as it was released: sh weights/recipes/train-vgg.sh PHOTOGRAPHS [RUNS]
-# RUNS holds what train-edge.sh made: the labels are by the networks of its fifth and sixth runs.
+# RUNS holds what train-edge.sh made: the labels are by the networks of its fifth, sixth and seventh runs.
 # Every command goes on where it stopped, so the script can be started again after any interruption.
 set -eu
 photographs=${1:?usage: train-vgg.sh PHOTOGRAPHS [RUNS]}
@@ -20,5 +20,10 @@ superpoint export --format weights-float16 --refiner-passes 2 --model "$runs/vgg
 superpoint label "$photographs" --model "$runs/superpoint-edge-6.safetensors" --refiner "$runs/superpoint-vgg-4.safetensors" \
     --config "$recipes/vgg-label2.toml" --out "$runs/vgg-labels2"
 superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels2" \
-    --init "$runs/superpoint-vgg-4.safetensors" --config "$recipes/vgg-superpoint5.toml" --out "$runs/vgg"
+    --init "$runs/superpoint-vgg-4.safetensors" --config "$recipes/vgg-superpoint5.toml" --out "$runs/vgg5"
+superpoint export --format weights-float16 --refiner-passes 2 --model "$runs/vgg5/superpoint.safetensors" --out "$runs/superpoint-vgg-5.safetensors"
+superpoint label "$photographs" --model "$runs/superpoint-edge-7.safetensors" --refiner "$runs/superpoint-vgg-5.safetensors" \
+    --config "$recipes/vgg-label3.toml" --out "$runs/vgg-labels3"
+superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels3" \
+    --init "$runs/superpoint-vgg-5.safetensors" --config "$recipes/vgg-superpoint6.toml" --out "$runs/vgg"
 superpoint export --format weights-float16 --refiner-passes 2 --model "$runs/vgg/superpoint.safetensors" --out "$runs/superpoint-vgg.safetensors"
