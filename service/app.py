@@ -54,14 +54,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="superpoint-frontend", version="1", summary="Features, matches and geometry of images.", lifespan=lifespan
     )
     app.state.core = core
-    for module in (features, match, sequences, homography, system):
-        app.include_router(module.router)
-    app.include_router(page_router(settings))
+    routers = [*(module.router for module in (features, match, sequences, homography, system)), page_router(settings)]
+    for router in routers:
+        app.include_router(router)
+    paths = dict.fromkeys(str(getattr(route, "path", "")) for router in routers for route in router.routes)
     document_components(app)
     app.add_exception_handler(ServiceError, _refused)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
-    app.add_middleware(Gate, settings=settings, metrics=core.metrics, budget=core.bodies)
+    app.add_middleware(Gate, settings=settings, metrics=core.metrics, budget=core.bodies, routes=tuple(paths))
     if settings.cors_origins:
         # outside the gate: a browser asks for leave without a key
         app.add_middleware(

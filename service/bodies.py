@@ -45,7 +45,7 @@ async def read_images(
         (name, bytes) for each, in the order of ``names`` and ``optional``.
 
     Raises:
-        BadRequestError: a field is missing, given twice or not expected, or the body is not what is expected.
+        BadRequestError: a field is missing, given twice, text or not expected, or the body is not what is expected.
     """
     if not names:
         if await request.body():
@@ -61,8 +61,10 @@ async def read_images(
         if not body:
             raise BadRequestError("body is empty; expected an encoded image")
         return [(names[0], body)]
-    expected = "multipart/form-data with the files " + ", ".join(names)
-    raise BadRequestError(f"content type is '{kind or 'missing'}'; expected {expected}")
+    expected = f"multipart/form-data with the file{'s' * (len(names) > 1)} {', '.join(names)}"
+    if len(names) == 1:
+        expected = f"image/* or application/octet-stream, whose body is the image, or {expected}"
+    raise BadRequestError(f"content type is '{kind[:64] or 'missing'}'; expected {expected}")
 
 
 def split_masks(found: list[Encoded]) -> tuple[list[Encoded], dict[str, list[Mask]]]:
@@ -97,12 +99,20 @@ async def _from_form(request: Request, names: tuple[str, ...], optional: tuple[s
     except UnicodeError as error:
         raise BadRequestError(f"form cannot be read: {error}") from None
     try:
+        # text first: it says why a file is missing, or would be an option that counts for nothing
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                continue
+            if name in every:
+                raise BadRequestError(f"field '{name}' is text; expected a file")
+            expected = f"expected only the files {', '.join(every)}: options go in the query string"
+            raise BadRequestError(f"form has a text field {name[:64]!r}; {expected}")
         images = []
         for name in every:
             found: list[Any] = form.getlist(name)
             if name in optional and not found:
                 continue
-            if len(found) != 1 or not isinstance(found[0], UploadFile):
+            if len(found) != 1:
                 raise BadRequestError(f"form has {len(found)} files '{name}'; expected one")
             images.append((name, await found[0].read()))
         for name, value in form.multi_items():

@@ -28,9 +28,9 @@ from service.matchers import Matchers
 from service.metrics import Metrics
 from service.room import Room
 from service.sessions import SessionConfig, Sessions
-from service.settings import Settings
+from service.settings import Settings, warmup_sizes
 from service.store import FeatureStore, StoreConfig
-from service.warmup import parse_size, warm_up
+from service.warmup import warm_up
 
 T = TypeVar("T")
 _WATCH_S = 1.0
@@ -55,7 +55,7 @@ class Core:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self._sizes = [parse_size(size) for size in settings.warmup]
+        self._sizes = warmup_sizes(settings)
         self.engine = Engine(
             EngineConfig(
                 max_batch=settings.max_batch,

@@ -48,8 +48,8 @@ class Decoder:
     def nbytes(self, extractor: SuperPoint, data: bytes, name: str) -> int:
         """The most that an image holds at once until the device has worked on it, by its header.
 
-        That is what the decoder holds, see :func:`frontend.image_header.decoding_bytes`, and later bytes of colours
-        with what makes them smaller, or with the network's input and its copy with padding.
+        That is what the decoder holds, see :func:`frontend.image_header.decoding_bytes`, and later bytes of colours and
+        grays with what makes them smaller, or with the network's input and its copy with padding.
 
         Raises:
             TooLargeError: it is over the limit of pixels.
@@ -60,7 +60,7 @@ class Decoder:
         most = self.max_pixels_mp * 1e6
         width, height = size or (most**0.5, most**0.5)  # the most that it may be
         given, seen = width * height, min(_network_pixels(extractor, width, height), most)
-        return int(max(max(decoding_bytes(data), _REDUCED) * given, 3 * given + 8 * seen))
+        return int(max(max(decoding_bytes(data), _REDUCED) * given, 4 * given + 8 * seen))
 
     def mask_nbytes(self, extractor: SuperPoint, mask: Mask) -> int:
         """The same of a mask: one that is to be decoded is an image of its own."""

@@ -11,10 +11,12 @@ import json
 import logging
 import secrets
 import time
+from collections.abc import Iterable
 from http import HTTPStatus
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access import check_client, check_key, is_open
@@ -38,6 +40,9 @@ _AGAIN_S = 1.0
 
 HUNG_UP = 499
 """Status in log and metrics of a request whose client did not wait for the answer; it is never sent."""
+
+UNKNOWN = "unknown"
+"""Route in the metrics of a path that no route has."""
 
 _LOG = logging.getLogger("superpoint")
 
@@ -69,12 +74,21 @@ class Gate:
         settings: limits and keys.
         metrics: where requests are counted.
         budget: bytes of bodies, for all requests together; the settings' where None.
+        routes: paths of all routes, with parameters in braces: what is refused before it comes to them counts there.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, budget: Budget | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Metrics,
+        budget: Budget | None = None,
+        routes: Iterable[str] = (),
+    ) -> None:
         self.app = app
         self.settings = settings
         self.metrics = metrics
+        self._routes = [(compile_path(route)[0], route) for route in routes]
         self._running = 0
         self._bytes = budget or Budget(int(settings.max_bodies_mb * 1e6))
 
@@ -95,6 +109,7 @@ class Gate:
         try:
             check_client(self.settings, scope.get("client"))
         except UnauthorizedError as error:
+            self.metrics.requests.labels(self._route(scope), str(int(error.status))).inc()
             await deny(scope, receive, send, error)
             return
         await self.app(scope, receive, send)
@@ -118,11 +133,18 @@ class Gate:
             exchange.close()
             status = exchange.status if exchange.complete else HUNG_UP
             seconds = time.perf_counter() - began
-            route = getattr(scope.get("route"), "path", "unknown")
+            route = self._route(scope)
             self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.seconds.labels(route).observe(seconds)
             line = {"id": scope["state"]["request_id"], "method": request.method, "path": scope["path"]}
             _LOG.info("%s", json.dumps({**line, "status": status, "ms": round(seconds * 1e3, 1)}))
+
+    def _route(self, scope: Scope) -> str:
+        """The path of a request's route, its name in the metrics: paths as they are sent have no bound."""
+        found = getattr(scope.get("route"), "path", None)
+        if found is None:
+            found = next((route for pattern, route in self._routes if pattern.match(scope["path"])), UNKNOWN)
+        return str(found)
 
     def _admit(self, request: Request) -> None:
         """Refuse before anything is read or done.

@@ -190,7 +190,8 @@ class HomographyDocument(BaseModel):
     homography: Matrix3 | None = Field(description="(3, 3), image 0 to image 1, 1 in its corner; null for none.")
     inliers: list[bool] = Field(description="(M,): whether a match fits.")
     status: Annotated[str, Field(pattern="^(ok|too_few_matches|no_model)$")] = Field(
-        description="Why there is a homography, or none: ok, too_few_matches, or no_model."
+        description="Why there is a homography, or none: ok, too_few_matches (fewer than four), or no_model (none with "
+        "`min_inliers` inliers, and more than chance would give)."
     )
 
 

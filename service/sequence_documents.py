@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
+from frontend.camera import Camera
+from frontend.errors import ConfigError
 from service.schemas import IndexPair, Matrix3, Pair, Timings, Vector3
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -32,12 +35,35 @@ class CameraDocument(BaseModel):
     )
 
 
+def _document_of_text(value: Any) -> Any:
+    """The document of a camera that is given as text; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        camera = Camera.parse(value)
+    except ConfigError as error:
+        raise PydanticCustomError("camera", "{error}", {"error": " ".join(str(error).split())}) from None
+    return {"K": camera.K.tolist(), "distortion": list(camera.distortion), "model": camera.model}
+
+
+CameraText = Annotated[
+    str,
+    Field(
+        description="`fx,fy,cx,cy[,k1,k2,p1,p2[,k3,...]]` or `fisheye:fx,fy,cx,cy,k1,k2,k3,k4`, as in queries.",
+        examples=["525,525,319.5,239.5"],
+    ),
+]
+GivenCamera = Annotated[
+    CameraDocument, BeforeValidator(_document_of_text, json_schema_input_type=CameraDocument | CameraText)
+]
+
+
 class StereoDocument(BaseModel):
     """The right camera of a calibrated pair: X_right = R X_left + t."""
 
     model_config = _STRICT
 
-    camera: CameraDocument
+    camera: GivenCamera
     R: GivenMatrix = Field(description="(3, 3) rotation.")
     t: GivenRow = Field(description="(3,) metres.")
 
@@ -81,7 +107,7 @@ class OpenSequence(BaseModel):
     )
 
     camera_id: str | None = Field(default=None, max_length=256, description="Echoed with each frame.")
-    camera: CameraDocument | None = Field(
+    camera: GivenCamera | None = Field(
         default=None, description="Without it there are no normalised coordinates and no poses."
     )
     stereo: StereoDocument | None = Field(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
+import os
 import socket
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -14,11 +17,13 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
+from frontend.errors import ConfigError
 from service.app import create_app
 from service.core import Core
 from service.settings import Settings, unknown_variables
 
 _FRAMING = 65536  # of a message beside its images, bytes
+_BACKLOG = 2048  # connections that wait to be accepted, as by uvicorn's default
 _LOG = logging.getLogger("superpoint")
 
 
@@ -145,6 +150,49 @@ class GracefulServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def _server_at(family: int, address: Any) -> socket.socket | None:
+    """A socket that listens at an address; None where this machine has none such: a name may have one of IPv6, too."""
+    try:
+        return socket.create_server(address, family=family, backlog=_BACKLOG)
+    except OSError as error:
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            return None
+        raise
+
+
+def listening(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen at all addresses of a host, as uvicorn would open them once the application has started.
+
+    Args:
+        host: a name or an address; empty for all addresses of this machine.
+        port: 0 for any that is free.
+
+    Raises:
+        ConfigError: there is no such host, it is another machine, or the port is taken or not allowed.
+    """
+    refused = f"cannot listen on {_shown(host, port)}"
+    try:
+        known = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"{refused}: {getattr(error, 'strerror', None) or error}") from None
+    found: list[socket.socket] = []
+    try:
+        for family, address in dict.fromkeys((entry[0], entry[4]) for entry in known):
+            made = _server_at(family, address)
+            found += [] if made is None else [made]
+    except OSError as error:
+        for made in found:
+            made.close()
+        raise ConfigError(f"{refused}: {os.strerror(error.errno or 0)}") from None
+    if not found:
+        raise ConfigError(f"{refused}: {os.strerror(errno.EADDRNOTAVAIL)}")
+    return found
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def protocols(settings: Settings) -> dict[str, Any]:
     """Arguments of ``uvicorn.Config``: our protocols; and for WebSockets, whose messages are bodies with an image each,
     which compression does not make smaller.
@@ -165,21 +213,20 @@ def run(settings: Settings) -> int:
 
     Returns:
         The exit code: 0, or 2 where the server could not start, the models could not be loaded, or the device failed.
+
+    Raises:
+        ConfigError: the address cannot be listened at, which shows before anything is loaded; or a setting is wrong.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it quotes bodies
-    for name in unknown_variables():
-        _LOG.warning("%s is no setting; see superpoint serve --help", name)
-    app = create_app(settings)
-    server = GracefulServer(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            access_log=False,
-            **protocols(settings),
-        ),
-        app.state.core,
-    )
-    server.run()
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(made) for made in listening(settings.host, settings.port)]
+        for name in unknown_variables():
+            _LOG.warning("%s is no setting; see superpoint serve --help", name)
+        app = create_app(settings)
+        config = uvicorn.Config(app, access_log=False, backlog=_BACKLOG, **protocols(settings))
+        server = GracefulServer(config, app.state.core)
+        for made in sockets:
+            _LOG.info("listening on http://%s", _shown(*made.getsockname()[:2]))
+        server.run(sockets)
     return 0 if server.started and not server.gave_up else 2

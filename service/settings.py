@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # what the library, its client, compose.yaml and the tests read
@@ -18,6 +20,12 @@ _ELSEWHERE = {
 _OF_A_SERVICE = re.compile(
     r"SUPERPOINT_(NAME|ENV_\w+|SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
+
+_SIZE = re.compile(r"(\d{1,9})\s*x\s*(\d{1,9})")
+_LEAST_SIDE = 8  # of a warm-up image, pixels
+# an Origin header: https://www.rfc-editor.org/rfc/rfc6454#section-6; file:// is what some web views send
+_ORIGIN = re.compile(r"\*|null|file://|([a-z][a-z0-9+.-]*)://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:\d{1,5})?")
+_DEFAULT_PORTS = {("http", ":80"), ("https", ":443")}  # browsers leave them out
 
 
 class Settings(BaseSettings):
@@ -39,22 +47,24 @@ class Settings(BaseSettings):
     max_delay_ms: float = Field(
         default=2.0, ge=0, description="how long a batch that is not full is waited for while more images are coming"
     )
-    max_queue: int = Field(default=256, ge=1, description="images and searches that were let in and are not finished")
+    max_queue: int = Field(default=256, ge=2, description="images and searches that were let in and are not finished")
     deadline_s: float = Field(default=30.0, gt=0, description="longest time of a request, from its admission")
     decode_threads: int = Field(default=4, ge=1, description="threads that decode images, and as many that track")
     heartbeat_limit_s: float = Field(default=30.0, gt=0, description="longest silence of the device's thread")
     shutdown_s: float = Field(default=30.0, gt=0, description="time to finish what was accepted")
 
     max_requests: int = Field(default=1024, ge=1, description="requests that are served at a time")
-    max_bodies_mb: float = Field(default=1024.0, gt=0, description="request bodies held at a time, all together")
     max_body_mb: float = Field(default=32.0, gt=0, description="largest request body")
+    max_bodies_mb: float = Field(default=1024.0, gt=0, description="request bodies held at a time, all together")
     max_pixels_mp: float = Field(default=40.0, gt=0, description="largest image, megapixels, as it is and as resized")
     max_decoded_mb: float = Field(
         default=2048.0, gt=0, description="images that are decoded or wait for the device; others wait before that"
     )
     max_keypoints: int = Field(default=4096, ge=1, description="most keypoints that a request may ask for")
     warmup: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=("640x480",), description="image sizes that are run before the service says that it is ready"
+        default=("640x480",),
+        validate_default=False,  # it makes way for the limit of pixels, see warmup_sizes
+        description="image sizes that are run before the service says that it is ready",
     )
 
     store_ttl_s: float = Field(default=3600.0, gt=0, description="seconds without use until stored features expire")
@@ -85,6 +95,43 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("max_bodies_mb")
+    @classmethod
+    def hold_one_body(cls, value: float, info: ValidationInfo) -> float:
+        """Refuse a limit that would have the largest body answered as overload, for which waiting is no help."""
+        least = info.data.get("max_body_mb", 0.0)
+        if value < least:
+            raise _refusal(
+                f"{value:g} is less than one body may have; expected SUPERPOINT_MAX_BODY_MB, {least:g}, or more"
+            )
+        return value
+
+    @field_validator("warmup")
+    @classmethod
+    def warm_what_is_allowed(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Refuse sizes that are none, or that no request may bring."""
+        most = info.data.get("max_pixels_mp", math.inf)
+        for text in value:
+            try:
+                width, height = parse_size(text)
+            except ValueError as error:
+                raise _refusal(str(error)) from None
+            if width * height > most * 1e6:
+                limit = f"SUPERPOINT_MAX_PIXELS_MP, {most:g}"
+                raise _refusal(f"'{text}' has {width * height / 1e6:g} megapixels; expected at most {limit}")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def name_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse what no browser sends: it is compared as text, and would never match."""
+        for text in value:
+            found = _ORIGIN.fullmatch(text)
+            if found is None or (found[1], found[3]) in _DEFAULT_PORTS:
+                expected = "scheme://host[:port] in lower case, without path and default port, or *"
+                raise _refusal(f"'{text}' is no origin as browsers send it; expected {expected}")
+        return value
+
     @field_validator("port", mode="before")
     @classmethod
     def take_no_address(cls, value: object) -> object:
@@ -92,6 +139,36 @@ class Settings(BaseSettings):
         if isinstance(value, str) and value.startswith(("tcp://", "udp://", "sctp://")):
             return cls.model_fields["port"].default
         return value
+
+
+def _refusal(message: str) -> PydanticCustomError:
+    """Of a setting; the message stands as it is, after the setting's name."""
+    return PydanticCustomError("setting", "{message}", {"message": message})
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) of ``WIDTHxHEIGHT``, pixels.
+
+    Raises:
+        ValueError: it is none, or a side is under 8 pixels.
+    """
+    found = _SIZE.fullmatch(text)
+    if found is None or min(size := (int(found[1]), int(found[2]))) < _LEAST_SIDE:
+        raise ValueError(f"'{text}' is no size; expected WIDTHxHEIGHT, {_LEAST_SIDE} pixels or more")
+    return size
+
+
+def warmup_sizes(settings: Settings) -> list[tuple[int, int]]:
+    """(width, height) of the images that the service warms up with, pixels.
+
+    What was asked for is within the limit of pixels; the default is made smaller where it is not, and left out where
+    hardly an image is.
+    """
+    sizes = []
+    for width, height in map(parse_size, settings.warmup):
+        share = min(math.sqrt(settings.max_pixels_mp * 1e6 / (width * height)), 1.0)
+        sizes.append((int(width * share), int(height * share)))
+    return [size for size in sizes if min(size) >= _LEAST_SIDE]
 
 
 def unknown_variables() -> list[str]:

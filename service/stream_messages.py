@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,39 @@ def _frame_id(value: Any) -> str | None:
     return value
 
 
+def _or_none(read: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return read(value)
+    except BadRequestError:
+        return None
+
+
+class BadFrameError(BadRequestError):
+    """A message that can be read is no frame.
+
+    Args:
+        detail: see :class:`service.errors.ServiceError`.
+        document: what the message says.
+
+    Attributes:
+        echo: stamp_ns and frame_id of the document, by these names; None for what is missing or none of these.
+    """
+
+    def __init__(self, detail: str, document: Mapping[Any, Any]) -> None:
+        super().__init__(detail)
+        readers = {"stamp_ns": _stamp, "frame_id": _frame_id}
+        self.echo = {name: _or_none(read, document.get(name)) for name, read in readers.items()}
+
+
+@contextmanager
+def _echoing(document: Mapping[Any, Any]) -> Iterator[None]:
+    """Have refusals say which frame they are of."""
+    try:
+        yield
+    except BadRequestError as error:
+        raise BadFrameError(error.detail, document) from None
+
+
 def _refuse_unknown(document: Mapping[Any, Any], names: frozenset[str]) -> None:
     for name in document:
         if name not in names:
@@ -61,7 +95,7 @@ class Header:
         """Read a text message.
 
         Raises:
-            BadRequestError: it is no header.
+            BadRequestError: it is no header; BadFrameError where it is an object all the same.
         """
         if len(text) > _MAX_HEADER:  # it is parsed on the event loop
             raise BadRequestError(f"text message has {len(text)} characters; expected at most {_MAX_HEADER}")
@@ -71,11 +105,12 @@ class Header:
             raise BadRequestError("text message is not JSON; expected stamp_ns, frame_id and right") from None
         if not isinstance(document, dict):
             raise BadRequestError("text message is no object; expected stamp_ns, frame_id and right")
-        _refuse_unknown(document, _NAMES - {"image"})
-        right = document.get("right", False)
-        if not isinstance(right, bool):
-            raise BadRequestError("right is neither true nor false")
-        return cls(_stamp(document.get("stamp_ns")), _frame_id(document.get("frame_id")), right)
+        with _echoing(document):
+            _refuse_unknown(document, _NAMES - {"image"})
+            right = document.get("right", False)
+            if not isinstance(right, bool):
+                raise BadRequestError("right is neither true nor false")
+            return cls(_stamp(document.get("stamp_ns")), _frame_id(document.get("frame_id")), right)
 
 
 def may_be_frame(message: bytes) -> bool:
@@ -101,7 +136,7 @@ def frame_of_message(data: bytes) -> Given:
     """The frame of a binary message.
 
     Raises:
-        BadRequestError: it is none.
+        BadRequestError: it is none; BadFrameError where it is a map all the same.
     """
     try:
         document = unpack(data, _MAX_MEMBERS)
@@ -109,9 +144,11 @@ def frame_of_message(data: bytes) -> Given:
         document = None
     if not isinstance(document, dict):
         raise BadRequestError("message is no flat map of MessagePack; expected stamp_ns, frame_id, image and right")
-    _refuse_unknown(document, _NAMES)
-    images = [(name, document.get(name)) for name in ("image", "right")]
-    found = [(name, data) for name, data in images if isinstance(data, bytes)]
-    if not found or found[0][0] != "image" or not all(data is None or isinstance(data, bytes) for _, data in images):
-        raise BadRequestError("image is missing, or image or right is no binary data")
-    return Given(_stamp(document.get("stamp_ns")), _frame_id(document.get("frame_id")), found)
+    with _echoing(document):
+        _refuse_unknown(document, _NAMES)
+        images = [(name, document.get(name)) for name in ("image", "right")]
+        found = [(name, data) for name, data in images if isinstance(data, bytes)]
+        others = [data for _, data in images if data is not None and not isinstance(data, bytes)]
+        if not found or found[0][0] != "image" or others:
+            raise BadRequestError("image is missing, or image or right is no binary data")
+        return Given(_stamp(document.get("stamp_ns")), _frame_id(document.get("frame_id")), found)

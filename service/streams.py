@@ -36,7 +36,7 @@ from service.gate import deny
 from service.routes.common import Encoding
 from service.sequence_work import Given, track_frame
 from service.sessions import Session
-from service.stream_messages import Header, frame_of_header, frame_of_message, may_be_frame
+from service.stream_messages import BadFrameError, Header, frame_of_header, frame_of_message, may_be_frame
 from service.wire import JSON, MSGPACK, encode
 
 ROUTE = "/v1/sequences/{sequence_id}/stream"
@@ -240,6 +240,8 @@ class FrameStream:
                     given = frame_of_message(message)
             except ServiceError as error:
                 echo = {"stamp_ns": header and header.stamp_ns, "frame_id": header and header.frame_id}
+                if isinstance(error, BadFrameError):
+                    echo = error.echo
                 self._refuse(self._enter(_Entry(echo)), error)
                 continue
             self._accept(given)

@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 
 from frontend.camera import Camera
-from frontend.errors import ConfigError
 from frontend.extractor import SuperPoint
 from frontend.image import decode_image
 from frontend.pipeline import MatchPipeline, PipelineConfig
@@ -24,22 +23,6 @@ _TURNS = 2  # the first allocates, the second finds what has been allocated
 _LONE = (
     10  # images one at a time at the end: what large batches have freed goes back to the system, and costs once more
 )
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """(width, height) of ``WIDTHxHEIGHT``.
-
-    Raises:
-        ConfigError: it is none, or a side is under 8 pixels.
-    """
-    width, _, height = text.partition("x")
-    try:
-        found = int(width), int(height)
-    except ValueError:
-        found = (0, 0)
-    if min(found) < 8:
-        raise ConfigError(f"warm-up size is '{text}'; expected WIDTHxHEIGHT, 8 pixels or more")
-    return found
 
 
 def batch_sizes(extractor: SuperPoint, max_batch: int) -> list[int]:
@@ -76,7 +59,9 @@ def warm_up(
 
         turns = SEEN + 2  # the calls after those that capture graphs have found all of them
     for _ in range(turns):
-        prepared = pool.submit(lambda: extractor.prepare(decode_image(data, "warm-up"))).result()
+        prepared = pool.submit(
+            lambda: extractor.prepare(decode_image(data, "warm-up", max_pixels=width * height))
+        ).result()
         # the engine makes no larger ones of this size
         most = min(max(engine.config.max_batch_pixels // prepared.gray.size, 1), engine.config.max_batch)
         for count in batch_sizes(extractor, most):
@@ -93,5 +78,7 @@ def warm_up(
         for kind in FORMATS:
             encode({"keypoints": found[0].keypoints, "descriptors": found[0].descriptors}, kind)
     for _ in range(_LONE):
-        prepared = pool.submit(lambda: extractor.prepare(decode_image(data, "warm-up"))).result()
+        prepared = pool.submit(
+            lambda: extractor.prepare(decode_image(data, "warm-up", max_pixels=width * height))
+        ).result()
         engine.call(partial(extract_prepared, extractor, [prepared]), deadline).result()

@@ -180,6 +180,17 @@ def test_stamps_must_rise_and_descriptors_keep_their_length() -> None:
     assert not tracker.update(features, 7).new.any()
 
 
+@pytest.mark.parametrize("stamp", [1341847980.72, 5.0, np.float64(5), "5", None])
+def test_stamps_are_whole_nanoseconds(stamp: object) -> None:
+    """Seconds as floats are what datasets list."""
+    world, tracker = World(), Tracker()
+    features, _ = world.see(0)
+    with pytest.raises(SequenceError, match=rf"^stamp_ns is {stamp}; expected nanoseconds, a whole number$"):
+        tracker.update(features, stamp)  # type: ignore[arg-type]
+    frame = tracker.update(features, np.int64(7))  # type: ignore[arg-type]
+    assert (frame.index, frame.stamp_ns, type(frame.stamp_ns)) == (0, 7, int)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

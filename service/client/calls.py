@@ -380,6 +380,7 @@ def homography(
     threshold: float | None = None,
     confidence: float | None = None,
     max_iterations: int | None = None,
+    min_inliers: int | None = None,
     seed: int | None = None,
 ) -> Call[Homography]:
     """The homography of matched points.
@@ -392,9 +393,11 @@ def homography(
         threshold: largest error of an inlier, pixels.
         confidence: that the best model is found, in (0, 1).
         max_iterations: of RANSAC, at most.
+        min_inliers: inliers below which there is no homography, at least 4; 8 where None.
         seed: of its random numbers.
     """
-    query = pairs(method=method, threshold=threshold, confidence=confidence, max_iterations=max_iterations, seed=seed)
+    settings = {"confidence": confidence, "max_iterations": max_iterations, "min_inliers": min_inliers, "seed": seed}
+    query = pairs(method=method, threshold=threshold, **settings)
     points = {"points0": np.asarray(points0, np.float64), "points1": np.asarray(points1, np.float64)}
     if sigmas is not None:
         points["sigmas"] = np.asarray(sigmas, np.float64)

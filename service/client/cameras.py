@@ -40,20 +40,24 @@ class StereoLike(Protocol):
         """(3,) metres."""
 
 
-Calibration = CameraLike | ArrayLike
-"""A camera, or its (3, 3) intrinsics alone."""
+Calibration = CameraLike | ArrayLike | str
+"""A camera, its (3, 3) intrinsics alone, or text as ``frontend.camera.Camera.parse`` reads it: ``"fx,fy,cx,cy"``."""
 
 
 def camera_document(camera: Calibration, distortion: Sequence[float] = ()) -> dict[str, Any]:
     """A camera in a JSON body.
 
     Args:
-        camera: a camera, or K.
+        camera: a camera, K, or text.
         distortion: with K; a camera has its own.
 
     Raises:
-        ConfigError: K is no (3, 3) array of finite numbers, or the distortion is given twice.
+        ConfigError: K is no (3, 3) array of finite numbers, the text is no camera, or the distortion is given twice.
     """
+    if isinstance(camera, str):
+        from frontend.camera import Camera  # with OpenCV, which nothing else of the client has to load
+
+        camera = Camera.parse(camera)
     own = getattr(camera, "distortion", None)
     if own is not None and len(distortion):
         raise ConfigError("distortion is given beside a camera that has its own; expected one of them")

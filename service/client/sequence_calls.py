@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
@@ -59,7 +60,8 @@ def open_sequence(
         mask: of all frames, see :func:`set_mask`.
         right_mask: of their right images.
         camera_id: echoed with each frame.
-        camera: a camera with K and distortion, or K alone; without one there are no normalised points and no pose.
+        camera: a camera with K and distortion, K alone, or text as ``Camera.parse`` reads it, "fx,fy,cx,cy"; without
+            one there are no normalised points and no pose.
         distortion: with K.
         stereo: the right camera and its place, for frames with a right image.
         policy: fields of ``frontend.tracking.TrackerConfig`` by name, or one of these.
@@ -150,16 +152,28 @@ def track(
 
     Args:
         image: of the camera, the left one of a pair.
-        stamp_ns: nanoseconds, later than the frame's before; OutOfOrder otherwise.
+        stamp_ns: nanoseconds, a whole number, later than the frame's before; OutOfOrder otherwise.
         frame_id: echoed.
         right: the right image of a pair.
         mask: of this frame's ``image`` alone, beside the sequence's; see :func:`set_mask`.
         descriptors: how they are sent.
     """
     path = v1("sequences", context.sequence_id, "frames")
-    query = pairs(stamp_ns=int(stamp_ns), frame_id=frame_id, descriptors=descriptors)
+    query = pairs(stamp_ns=_nanoseconds(stamp_ns), frame_id=frame_id, descriptors=descriptors)
     others = {} if right is None else {"right": encoded(right, context.quality)}
     return with_image(Call("POST", path, results.frame, query), encoded(image, context.quality), mask, **others)
+
+
+def _nanoseconds(stamp_ns: int) -> int:
+    """A stamp as an integer of Python; seconds as a float would be taken for a few nanoseconds.
+
+    Raises:
+        ConfigError: it is no whole number.
+    """
+    try:
+        return operator.index(stamp_ns)
+    except TypeError:
+        raise ConfigError(f"stamp_ns is {stamp_ns}; expected nanoseconds, a whole number") from None
 
 
 def within(context: Context, sequence_id: str) -> Context:
@@ -180,7 +194,7 @@ def stream_path(context: Context, descriptors: Encoding) -> str:
 def stream_message(context: Context, image: Image, stamp_ns: int, frame_id: str | None, right: Image | None) -> bytes:
     """A frame as a message of the stream; see :func:`track`."""
     message = {
-        "stamp_ns": int(stamp_ns),
+        "stamp_ns": _nanoseconds(stamp_ns),
         "frame_id": frame_id,
         "image": encoded(image, context.quality),
         "right": None if right is None else encoded(right, context.quality),

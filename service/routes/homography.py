@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from frontend.errors import FrontendError
 from frontend.homography_estimation import estimate_homography
-from frontend.ransac_config import as_variances
+from frontend.ransac_config import SAMPLE_SIZE, RansacConfig, as_variances
 from frontend.types import Float64Array
 from service.errors import BadRequestError
 from service.routes.common import WORK_PROBLEMS, accepted, answer, core_of
@@ -43,6 +43,15 @@ async def homography(
         float, Query(gt=0, lt=1, description="Probability of one sample without outliers at which drawing stops.")
     ] = 0.999,
     max_iterations: Annotated[int, Query(ge=1, le=100_000, description="Most samples that are drawn.")] = 10_000,
+    min_inliers: Annotated[
+        int,
+        Query(
+            ge=SAMPLE_SIZE,
+            le=_MOST_MATCHES,
+            description="Inliers below which there is no homography. As many as chance would give are none either, "
+            "whatever this is: four matches always fit.",
+        ),
+    ] = RansacConfig.min_inliers,
     seed: Annotated[int, Query(ge=0, lt=2**63, description="Of the drawing; the same seed, the same result.")] = 0,
 ) -> Response:
     """`points0` and `points1`, (M, 2) each, row by row a match, and `sigmas` (M,) where they are known; as JSON,
@@ -63,7 +72,7 @@ async def homography(
                 f"max_iterations is {max_iterations} for {len(points0)} matches; expected at most {most}"
             )
         settings: dict[str, Any] = {"threshold": threshold, "confidence": confidence, "seed": seed}
-        settings |= {"max_iterations": max_iterations, "sigmas": sigmas, "method": method}
+        settings |= {"max_iterations": max_iterations, "min_inliers": min_inliers, "sigmas": sigmas, "method": method}
         found = await core.on_device(estimate_homography, points0, points1, deadline=deadline, urgent=False, **settings)
         slot.release(served=True)
     except (ValueError, FrontendError) as error:

@@ -229,7 +229,7 @@ async def stream_frames(request: Request, sequence_id: str) -> Response:
     - `{"stamp_ns", "frame_id", "dropped": true}`: newer frames came while it was waiting, and the oldest waiting
       frame is given up first;
     - `{"stamp_ns", "frame_id", "problem": {...}}`: it was refused, and the stream goes on: `bad_image`,
-      `out_of_order`, `overloaded`, `too_large`, `bad_request` (with nulls where the frame could not be read), ...
+      `out_of_order`, `overloaded`, `too_large`, `bad_request` (with null for what of the two could not be read), ...
 
     In JavaScript a number holds no stamp of today to the nanosecond: name frames by `frame_id`.
 

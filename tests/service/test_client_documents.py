@@ -201,13 +201,21 @@ def test_cameras_lose_nothing() -> None:
     assert camera_query(K.tolist()) == "458.654,457.296,367.215,248.375"
     expected = {"K": K.tolist(), "distortion": list(DISTORTION)}
     assert camera_document(Camera(K, DISTORTION)) == camera_document(K, DISTORTION) == expected
+    text = ",".join(str(number) for number in numbers)
+    assert camera_document(text) == expected
+    assert [float(number) for number in camera_query(text).split(",")] == numbers
     fisheye = Camera(K, (0.1, -0.2, 0.3, 0.0), "fisheye")
+    assert camera_document(camera_query(fisheye)) == camera_document(fisheye)
     assert Camera.parse(camera_query(fisheye)).same_as(fisheye)
     assert camera_document(fisheye)["model"] == "fisheye"
     skewed = K.copy()
     skewed[0, 1] = 2
     wrong: Any
-    for wrong, part in [(skewed, "skew of 2.0"), (np.eye(2), r"shape \(2, 2\)"), ("left", "is a str")]:
+    for wrong, part in [
+        (skewed, "skew of 2.0"),
+        (np.eye(2), r"shape \(2, 2\)"),
+        ("left", "camera is 'left'; expected fx,fy,cx,cy"),
+    ]:
         with pytest.raises(ConfigError, match=part):
             camera_query(wrong)
     with pytest.raises(ConfigError, match="beside a camera that has its own"):
@@ -227,6 +235,11 @@ def test_only_what_is_given_is_asked_for() -> None:
     assert not call.repeatable
     call = calls.get_features(CONTEXT, "../models")
     assert call.path == "/v1/features/..%2Fmodels"
+
+
+def test_few_matches_may_be_enough_for_a_homography() -> None:
+    assert "min_inliers" not in dict(calls.homography(CONTEXT, [], []).query)
+    assert dict(calls.homography(CONTEXT, [], [], min_inliers=5).query)["min_inliers"] == "5"
 
 
 def test_stored_features_stand_for_images() -> None:
@@ -274,6 +287,8 @@ def test_a_sequence_is_described_in_one_body() -> None:
     }
     assert decode(sequence_calls.open_sequence(CONTEXT).body, JSON) == {}
     assert decode(sequence_calls.open_sequence(CONTEXT, policy={"max_gap": 3}).body, JSON)["policy"] == {"max_gap": 3}
+    text = sequence_calls.open_sequence(CONTEXT, camera="458.654,457.296,367.215,248.375")
+    assert decode(text.body, JSON) == {"camera": {"K": K.tolist(), "distortion": []}}
     with pytest.raises(ConfigError, match="distortion is given without a camera"):
         sequence_calls.open_sequence(CONTEXT, distortion=DISTORTION)
     rig.t = np.eye(3)
@@ -290,5 +305,13 @@ def test_frames_name_their_sequence() -> None:
         "image": b"left",
         "right": b"right",
     }
-    message = sequence_calls.stream_message(context, b"left", 5, "f", None)
+    wrong: Any
+    for wrong in (1341847980.72, np.float64(5), "5"):
+        for call_of in (sequence_calls.track, sequence_calls.stream_message):
+            arguments: Any = (
+                (context, b"left", wrong) if call_of is sequence_calls.track else (context, b"left", wrong, "f", None)
+            )
+            with pytest.raises(ConfigError, match=rf"^stamp_ns is {wrong}; expected nanoseconds, a whole number$"):
+                call_of(*arguments)
+    message = sequence_calls.stream_message(context, b"left", np.int64(5), "f", None)  # type: ignore[arg-type]
     assert msgpack.unpackb(message) == {"stamp_ns": 5, "frame_id": "f", "image": b"left", "right": None}

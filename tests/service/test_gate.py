@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ from live import Live, live, post_bytes, wait_until
 from problems import check_problem
 from starlette.types import Message, Receive, Scope, Send
 
+from service.app import create_app
 from service.bodies import Budget
 from service.gate import Gate
 from service.metrics import Metrics
@@ -310,6 +312,45 @@ def test_a_cancellation_that_is_swallowed_is_repeated(monkeypatch: pytest.Monkey
 
     assert asyncio.run(run()) < 10
     assert swallowed == ["once"]
+
+
+@pytest.mark.anyio
+async def test_what_is_refused_early_counts_for_its_route() -> None:
+    app = create_app(Settings(device="cpu", api_keys=("secret",), max_body_mb=1.0))
+    routes = {
+        "/v1/models": "/v1/models",
+        "/v1/features": "/v1/features",
+        "/v1/features/abc": "/v1/features/{feature_id}",
+        "/v1/sequences/a/frames": "/v1/sequences/{sequence_id}/frames",
+        "/metrics": "/metrics",
+        "/v1/no": "unknown",
+        "/v1/features/abc/def": "unknown",
+    }
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        for path in routes:
+            check_problem(await client.get(path), 401, "unauthorized")
+        known = {"x-api-key": "secret"}
+        check_problem(await client.post("/v1/features", content=bytes(1_000_001), headers=known), 413, "too_large")
+        check_problem(await client.post("/", content=bytes(1_000_001)), 413, "too_large")
+        text = (await client.get("/metrics", headers=known)).text
+    counted = re.findall(r'^superpoint_requests_total{route="(.*)",status="(.*)"} (.*)$', text, re.MULTILINE)
+    expected = {(route, "401", "2.0" if route == "unknown" else "1.0") for route in routes.values()}
+    assert set(counted) == {*expected, ("/v1/features", "413", "1.0"), ("/", "413", "1.0")}
+    seconds = set(re.findall(r'^superpoint_request_seconds_count{route="(.*)"}', text, re.MULTILINE))
+    assert seconds == {*routes.values(), "/"}
+
+
+def test_a_stream_that_is_refused_early_counts_for_its_route() -> None:
+    metrics, sent, path = Metrics(), [], "/v1/sequences/{sequence_id}/stream"
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "websocket", "path": "/v1/sequences/a/stream", "headers": [], "client": ("192.0.2.1", 1)}
+    gate = Gate(None, Settings(), metrics, routes=("/v1/sequences/{sequence_id}", path))  # type: ignore[arg-type]
+    asyncio.run(gate(scope, None, send))  # type: ignore[arg-type]
+    assert [message["type"] for message in sent] == ["websocket.close"]
+    assert f'superpoint_requests_total{{route="{path}",status="401"}} 1.0' in metrics.text().decode()
 
 
 def test_requests_at_a_time_have_a_limit(brisk: Live) -> None:

@@ -87,6 +87,34 @@ def test_a_body_costs_little_more_than_its_bytes(name: str) -> None:
 
 
 @pytest.mark.anyio
+async def test_few_exact_matches_are_enough_where_that_is_asked_for(client: httpx.AsyncClient) -> None:
+    points0 = [[0, 0], [600, 0], [600, 400], [0, 400], [300, 200], [150, 320], [420, 80]]
+    points1 = [[1.1 * x + 5, 0.9 * y - 7] for x, y in points0]
+    url = "/v1/homography"
+    for count, params, status in (
+        (7, {}, "no_model"),
+        (7, {"min_inliers": 7}, "ok"),
+        (6, {"min_inliers": 7}, "no_model"),
+        (6, {"min_inliers": 4}, "ok"),
+        (4, {"min_inliers": 4}, "no_model"),  # four always fit
+        (3, {"min_inliers": 4}, "too_few_matches"),
+        (3, {}, "too_few_matches"),
+    ):
+        body = {"points0": points0[:count], "points1": points1[:count]}
+        found = (await client.post(url, json=body, params=params)).json()
+        assert (count, params, found["status"]) == (count, params, status)
+        assert found["inliers"] == [status == "ok"] * count
+        if status == "ok":
+            np.testing.assert_allclose(found["homography"], [[1.1, 0, 5], [0, 0.9, -7], [0, 0, 1]], atol=1e-6)
+    for wrong in (3, 4.5, 200_001):
+        response = await client.post(url, json=body, params={"min_inliers": wrong})
+        check_problem(response, 400, "bad_request", "min_inliers")
+    operation = (await client.get("/openapi.json")).json()["paths"][url]["post"]
+    (given,) = [parameter for parameter in operation["parameters"] if parameter["name"] == "min_inliers"]
+    assert (given["schema"]["default"], given["schema"]["minimum"]) == (8, 4)
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("client", [{"max_body_mb": 4.0}], indirect=True)
 async def test_such_bodies_are_refused_as_documented(client: httpx.AsyncClient) -> None:
     for kind, body, part in BODIES.values():

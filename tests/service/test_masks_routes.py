@@ -152,7 +152,7 @@ async def test_a_mask_counts_as_an_image_of_its_own(
     sequence = (await client.post("/v1/sequences")).json()["id"]
     assert (await client.put(f"/v1/sequences/{sequence}/mask", content=FILES["mask"])).status_code == 204
     await post(client, f"/v1/sequences/{sequence}/frames?stamp_ns=1", content=FILES["image"])
-    one = 11 * WIDTH * HEIGHT
+    one = 12 * WIDTH * HEIGHT
     assert held == [one, 2 * one, one, one + WIDTH * HEIGHT]
     assert core.decoded.used == 0
 

@@ -98,6 +98,7 @@ def test_refusals_name_what_is_wrong(client: httpx.Client) -> None:
         {"ttl_s": 1e999},
         {"unknown": 1},
         {"policy": {"x": 1}},
+        {"camera": 5},
         [],
     ):
         text = str(document).replace("'", '"').replace("inf", "1e999")
@@ -105,6 +106,30 @@ def test_refusals_name_what_is_wrong(client: httpx.Client) -> None:
         response = client.post("/v1/sequences", content=text, headers=headers)
         check_problem(response, 400, "bad_request")
     check_problem(client.post("/v1/sequences", json={"model": "none"}), 404, "not_found", "none")
+
+
+def test_a_camera_may_be_text_as_in_a_query(client: httpx.Client) -> None:
+    text = f"{K[0, 0]},{K[1, 1]},{K[0, 2]},{K[1, 2]},-0.1,0.01,0,0"
+    document = {"K": K.tolist(), "distortion": [-0.1, 0.01, 0, 0]}
+    found = []
+    for camera, right in ((text, STEREO), (document, {**STEREO, "camera": text})):
+        name = opened(client, camera=camera, stereo=right)
+        response = client.post(f"/v1/sequences/{name}/frames?stamp_ns=1", content=view(0))
+        found.append(response.json()["normalised"])
+    assert found[0] == found[1]
+    for wrong, part in (
+        ("525", "body.camera: camera has 1 numbers; expected fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]], or fisheye:"),
+        ("a\nb", "body.camera: camera is 'a b'; expected fx,fy,cx,cy"),
+        ("0,0,1,1", "body.camera: K has shape (3, 3) or has no positive focal lengths"),
+    ):
+        check_problem(client.post("/v1/sequences", json={"camera": wrong}), 400, "bad_request", part)
+    stereo = {**STEREO, "camera": "x"}
+    refused = client.post("/v1/sequences", json={"camera": text, "stereo": stereo})
+    check_problem(refused, 400, "bad_request", "body.stereo.camera: camera is 'x'; expected fx,fy,cx,cy")
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    for schema in (schemas["OpenSequence"]["properties"]["camera"], schemas["StereoDocument"]["properties"]["camera"]):
+        kinds = [kind.get("type", kind.get("$ref")) for kind in schema["anyOf"]]
+        assert kinds[:2] == ["#/components/schemas/CameraDocument", "string"]
 
 
 def test_a_frame_of_another_size_is_refused_and_changes_nothing(client: httpx.Client) -> None:

@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidStatus
 
 from service.client import Client
 from service.errors import BadRequestError
-from service.stream_messages import Header, frame_of_message
+from service.stream_messages import BadFrameError, Header, frame_of_message
 
 
 def tree(depth: int) -> bytes:
@@ -49,6 +49,34 @@ def test_a_member_too_many_is_named() -> None:
         frame_of_message(msgpack.packb({**frame, "gain": 1.5}))
 
 
+@pytest.mark.parametrize(
+    ("frame", "stamp_ns", "frame_id"),
+    [
+        ({"stamp_ns": 60, "frame_id": "f", "image": b"left", "foo": 1}, 60, "f"),
+        ({"stamp_ns": "60", "frame_id": "f"}, 60, "f"),
+        ({"stamp_ns": 60, "image": "text"}, 60, None),
+        ({"stamp_ns": -1, "frame_id": "f", "image": b"left"}, None, "f"),
+        ({"frame_id": "f", "image": b"left"}, None, "f"),
+        ({"stamp_ns": 60, "frame_id": 5, "image": b"left"}, 60, None),
+        ({"stamp_ns": 60, "frame_id": "f" * 257, "image": b"left"}, 60, None),
+    ],
+)
+def test_a_message_that_is_no_frame_still_tells_which_it_was(
+    frame: dict[str, object], stamp_ns: int | None, frame_id: str | None
+) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        frame_of_message(msgpack.packb(frame))
+    assert isinstance(caught.value, BadFrameError)
+    assert caught.value.echo == {"stamp_ns": stamp_ns, "frame_id": frame_id}
+
+
+def test_so_does_a_header() -> None:
+    for header in ({"foo": 1}, {"right": "yes"}):
+        with pytest.raises(BadFrameError) as caught:
+            Header.parse(json.dumps({"stamp_ns": "60", "frame_id": "f", **header}))
+        assert caught.value.echo == {"stamp_ns": 60, "frame_id": "f"}
+
+
 def test_a_text_message_has_a_limit() -> None:
     longest = json.dumps({"stamp_ns": str(2**63 - 1), "frame_id": "\U0001f600" * 256, "right": True}, indent=4)
     assert Header.parse(longest) == Header(2**63 - 1, "\U0001f600" * 256, True)
@@ -71,6 +99,10 @@ def test_a_stream_goes_on_after_them(server: Live) -> None:
         for message in (ARRAYS, '{"stamp_ns": 1, "frame_id": [' + "[]," * 100_000 + "[]]}"):
             stream.send(message)
             assert json.loads(stream.recv(20))["problem"]["code"] == "bad_request"
+        for wrong in (msgpack.packb({"stamp_ns": 60, "frame_id": "f"}), '{"stamp_ns": "60", "frame_id": "f", "x": 1}'):
+            stream.send(wrong)
+            answer = json.loads(stream.recv(20))
+            assert (answer["stamp_ns"], answer["frame_id"], answer["problem"]["code"]) == (60, "f", "bad_request")
         stream.send(msgpack.packb({"stamp_ns": 2, "image": view(0)}))
         assert json.loads(stream.recv(20))["index"] == 0
 
