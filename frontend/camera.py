@@ -68,7 +68,7 @@ class Camera:
         try:
             values = [float(part) for part in numbers.split(",")]
         except ValueError:
-            raise ConfigError(f"camera is '{text[:80]}'; {expected}") from None
+            raise ConfigError(f"camera is {text[:80]!r}; {expected}") from None
         if len(values) < 4:
             raise ConfigError(f"camera has {len(values)} numbers; {expected}")
         fx, fy, cx, cy, *distortion = values

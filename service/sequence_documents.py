@@ -42,7 +42,7 @@ def _document_of_text(value: Any) -> Any:
     try:
         camera = Camera.parse(value)
     except ConfigError as error:
-        raise PydanticCustomError("camera", "{error}", {"error": " ".join(str(error).split())}) from None
+        raise PydanticCustomError("camera", "{error}", {"error": str(error)}) from None
     return {"K": camera.K.tolist(), "distortion": list(camera.distortion), "model": camera.model}
 
 

@@ -78,3 +78,9 @@ def test_what_is_no_such_camera_is_refused(change: tuple[tuple[int, int], float]
     wrong[change[0]] = change[1]
     with pytest.raises(ConfigError, match=message):
         Camera(wrong)
+
+
+def test_a_camera_of_several_lines_is_refused_in_one() -> None:
+    with pytest.raises(ConfigError) as refused:
+        Camera.parse("525,525\n319.5,239.5\r\n")
+    assert len(str(refused.value).splitlines()) == 1

@@ -119,7 +119,7 @@ def test_a_camera_may_be_text_as_in_a_query(client: httpx.Client) -> None:
     assert found[0] == found[1]
     for wrong, part in (
         ("525", "body.camera: camera has 1 numbers; expected fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]], or fisheye:"),
-        ("a\nb", "body.camera: camera is 'a b'; expected fx,fy,cx,cy"),
+        ("a\nb", "body.camera: camera is 'a\\nb'; expected fx,fy,cx,cy"),
         ("0,0,1,1", "body.camera: K has shape (3, 3) or has no positive focal lengths"),
     ):
         check_problem(client.post("/v1/sequences", json={"camera": wrong}), 400, "bad_request", part)
