@@ -6,6 +6,7 @@ can tell the library's refusals from its bugs.
 
 from __future__ import annotations
 
+import operator
 import re
 
 
@@ -57,3 +58,16 @@ def is_lack_of_memory(error: Exception) -> bool:
         or (package == "cv2" and _NO_MEMORY_OF_OPENCV.search(str(error)) is not None)
         or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None)
     )
+
+
+def whole_nanoseconds(stamp_ns: int, refusal: type[FrontendError]) -> int:
+    """A stamp as an integer of Python; seconds as a float would be taken for a few nanoseconds.
+
+    Args:
+        stamp_ns: as a caller gave it.
+        refusal: raised where it is no whole number.
+    """
+    try:
+        return operator.index(stamp_ns)
+    except TypeError:
+        raise refusal(f"stamp_ns is {stamp_ns}; expected nanoseconds, a whole number") from None

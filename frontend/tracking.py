@@ -8,13 +8,12 @@ enough of it, and otherwise found near where it was last.
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 
 import numpy as np
 
 from frontend.camera import Camera
-from frontend.errors import ConfigError, SequenceError
+from frontend.errors import ConfigError, SequenceError, whole_nanoseconds
 from frontend.motion import Motion, estimate_motion
 from frontend.mutual import NEVER, mutual_best
 from frontend.ransac_config import RansacConfig
@@ -153,7 +152,7 @@ class Tracker:
             SequenceError: the stamp is no whole number or not later, the features are of another model or of an image
                 of another size, or those of the right image are of another model than these.
         """
-        stamp_ns = _nanoseconds(stamp_ns)
+        stamp_ns = whole_nanoseconds(stamp_ns, SequenceError)
         if self._stamp_ns is not None and stamp_ns <= self._stamp_ns:
             raise SequenceError(f"frame has the stamp {stamp_ns} ns; expected one after {self._stamp_ns} ns")
         if self._image_size is not None and self._image_size != features.image_size:
@@ -282,18 +281,6 @@ class Tracker:
             return True
         moved = np.linalg.norm(self._keyframe_points[first] - current.points[second], axis=1)
         return bool(len(moved) and np.median(moved) > self.config.keyframe_parallax * longest)
-
-
-def _nanoseconds(stamp_ns: int) -> int:
-    """A stamp as an integer of Python; seconds as a float would be taken for a few nanoseconds.
-
-    Raises:
-        SequenceError: it is no whole number.
-    """
-    try:
-        return operator.index(stamp_ns)
-    except TypeError:
-        raise SequenceError(f"stamp_ns is {stamp_ns}; expected nanoseconds, a whole number") from None
 
 
 def _nearest(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import operator
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
@@ -12,7 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import msgpack
 import numpy as np
 
-from frontend.errors import ConfigError
+from frontend.errors import ConfigError, whole_nanoseconds
 from service.client import results
 from service.client.calls import Call, Context, Encoding, nothing, pairs, v1, with_image
 from service.client.cameras import Calibration, StereoLike, camera_document, stereo_document
@@ -159,21 +158,9 @@ def track(
         descriptors: how they are sent.
     """
     path = v1("sequences", context.sequence_id, "frames")
-    query = pairs(stamp_ns=_nanoseconds(stamp_ns), frame_id=frame_id, descriptors=descriptors)
+    query = pairs(stamp_ns=whole_nanoseconds(stamp_ns, ConfigError), frame_id=frame_id, descriptors=descriptors)
     others = {} if right is None else {"right": encoded(right, context.quality)}
     return with_image(Call("POST", path, results.frame, query), encoded(image, context.quality), mask, **others)
-
-
-def _nanoseconds(stamp_ns: int) -> int:
-    """A stamp as an integer of Python; seconds as a float would be taken for a few nanoseconds.
-
-    Raises:
-        ConfigError: it is no whole number.
-    """
-    try:
-        return operator.index(stamp_ns)
-    except TypeError:
-        raise ConfigError(f"stamp_ns is {stamp_ns}; expected nanoseconds, a whole number") from None
 
 
 def within(context: Context, sequence_id: str) -> Context:
@@ -194,7 +181,7 @@ def stream_path(context: Context, descriptors: Encoding) -> str:
 def stream_message(context: Context, image: Image, stamp_ns: int, frame_id: str | None, right: Image | None) -> bytes:
     """A frame as a message of the stream; see :func:`track`."""
     message = {
-        "stamp_ns": _nanoseconds(stamp_ns),
+        "stamp_ns": whole_nanoseconds(stamp_ns, ConfigError),
         "frame_id": frame_id,
         "image": encoded(image, context.quality),
         "right": None if right is None else encoded(right, context.quality),
