@@ -1,4 +1,4 @@
-"""Weight files made of weight files: in half the size, and means of two."""
+"""Weight files made of weight files: in half the size, means of two, and what differs from another."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from frontend.errors import ConfigError, WeightsError
+from frontend.matching.lightglue_weights import difference, read_matcher
 from frontend.weights import FORMAT, MATCHER_FORMAT, read_safetensors, resolve, write_safetensors
 
 if TYPE_CHECKING:
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def write_half(
-    name_or_path: str | Path, path: Path, refiner_passes: int = 0, average: str | Path | None = None
+    name_or_path: str | Path,
+    path: Path,
+    refiner_passes: int = 0,
+    average: str | Path | None = None,
+    average_share: float = 0.5,
+    base: Path | None = None,
 ) -> None:
     """Write a weight file again in half its size, atomically: kernels and matrices in float16, vectors as they are.
 
@@ -28,17 +34,23 @@ def write_half(
         average: another weight file (or released model) of the same network. The mean of both is written (Wortsman et
             al., Robust fine-tuning of zero-shot models, CVPR 2022): of weights and what they became when they were
             trained on, it often keeps what each is good at.
+        average_share: of the other file in that mean, in [0, 1].
+        base: of a matcher: a complete one, of which only what differs is written, see
+            :func:`frontend.matching.lightglue_weights.difference`.
 
     Raises:
         WeightsError: there are no such weights, they are not of this project or not of one network, or a value is too
             large for float16.
-        ConfigError: they have no refiner that could pass more than once.
+        ConfigError: they have no refiner that could pass more than once, or the share is out of its range.
     """
     import torch
 
+    if not 0 <= average_share <= 1:
+        raise ConfigError(f"average_share is {average_share}; expected a number from 0 to 1")
+
     source, tensors, metadata = _read(name_or_path)
     if average is not None:
-        tensors, metadata = _mean((source, tensors, metadata), _read(average))
+        tensors, metadata = _mean((source, tensors, metadata), _read(average), average_share)
     for name, tensor in tensors.items():
         if tensor.ndim >= 2 and tensor.is_floating_point():
             tensors[name] = tensor.to(torch.float16)
@@ -49,6 +61,8 @@ def write_half(
         if not model.get("refiner"):
             raise ConfigError(f"weights {source} have no refiner; expected refiner_passes 0, got {refiner_passes}")
         metadata = {**metadata, "model": json.dumps({**model, "refiner_passes": refiner_passes})}
+    if base is not None:
+        tensors, metadata = difference(tensors, metadata, base)
     write_safetensors(path, tensors, metadata)
 
 
@@ -58,13 +72,17 @@ _Read = tuple[Path, "dict[str, Tensor]", dict[str, str]]
 def _read(name_or_path: str | Path) -> _Read:
     _, path = resolve(name_or_path)
     tensors, metadata = read_safetensors(path)
-    if metadata.get("format") not in (FORMAT, MATCHER_FORMAT):
+    if metadata.get("format") == MATCHER_FORMAT:
+        return path, *read_matcher(path)
+    if metadata.get("format") != FORMAT:
         raise WeightsError(f"weights {path} are not of this project; expected a file that it trained")
     return path, tensors, metadata
 
 
-def _mean(one: _Read, other: _Read) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _mean(one: _Read, other: _Read, share: float) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The mean of two files' floats, the rest of the first's; and metadata that says how both were trained.
+
+    The other counts with its share, the first with the rest.
 
     Raises:
         WeightsError: they are of different networks.
@@ -77,8 +95,9 @@ def _mean(one: _Read, other: _Read) -> tuple[dict[str, Tensor], dict[str, str]]:
     if {name: tensor.shape for name, tensor in one[1].items()} != {name: t.shape for name, t in other[1].items()}:
         raise WeightsError(f"weights {other[0]} have other tensors than {one[0]}; expected those of the same network")
     means = {
-        name: ((tensor.double() + other[1][name].double()) / 2).float() if tensor.is_floating_point() else tensor
+        name: tensor.double().lerp(other[1][name].double(), share).float() if tensor.is_floating_point() else tensor
         for name, tensor in one[1].items()
     }
     training = [json.loads(metadata.get("training", "{}")) for _, _, metadata in (one, other)]
-    return means, {**one[2], "training": json.dumps({"average_of": training})}
+    told = {"average_of": training, "shares": [1 - share, share]}
+    return means, {**one[2], "training": json.dumps(told)}

@@ -14,6 +14,7 @@ from frontend.training.losses import (
     detector_loss,
     dual_softmax_loss,
     hinge_descriptor_loss,
+    peak_loss,
     position_loss,
 )
 
@@ -144,3 +145,37 @@ def test_position_loss_moves_the_peaks_together() -> None:
         losses.append(loss.item())
     assert losses[0] > 0.05
     assert losses[-1] < 0.2 * losses[0]
+
+
+def test_peak_loss_is_the_expected_distance_in_a_loop() -> None:
+    heat = torch.rand(2, 20, 24, generator=seeded(11))
+    points = torch.rand(2, 6, 2, generator=seeded(12)) * torch.tensor([23.0, 19.0])
+    points[0, 0] = torch.tensor([0.2, 0.4])  # its window leaves the image
+    valid = torch.rand(2, 6, generator=seeded(13)) > 0.3
+    valid[0, 0] = True
+    means = []
+    for b, n in np.argwhere(valid.numpy()):
+        px, py = points[b, n].double().tolist()
+        total = weights = 0.0
+        for y in range(20):
+            for x in range(24):
+                if abs(x - round(px)) <= 2 and abs(y - round(py)) <= 2:
+                    total += float(heat[b, y, x]) * math.hypot(x - px, y - py)
+                    weights += float(heat[b, y, x])
+        means.append(total / weights)
+    assert float(peak_loss(heat, points, valid)) == pytest.approx(np.mean(means), rel=1e-5)
+    assert float(peak_loss(heat, points, torch.zeros_like(valid))) == 0
+
+
+def test_peak_loss_sharpens_the_heat_map_where_the_label_is() -> None:
+    logits = torch.zeros(1, 65, 3, 3, requires_grad=True)
+    points, valid = torch.tensor([[[12.0, 11.0]]]), torch.ones(1, 1, dtype=torch.bool)
+    optimiser = torch.optim.Adam([logits], lr=0.2)
+    for _ in range(60):
+        loss = peak_loss(heatmap(logits), points, valid)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    heat = heatmap(logits)[0].detach()
+    assert divmod(int(heat.argmax()), 24) == (11, 12)
+    assert float(heat[11, 12]) > 10 * float(heat[11, 13])

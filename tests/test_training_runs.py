@@ -157,12 +157,13 @@ def test_joint_training_with_other_views_and_descriptors(
         "dark": ["--exposure", "4"],
         "labels": ["--random-points", "0"],
         "near": ["--near-weight", "4"],
+        "peaks": ["--peak-weight", "1"],
     }
     runs = {name: [*command, "--out", str(tmp_path / name), *flags] for name, flags in changes.items()}
     for run in runs.values():
         assert main(run) == 0
     weights = {name: load_file(tmp_path / name / "superpoint.safetensors") for name in runs}
-    assert len({str(sum(float(t.double().sum()) for t in tensors.values())) for tensors in weights.values()}) == 5
+    assert len({str(sum(float(t.double().sum()) for t in tensors.values())) for tensors in weights.values()}) == 6
     _, network = load_network(tmp_path / "dim" / "superpoint.safetensors")
     assert network.config == dataclasses.replace(MODEL_PRESETS["slim"], descriptor_dim=24)
     assert network(torch.rand(1, 1, 32, 32)).descriptors.shape == (1, 24, 4, 4)
@@ -170,7 +171,7 @@ def test_joint_training_with_other_views_and_descriptors(
     for name, held in (("dim", "descriptor_dim': 24"), ("dark", "exposure = 4.0; got None")):
         assert main([*command, "--out", str(tmp_path / name)]) == 2
         assert held in capsys.readouterr().err
-    for flag in ("--descriptor-dim", "--exposure", "--random-points", "--near-weight", "--scale"):
+    for flag in ("--descriptor-dim", "--exposure", "--random-points", "--near-weight", "--scale", "--peak-weight"):
         assert main([*command, "--out", str(tmp_path / "wrong"), flag, "-1"]) == 2
         error = capsys.readouterr().err
         assert "expected 0 or more" in error

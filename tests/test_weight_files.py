@@ -83,8 +83,37 @@ def test_the_mean_of_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
         error = 2.0**-11 if tensor.dtype == torch.float16 else 2.0**-24
         np.testing.assert_allclose(np.asarray(tensor, np.float64), expected, rtol=1.01 * error, atol=1e-7, err_msg=name)
     with safe_open(out, "pt") as file:
-        assert json.loads(file.metadata()["training"]) == {"average_of": [{"seed": 0}, {"seed": 1}]}
+        told = {"average_of": [{"seed": 0}, {"seed": 1}], "shares": [0.5, 0.5]}
+        assert json.loads(file.metadata()["training"]) == told
     assert load_network(out)[1].config == MODEL_PRESETS["slim"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
+def test_a_mean_with_shares(share: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for seed, path in enumerate(paths):
+        save_network(path, _network(seed))
+    out = tmp_path / "mean.safetensors"
+    command = ["export", "--format", "weights-float16", "--model", str(paths[0]), "--out", str(out)]
+    shared = [*command, "--average", str(paths[1]), "--average-share"]
+    assert main([*shared, str(share)]) == 0
+    one, other, found = (load_file(path) for path in (*paths, out))
+    differ = 0
+    for name, tensor in found.items():
+        if tensor.is_floating_point():
+            a, b = (np.asarray(held[name], np.float64) for held in (one, other))
+            np.testing.assert_allclose(
+                np.asarray(tensor, np.float64), a * (1 - share) + b * share, rtol=1e-3, atol=1e-6
+            )
+            differ += int(not np.array_equal(a, b))
+    assert differ > 10
+    capsys.readouterr()
+    for wrong, reason in (
+        ([*shared, "1.5"], "average_share is 1.5; expected a number from 0 to 1"),
+        ([*command, "--average-share", "0.7"], "--average-share without --average; expected both or neither"),
+    ):
+        assert main(wrong) == 2
+        assert reason in capsys.readouterr().err
 
 
 def test_means_of_different_networks_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

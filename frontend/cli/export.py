@@ -27,8 +27,10 @@ EXPORT_OPTIONS = (
         "refiner_passes", 0, "of the weight file, for weights-float16: how often keypoints are refined; 0 as it was"
     ),
     Option("average", "", "weights of the same network, for weights-float16: the mean of both is written"),
+    Option("average_share", 0.5, "of --average in that mean; --model has the rest"),
+    Option("base", "", "a complete matcher, for weights-float16 of another one: only what differs is written"),
 )
-_HALVES = ("refiner_passes", "average")  # options of weights-float16
+_HALVES = ("refiner_passes", "average", "average_share", "base")  # options of weights-float16
 _POST_PROCESSING = ("with_size", "max_keypoints", "detection_threshold", "nms_radius", "border")
 _ABOUT = """\
 Without --with-postprocessing the graph gives the heat map and the semi-dense descriptors, and a refiner, where the
@@ -96,9 +98,10 @@ def _run(args: argparse.Namespace) -> int:
     if values["format"] == _HALF:
         _refuse_others(values, ("format", *_HALVES), f"--format {_HALF} has weights alone")
         return _write_half(args.model, args.out, **{name: values[name] for name in _HALVES})
-    for name in _HALVES:
-        if values[name]:
-            raise ConfigError(f"--{name.replace('_', '-')} without --format {_HALF}; expected both or neither")
+    for option in EXPORT_OPTIONS:
+        if option.name in _HALVES and values[option.name] != option.default:
+            flag = f"--{option.name.replace('_', '-')}"
+            raise ConfigError(f"{flag} without --format {_HALF}; expected both or neither")
     if not (values["with_postprocessing"] or values["with_matching"]):
         others = [option.name for option in EXPORT_OPTIONS if option.name not in _POST_PROCESSING]
         _refuse_others(values, others, "without --with-postprocessing the graph ends with the dense maps")
@@ -140,7 +143,7 @@ def _refuse_others(values: Mapping[str, Any], wanted: Collection[str], why: str)
             raise ConfigError(f"--{option.name.replace('_', '-')} has no effect: {why}; expected none")
 
 
-def _write_half(model: str, out: Path, refiner_passes: int, average: str) -> int:
+def _write_half(model: str, out: Path, refiner_passes: int, average: str, average_share: float, base: str) -> int:
     from frontend.errors import ConfigError
     from frontend.weight_files import write_half
 
@@ -148,7 +151,9 @@ def _write_half(model: str, out: Path, refiner_passes: int, average: str) -> int
         raise ConfigError(f"--out is '{out}'; expected a name that ends in .safetensors")
     if refiner_passes < 0:
         raise ConfigError(f"--refiner-passes is {refiner_passes}; expected 1 or more, or 0 to leave it")
-    write_half(model, out, refiner_passes, average or None)
+    if average_share != 0.5 and not average:
+        raise ConfigError("--average-share without --average; expected both or neither")
+    write_half(model, out, refiner_passes, average or None, average_share, Path(base) if base else None)
     print(f"wrote {out}")
     return 0
 

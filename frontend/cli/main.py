@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from frontend import __version__
 from frontend.cli import (
+    align,
     bench,
     encoders,
     export,
@@ -36,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"superpoint-frontend {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    making = (extract, map_export, track, scenes, views, label, train, state)
+    making = (extract, map_export, track, scenes, views, label, train, align, state)
     for command in (*making, eval_command, bench, models, encoders, export, serve):
         command.add_parser(subparsers)
     return parser

@@ -63,6 +63,7 @@ _LATER_OPTIONS = (
     Option("exposure", 2.5, "largest change of a view's exposure, stops"),
     Option("random_points", 100, "random points of a pair that descriptors learn from, besides up to 200 labels"),
     Option("near_weight", 0.0, "of the likeness of keypoints 4 to 9 pixels apart, in the loss on how they match"),
+    Option("peak_weight", 0.0, "of the loss on how widely the heat map is spread about labels"),
 )
 SUPERPOINT_OPTIONS = (
     *(Option(o.name, _PAIR_DEFAULTS.get(o.name, o.default), o.help, o.choices) for o in _COMMON),
@@ -358,5 +359,6 @@ def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: 
         values["near_weight"],
         detector=_detector_loss(values),
         token_labelling=token_labelling,
+        peak_weight=values["peak_weight"],
     )
     return _train(task, network, args, values, device, described)

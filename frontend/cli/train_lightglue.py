@@ -31,6 +31,7 @@ def lightglue_options(common: tuple[Option, ...]) -> tuple[Option, ...]:
         Option("keypoints", 256, "of each view in a sample"),
         Option("strongest", 768, "a sample's keypoints are among at most this many, the best of the view"),
         Option("least_matches", 10, "pairs of views with fewer are passed over"),
+        Option("freeze", "", "modules that stay as they are, comma-separated: transformers,log_assignment,posenc"),
     )
 
 
@@ -63,15 +64,22 @@ def train_lightglue(args: argparse.Namespace, values: dict[str, Any]) -> tuple[A
         MatchingConfig(values["keypoints"], values["strongest"], values["least_matches"]),
     )
     features = str(read_settings(args.views).get("model", ""))
-    torch.manual_seed(values["seed"])
-    wanted = LightGlueConfig(data.descriptor_dim, values["dim"], values["layers"], values["heads"], features)
     described = {name: values[name] for name in ("keypoints", "strongest", "least_matches")}
-    network = LightGlueNet(wanted)
+    if values["freeze"]:  # at its default not part of what a run is described by: runs from before go on
+        described["freeze"] = values["freeze"]
     begun = described_by(args.out)
+    if begun is None and args.init is None and values["freeze"]:
+        raise ConfigError("freeze was given without a matcher to start from; expected --init PATH")
     if begun is not None and args.init is None:
-        described |= {key: begun[key] for key in ("init_sha256",) if key in begun}
-    elif args.init is not None:
-        started = load_matcher(args.init)
+        described |= {key: begun[key] for key in ("init_sha256", "project") if key in begun}
+    started = None if args.init is None else load_matcher(args.init)
+    if started is not None and started.config.project:
+        described["project"] = True
+    project = bool(described.get("project", False))
+    wanted = LightGlueConfig(data.descriptor_dim, values["dim"], values["layers"], values["heads"], features, project)
+    torch.manual_seed(values["seed"])
+    network = LightGlueNet(wanted)
+    if started is not None:
         if (held := started.config.to_dict() | {"features": features}) != wanted.to_dict():
             raise ConfigError(f"--init {args.init} is a matcher of {held}; expected {wanted.to_dict()}")
         network.load_state_dict(started.state_dict())

@@ -28,10 +28,11 @@ class LightGlueConfig:
 
     Attributes:
         input_dim: D, of the descriptors that it is given.
-        dim: d, of its own; projected where it differs.
+        dim: d, of its own; descriptors are projected where it differs.
         layers: L.
         heads: of the attention; each has an even number of dimensions.
         features: name of the model whose features it was trained on; "" where it has no home.
+        project: whether they are projected where D is d, too.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -42,6 +43,7 @@ class LightGlueConfig:
     layers: int = 5
     heads: int = 2
     features: str = ""
+    project: bool = False
 
     def __post_init__(self) -> None:
         for name in ("input_dim", "dim", "layers", "heads"):
@@ -221,7 +223,8 @@ class LightGlueNet(nn.Module):
         super().__init__()
         self.config = config
         dim = config.dim
-        self.input_proj = nn.Linear(config.input_dim, dim) if config.input_dim != dim else nn.Identity()
+        projected = config.project or config.input_dim != dim
+        self.input_proj = nn.Linear(config.input_dim, dim) if projected else nn.Identity()
         self.posenc = _Positions(dim // config.heads)
         self.transformers = nn.ModuleList(_Layer(dim, config.heads) for _ in range(config.layers))
         self.log_assignment = nn.ModuleList(_AssignmentHead(dim) for _ in range(config.layers))
@@ -302,7 +305,8 @@ def to_interleaved(network: LightGlueNet) -> dict[str, Tensor]:
     """The weights as ``kornia.feature.LightGlue(features=None, ...)`` and the authors' LightGlue name and lay them.
 
     Early stopping and pruning have no weights here; those there are to be switched off (``depth_confidence=-1``,
-    ``width_confidence=-1``).
+    ``width_confidence=-1``). Theirs have no ``input_proj`` where D is d: what a network with ``project`` has there is
+    to be applied to the descriptors first.
     """
     order = _order(network.config)
     return {name: tensor[order] if ".Wqkv." in name else tensor for name, tensor in network.state_dict().items()}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from frontend.errors import ConfigError, WeightsError
 from frontend.matching.lightglue_network import LightGlueConfig, LightGlueNet
-from frontend.weights import MATCHER_FORMAT, read_safetensors, write_safetensors
+from frontend.weights import MATCHER_FORMAT, read_safetensors, sha256_of, weights_dir, write_safetensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def save_matcher(path: Path, network: LightGlueNet, training: Mapping[str, Any] | None = None) -> None:
@@ -28,6 +31,73 @@ def save_matcher(path: Path, network: LightGlueNet, training: Mapping[str, Any] 
     write_safetensors(path, network.state_dict(), metadata)
 
 
+def read_matcher(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A matcher's tensors and metadata; of one that was written as a difference, with those of its base.
+
+    Raises:
+        WeightsError: the file is missing, damaged or no matcher of this project, or its base is missing or another.
+    """
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("format") != MATCHER_FORMAT:
+        raise WeightsError(f"weights {path} are no matcher; expected a file of 'superpoint train lightglue'")
+    if "base" not in metadata:
+        return tensors, metadata
+    try:
+        stated = json.loads(metadata.pop("base"))
+        name, digest = Path(stated["file"]).name, str(stated["sha256"])
+    except (ValueError, TypeError, KeyError):
+        raise WeightsError(f"weights {path} do not say which matcher they differ from") from None
+    places = [folder / name for folder in (path.parent, weights_dir())]
+    held = {place: sha256_of(place) for place in places if place.is_file()}
+    for place, found in held.items():
+        if found == digest:
+            return {**read_safetensors(place)[0], **tensors}, metadata
+    told = ", ".join(f"{place} has {found[:12]}…" for place, found in held.items()) or "there is none"
+    raise WeightsError(f"weights {path} need {name} beside them, of sha256 {digest[:12]}…: {told}")
+
+
+def difference(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], base: Path
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What a matcher has that another one has not: :func:`read_matcher` puts them together.
+
+    Matchers that share all but the projection of their descriptors take the space of one.
+
+    Args:
+        tensors: of the matcher, in the precision they are to be stored in.
+        metadata: the matcher's.
+        base: the other one; a complete file, which is to lie beside the result, or among the released weights.
+
+    Returns:
+        The tensors that are to be stored, and the metadata with what the base is.
+
+    Raises:
+        WeightsError: the base is damaged, no matcher or itself a difference, it has tensors that the matcher has not,
+            or less than half of the values are shared.
+    """
+    held, stated = read_safetensors(base)
+    if metadata.get("format") != MATCHER_FORMAT:
+        raise WeightsError(f"these weights are no matcher; expected one to tell from {base}")
+    if stated.get("format") != MATCHER_FORMAT or "base" in stated:
+        raise WeightsError(f"weights {base} are no complete matcher; expected one to tell the difference from")
+    if more := held.keys() - tensors.keys():
+        raise WeightsError(f"weights {base} have tensors that the matcher has not, such as '{min(more)}'")
+    own = {name: tensor for name, tensor in tensors.items() if not _equal(tensor, held.get(name))}
+    if 2 * (differ := _size(own)) > (size := _size(tensors)):
+        raise WeightsError(
+            f"of the matcher's {size} values {differ} are in other tensors than those of {base}; expected at most half"
+        )
+    return own, {**metadata, "base": json.dumps({"file": base.name, "sha256": sha256_of(base)})}
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def _equal(tensor: Tensor, other: Tensor | None) -> bool:
+    return other is not None and tensor.shape == other.shape and bool((tensor == other).all())
+
+
 def load_matcher(path: Path) -> LightGlueNet:
     """Load a matcher, strictly.
 
@@ -35,11 +105,9 @@ def load_matcher(path: Path) -> LightGlueNet:
         The network in evaluation mode, on the CPU, in float32.
 
     Raises:
-        WeightsError: the file is missing, damaged or no matcher of this project.
+        WeightsError: as of :func:`read_matcher`, or the tensors are not those of the network.
     """
-    tensors, metadata = read_safetensors(path)
-    if metadata.get("format") != MATCHER_FORMAT:
-        raise WeightsError(f"weights {path} are no matcher; expected a file of 'superpoint train lightglue'")
+    tensors, metadata = read_matcher(path)
     try:
         network = LightGlueNet(LightGlueConfig.from_dict(json.loads(metadata["matcher"])))
         network.load_state_dict(tensors, strict=True)

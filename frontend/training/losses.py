@@ -155,3 +155,30 @@ def position_loss(heat: Tensor, points: Tensor, valid: Tensor, H: Tensor, radius
     squared = torch.stack([forward, backward]).square().sum(dim=-1)
     distance = (squared + 0.01).sqrt() - 0.1
     return masked_mean(distance.clamp_max(radius + 0.5).mean(dim=0), valid)
+
+
+def peak_loss(heat: Tensor, points: Tensor, valid: Tensor, radius: int = 2) -> Tensor:
+    """How widely the heat map is spread about labelled points (the dispersity peak loss of ALIKE, Zhao et al. 2022).
+
+    The window's values, scaled to sum to 1, are weights of its pixels' distances to the label: a single peak there
+    costs least.
+
+    Args:
+        heat: (B, H, W) float32 heat maps.
+        points: (B, N, 2) labelled points, pixels.
+        valid: (B, N) bool, points that count.
+        radius: of the window about the nearest pixel, pixels.
+
+    Returns:
+        Scalar: mean over the points of the expected distance in pixels.
+    """
+    batch, height, width = heat.shape
+    steps = torch.arange(-radius, radius + 1, device=heat.device)
+    dy, dx = (d.reshape(-1) for d in torch.meshgrid(steps, steps, indexing="ij"))
+    centre = points.round().long()
+    x, y = centre[..., :1] + dx, centre[..., 1:] + dy
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).reshape(batch, -1)
+    weight = heat.reshape(batch, -1).gather(1, index).reshape(x.shape) * inside
+    distance = torch.hypot(x - points[..., :1], y - points[..., 1:])
+    return masked_mean((weight * distance).sum(dim=-1) / weight.sum(dim=-1).clamp_min(1e-12), valid)

@@ -16,7 +16,7 @@ from frontend.training.context_losses import auxiliary_losses
 from frontend.training.datasets import Sample
 from frontend.training.detector_losses import DetectorLoss
 from frontend.training.distributed import sum_over_ranks
-from frontend.training.losses import detector_loss, dual_softmax_loss, hinge_descriptor_loss, position_loss
+from frontend.training.losses import detector_loss, dual_softmax_loss, hinge_descriptor_loss, peak_loss, position_loss
 from frontend.training.mixtoken import cell_targets, clear_of_pasted, pasting, without_pasted
 from frontend.training.refinement import correspond, matching_loss, near_miss_loss, position_nll, repetition_loss
 from frontend.training.token_labelling import TokenLabelling
@@ -121,6 +121,7 @@ class SuperPointTask:
         lambda_d: weight of positive pairs in the hinge loss.
         temperature: of the dual softmax.
         position_weight: of the position loss; 0 leaves it out.
+        peak_weight: of the peak loss; 0 leaves it out.
         refined_points: keypoints of each view that the refiner learns from, where the network has one.
         near_weight: of the loss on descriptors of neighbours, in the descriptor's loss of those keypoints.
         detector: the detector's loss, see :func:`frontend.training.detector_losses.make_detector_loss`.
@@ -144,6 +145,7 @@ class SuperPointTask:
         near_weight: float = 0.0,
         detector: DetectorLoss = detector_loss,
         token_labelling: TokenLabelling | None = None,
+        peak_weight: float = 0.0,
     ) -> None:
         if descriptor_loss not in DESCRIPTOR_LOSSES:
             raise ConfigError(
@@ -151,14 +153,16 @@ class SuperPointTask:
             )
         if refined_points < 1:
             raise ConfigError(f"refined_points is {refined_points}; expected 1 or more")
-        if near_weight < 0:
-            raise ConfigError(f"near_weight is {near_weight}; expected 0 or more")
+        for name, value in (("near_weight", near_weight), ("peak_weight", peak_weight)):
+            if value < 0:
+                raise ConfigError(f"{name} is {value}; expected 0 or more")
         self.data = data
         self.descriptor_loss = descriptor_loss
         self.weight = weight
         self.lambda_d = lambda_d
         self.temperature = temperature
         self.position_weight = position_weight
+        self.peak_weight = peak_weight
         self.refined_points = refined_points
         self.near_weight = near_weight
         self.detector = detector
@@ -226,6 +230,11 @@ class SuperPointTask:
             position = position_loss(heat, batch["points"], batch["valid"] & batch["labelled"], batch["H"])
             logged["loss/position"] = position.detach()
             total = total + self.position_weight * position
+        if self.peak_weight:
+            valid = (batch["valid"] & batch["labelled"])[:, None].expand(-1, 2, -1).flatten(0, 1)
+            peak = peak_loss(heatmap(maps.logits), batch["points"].flatten(0, 1), valid)
+            logged["loss/peak"] = peak.detach()
+            total = total + self.peak_weight * peak
         if len(outputs) > 2:
             keypoints, valid, *refined = outputs[2:]
             real = valid > 0 if mixed is None else (valid > 0) & clear_of_pasted(keypoints, batch["H"], mixed)
