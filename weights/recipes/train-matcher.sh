@@ -1,7 +1,7 @@
 #!/bin/sh
 # Train the learned matcher for superpoint-edge as it was released: sh weights/recipes/train-matcher.sh PHOTOGRAPHS [RUNS]
-# RUNS holds what train-edge.sh made: the first two runs are on features of the network of its fifth run, the third of its sixth, the last
-# of its seventh, as it was released.
+# RUNS holds what train-edge.sh made: the first two runs are on features of the network of its fifth run, the third of its sixth, the fourth
+# of its seventh; what came of them is then carried over to the network that was released.
 # Every command goes on where it stopped, so the script can be started again after any interruption.
 set -eu
 photographs=${1:?usage: train-matcher.sh PHOTOGRAPHS [RUNS]}
@@ -35,11 +35,25 @@ superpoint train lightglue --views "$runs/views3" --init "$runs/matcher2/lightgl
     --config "$recipes/matcher-lightglue3.toml" --workers 8 --out "$runs/matcher3"
 superpoint export --format weights-float16 --model "$runs/matcher3/lightglue.safetensors" --out "$runs/lightglue-edge-3.safetensors"
 
-# on two CPU cores again; what is released is the mean of this run and of what it began with
-SUPERPOINT_THREADS=1 superpoint make-views "$runs/views4" --model "$runs/superpoint-edge.safetensors" --scenes 1000 --seed 67 --views 4 --workers 2
-SUPERPOINT_THREADS=1 superpoint make-views "$runs/views4" --model "$runs/superpoint-edge.safetensors" \
+# on two CPU cores again; the mean of this run and of what it began with
+mkdir -p "$runs/seventh"
+cp "$runs/superpoint-edge-7.safetensors" "$runs/seventh/superpoint-edge.safetensors"
+SUPERPOINT_THREADS=1 superpoint make-views "$runs/views4" --model "$runs/seventh/superpoint-edge.safetensors" --scenes 1000 --seed 67 --views 4 --workers 2
+SUPERPOINT_THREADS=1 superpoint make-views "$runs/views4" --model "$runs/seventh/superpoint-edge.safetensors" \
     --images "$photographs" --seed 68 --views 4 --workers 2
 torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --device cpu --views "$runs/views4" \
     --init "$runs/lightglue-edge-3.safetensors" --config "$recipes/matcher-lightglue4.toml" --workers 1 --out "$runs/matcher4"
 superpoint export --format weights-float16 --model "$runs/lightglue-edge-3.safetensors" --average "$runs/matcher4/lightglue.safetensors" \
-    --out "$runs/lightglue-edge.safetensors"
+    --out "$runs/lightglue-edge-4.safetensors"
+# a linear map from the descriptors of the network that was released, and no more training
+superpoint align-matcher --from "$runs/seventh/superpoint-edge.safetensors" --to "$runs/superpoint-edge.safetensors" \
+    --matcher "$runs/lightglue-edge-4.safetensors" --images "$photographs" --limit 128 --out "$runs/aligned/lightglue-edge.safetensors"
+superpoint export --format weights-float16 --model "$runs/aligned/lightglue-edge.safetensors" --out "$runs/lightglue-edge.safetensors"
+
+# the same for the features of superpoint-slim and superpoint-vgg, where train-slim.sh and train-vgg.sh have been run; stored as what differs
+for model in slim vgg; do
+    superpoint align-matcher --from "$runs/seventh/superpoint-edge.safetensors" --to "$runs/superpoint-$model.safetensors" \
+        --matcher "$runs/lightglue-edge-4.safetensors" --images "$photographs" --limit 128 --out "$runs/aligned/lightglue-$model.safetensors"
+    superpoint export --format weights-float16 --model "$runs/aligned/lightglue-$model.safetensors" \
+        --base "$runs/lightglue-edge.safetensors" --out "$runs/lightglue-$model.safetensors"
+done

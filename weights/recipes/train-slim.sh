@@ -24,7 +24,7 @@ superpoint label "$photographs" --model "$runs/superpoint-edge-6.safetensors" --
 superpoint train superpoint --images "$photographs" --labels "$runs/slim-labels3" --init "$runs/slim5/superpoint.safetensors" \
     --config "$recipes/slim-superpoint6.toml" --out "$runs/slim6"
 superpoint export --format weights-float16 --model "$runs/slim6/superpoint.safetensors" --out "$runs/superpoint-slim-6.safetensors"
-superpoint label "$photographs" --model "$runs/superpoint-edge.safetensors" --refiner "$runs/superpoint-slim-6.safetensors" \
+superpoint label "$photographs" --model "$runs/superpoint-edge-7.safetensors" --refiner "$runs/superpoint-slim-6.safetensors" \
     --config "$recipes/slim-label4.toml" --out "$runs/slim-labels4"
 superpoint train superpoint --images "$photographs" --labels "$runs/slim-labels4" --init "$runs/superpoint-slim-6.safetensors" \
     --config "$recipes/slim-superpoint7.toml" --out "$runs/slim"

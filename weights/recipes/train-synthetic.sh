@@ -32,8 +32,15 @@ for seed in 44 45; do
 done
 superpoint train superpoint --images "$runs/scenes6" --labels "$runs/synthetic-labels4" --workers 1 \
     --init "$runs/superpoint-synthetic-3.safetensors" --config "$recipes/synthetic-superpoint4.toml" --out "$runs/synthetic4"
-superpoint export --format weights-float16 --refiner-passes 2 --model "$runs/synthetic4/superpoint.safetensors" --out "$runs/superpoint-synthetic.safetensors"
-# the matcher; it is for the model that the name of the weights says, and learnt from the features of the run before the last
+superpoint export --format weights-float16 --refiner-passes 2 --model "$runs/synthetic4/superpoint.safetensors" --out "$runs/superpoint-synthetic-4.safetensors"
+# neighbours pushed apart, on the same scenes; what is released is a mean, three parts of this run and one of what it began with
+superpoint label "$runs/scenes6" --model "$runs/superpoint-synthetic-4.safetensors" --refiner "$runs/superpoint-synthetic-4.safetensors" \
+    --config "$recipes/synthetic-label5.toml" --out "$runs/synthetic-labels5"
+superpoint train superpoint --images "$runs/scenes6" --labels "$runs/synthetic-labels5" --workers 1 --precision bf16 \
+    --init "$runs/superpoint-synthetic-4.safetensors" --config "$recipes/synthetic-superpoint5.toml" --out "$runs/synthetic5"
+superpoint export --format weights-float16 --refiner-passes 2 --model "$runs/superpoint-synthetic-4.safetensors" \
+    --average "$runs/synthetic5/superpoint.safetensors" --average-share 0.75 --out "$runs/superpoint-synthetic.safetensors"
+# the matcher; it is for the model that the name of the weights says, and learnt from the features of the third run
 mkdir -p "$runs/now"
 cp "$runs/synthetic3/superpoint.safetensors" "$runs/now/superpoint-synthetic.safetensors"
 for seed in 80 81 82 83 84; do
@@ -56,15 +63,20 @@ SUPERPOINT_THREADS=1 superpoint make-views "$runs/synthetic-views2" --model "$ru
 OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --device cpu --views "$runs/synthetic-views2" \
     --init "$runs/synthetic-matcher/lightglue.safetensors" --config "$recipes/synthetic-lightglue2.toml" --workers 1 --out "$runs/synthetic-matcher2"
 superpoint export --format weights-float16 --model "$runs/synthetic-matcher2/lightglue.safetensors" --out "$runs/lightglue-synthetic-1.safetensors"
-# on, with the features of the network that is released: 942 of its last scenes, warped, and 1,000 scenes by cameras that moved
-mkdir -p "$runs/scenes7"
+# on, with the features of the fourth run: 942 of its last scenes, warped, and 1,000 scenes by cameras that moved
+mkdir -p "$runs/scenes7" "$runs/fourth"
+cp "$runs/superpoint-synthetic-4.safetensors" "$runs/fourth/superpoint-synthetic.safetensors"
 find "$(cd "$runs/scenes6" && pwd)" -name '*.jpg' | sort | head -n 942 | while read -r image; do
     ln -sf "$image" "$runs/scenes7/$(basename "$(dirname "$image")")-$(basename "$image")"
 done
-SUPERPOINT_THREADS=1 superpoint make-views "$runs/synthetic-views3" --model "$runs/superpoint-synthetic.safetensors" \
+SUPERPOINT_THREADS=1 superpoint make-views "$runs/synthetic-views3" --model "$runs/fourth/superpoint-synthetic.safetensors" \
     --images "$runs/scenes7" --seed 94 --views 4 --workers 2
-SUPERPOINT_THREADS=1 superpoint make-views "$runs/synthetic-views3" --model "$runs/superpoint-synthetic.safetensors" \
+SUPERPOINT_THREADS=1 superpoint make-views "$runs/synthetic-views3" --model "$runs/fourth/superpoint-synthetic.safetensors" \
     --scenes 1000 --seed 95 --views 4 --workers 2
 OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --device cpu --views "$runs/synthetic-views3" \
     --init "$runs/lightglue-synthetic-1.safetensors" --config "$recipes/synthetic-lightglue3.toml" --workers 1 --out "$runs/synthetic-matcher3"
-superpoint export --format weights-float16 --model "$runs/synthetic-matcher3/lightglue.safetensors" --out "$runs/lightglue-synthetic.safetensors"
+superpoint export --format weights-float16 --model "$runs/synthetic-matcher3/lightglue.safetensors" --out "$runs/lightglue-synthetic-3.safetensors"
+# a linear map from the descriptors of the network that is released, and no more training
+superpoint align-matcher --from "$runs/fourth/superpoint-synthetic.safetensors" --to "$runs/superpoint-synthetic.safetensors" \
+    --matcher "$runs/lightglue-synthetic-3.safetensors" --images "$runs/scenes6" --limit 128 --out "$runs/aligned/lightglue-synthetic.safetensors"
+superpoint export --format weights-float16 --model "$runs/aligned/lightglue-synthetic.safetensors" --out "$runs/lightglue-synthetic.safetensors"

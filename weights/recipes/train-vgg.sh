@@ -22,7 +22,7 @@ superpoint label "$photographs" --model "$runs/superpoint-edge-6.safetensors" --
 superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels2" \
     --init "$runs/superpoint-vgg-4.safetensors" --config "$recipes/vgg-superpoint5.toml" --out "$runs/vgg5"
 superpoint export --format weights-float16 --refiner-passes 2 --model "$runs/vgg5/superpoint.safetensors" --out "$runs/superpoint-vgg-5.safetensors"
-superpoint label "$photographs" --model "$runs/superpoint-edge.safetensors" --refiner "$runs/superpoint-vgg-5.safetensors" \
+superpoint label "$photographs" --model "$runs/superpoint-edge-7.safetensors" --refiner "$runs/superpoint-vgg-5.safetensors" \
     --config "$recipes/vgg-label3.toml" --out "$runs/vgg-labels3"
 superpoint train superpoint --images "$photographs" --labels "$runs/vgg-labels3" \
     --init "$runs/superpoint-vgg-5.safetensors" --config "$recipes/vgg-superpoint6.toml" --out "$runs/vgg"
