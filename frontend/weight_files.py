@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from frontend.errors import ConfigError, WeightsError
+from frontend.errors import ConfigError, RegistryError, WeightsError
+from frontend.matching.lightglue_network import LightGlueConfig
 from frontend.matching.lightglue_weights import difference, read_matcher
+from frontend.model import ModelConfig
 from frontend.weights import FORMAT, MATCHER_FORMAT, read_safetensors, resolve, write_safetensors
 
 if TYPE_CHECKING:
@@ -79,6 +82,18 @@ def _read(name_or_path: str | Path) -> _Read:
     return path, tensors, metadata
 
 
+def _kind(path: Path, _: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[Any, ...]:
+    """Format and configuration; earlier versions knew fewer settings, so that texts say little."""
+    try:
+        model = ModelConfig.from_dict(json.loads(metadata["model"])).to_dict() if "model" in metadata else None
+        matcher = (
+            LightGlueConfig.from_dict(json.loads(metadata["matcher"])).to_dict() if "matcher" in metadata else None
+        )
+    except (ConfigError, RegistryError, KeyError, ValueError, TypeError) as error:
+        raise WeightsError(f"weights {path} describe no known network: {error}") from None
+    return metadata.get("format"), model, matcher
+
+
 def _mean(one: _Read, other: _Read, share: float) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The mean of two files' floats, the rest of the first's; and metadata that says how both were trained.
 
@@ -87,8 +102,8 @@ def _mean(one: _Read, other: _Read, share: float) -> tuple[dict[str, Tensor], di
     Raises:
         WeightsError: they are of different networks.
     """
-    for key in ("format", "model", "matcher"):
-        if (ours := one[2].get(key)) != (theirs := other[2].get(key)):
+    for key, ours, theirs in zip(("format", "model", "matcher"), _kind(*one), _kind(*other), strict=True):
+        if ours != theirs:
             raise WeightsError(
                 f"weights {other[0]} cannot be averaged with {one[0]}: {key} is {theirs}; expected {ours}"
             )

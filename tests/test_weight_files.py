@@ -116,6 +116,23 @@ def test_a_mean_with_shares(share: float, tmp_path: Path, capsys: pytest.Capture
         assert reason in capsys.readouterr().err
 
 
+def test_files_of_earlier_versions_say_less_of_the_same_network(tmp_path: Path) -> None:
+    """Settings at their defaults that one file states and the other does not know."""
+    slim, matcher = (tmp_path / f"{name}.safetensors" for name in ("slim", "matcher"))
+    save_network(slim, _network(0))
+    save_matcher(matcher, LightGlueNet(LightGlueConfig(input_dim=8, dim=8, layers=1, heads=1)))
+    for path, key, setting in ((slim, "model", {"refiner_passes": 1}), (matcher, "matcher", {"project": False})):
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        stated = json.loads(metadata[key])
+        shorter, longer = {k: v for k, v in stated.items() if k not in setting}, {**stated, **setting}
+        older, out = tmp_path / "older.safetensors", tmp_path / "out.safetensors"
+        save_file(load_file(path), older, {**metadata, key: json.dumps(longer if shorter == stated else shorter)})
+        for one, other in ((path, older), (older, path)):
+            write_half(one, out, average=other)
+            assert set(load_file(out)) == set(load_file(path))
+
+
 def test_means_of_different_networks_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     slim, other = tmp_path / "slim.safetensors", tmp_path / "other.safetensors"
     save_network(slim, _network(0))
