@@ -209,6 +209,13 @@ def test_training_goes_on_from_a_carried_matcher(
     assert "freeze" in capsys.readouterr().err
 
 
+def test_matchers_without_a_map_are_described_as_before_there_were_any() -> None:
+    """So that files stay the same bytes, and runs that earlier versions began go on."""
+    assert "project" not in SMALL.to_dict()
+    for config in (SMALL, replace(SMALL, project=True)):
+        assert LightGlueConfig.from_dict(config.to_dict()) == config
+
+
 @pytest.fixture
 def body(tmp_path: Path) -> Path:
     save_matcher(tmp_path / "full.safetensors", network())

@@ -53,8 +53,8 @@ class LightGlueConfig:
             raise ConfigError(f"dim is {self.dim} with {self.heads} heads; expected a multiple of {2 * self.heads}")
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self)
+        """As JSON holds it; without ``project`` where there is none, as before there was any."""
+        return {name: value for name, value in asdict(self).items() if name != "project" or value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LightGlueConfig:
