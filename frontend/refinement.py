@@ -128,7 +128,7 @@ class PatchRefiner(nn.Module):
             offsets.reshape(batch, count, 2),
             log_sigmas.reshape(batch, count),
             logits.reshape(batch, count),
-            local.reshape(batch, count, -1),
+            local.reshape(batch, count, local.shape[-1]),  # not -1: there may be no keypoint
         )
 
     def refine_patches(self, patches: Tensor, scores: Tensor) -> Refinement:

@@ -11,7 +11,15 @@ from frontend.errors import ConfigError, RegistryError, WeightsError
 from frontend.matching.lightglue_network import LightGlueConfig
 from frontend.matching.lightglue_weights import difference, read_matcher
 from frontend.model import ModelConfig
-from frontend.weights import FORMAT, MATCHER_FORMAT, read_safetensors, resolve, write_safetensors
+from frontend.weights import (
+    FORMAT,
+    MATCHER_FORMAT,
+    find_matcher_file,
+    list_matchers,
+    read_safetensors,
+    resolve,
+    write_safetensors,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,14 +31,14 @@ def write_half(
     refiner_passes: int = 0,
     average: str | Path | None = None,
     average_share: float = 0.5,
-    base: Path | None = None,
+    base: str | Path | None = None,
 ) -> None:
     """Write a weight file again in half its size, atomically: kernels and matrices in float16, vectors as they are.
 
     Running variances and the like have ranges that float16 has not. Loading gives float32, of the rounded values.
 
     Args:
-        name_or_path: a released model, or a weight file of this project.
+        name_or_path: a released model or matcher, or a weight file of this project.
         path: of the file to write; its folder is made if missing.
         refiner_passes: how often the network is to refine keypoints, see :class:`frontend.model.ModelConfig`; 0 leaves
             what the file says.
@@ -38,13 +46,14 @@ def write_half(
             al., Robust fine-tuning of zero-shot models, CVPR 2022): of weights and what they became when they were
             trained on, it often keeps what each is good at.
         average_share: of the other file in that mean, in [0, 1].
-        base: of a matcher: a complete one, of which only what differs is written, see
-            :func:`frontend.matching.lightglue_weights.difference`.
+        base: of a matcher: a complete one, by its released name or as a file, of which only what differs is written,
+            see :func:`frontend.matching.lightglue_weights.difference`.
 
     Raises:
         WeightsError: there are no such weights, they are not of this project or not of one network, or a value is too
             large for float16.
-        ConfigError: they have no refiner that could pass more than once, or the share is out of its range.
+        ConfigError: they have no refiner that could pass more than once, the share is out of its range, or the base has
+            the name of the file to write.
     """
     import torch
 
@@ -65,7 +74,10 @@ def write_half(
             raise ConfigError(f"weights {source} have no refiner; expected refiner_passes 0, got {refiner_passes}")
         metadata = {**metadata, "model": json.dumps({**model, "refiner_passes": refiner_passes})}
     if base is not None:
-        tensors, metadata = difference(tensors, metadata, base)
+        file = find_matcher_file(base)
+        if file.name == path.name:  # it would be looked for, and found, in its own place
+            raise ConfigError(f"the base {file} has the name of the file to write, {path}; expected another name")
+        tensors, metadata = difference(tensors, metadata, file)
     write_safetensors(path, tensors, metadata)
 
 
@@ -73,7 +85,7 @@ _Read = tuple[Path, "dict[str, Tensor]", dict[str, str]]
 
 
 def _read(name_or_path: str | Path) -> _Read:
-    _, path = resolve(name_or_path)
+    path = find_matcher_file(name_or_path) if str(name_or_path) in list_matchers() else resolve(name_or_path)[1]
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") == MATCHER_FORMAT:
         return path, *read_matcher(path)

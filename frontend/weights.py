@@ -187,6 +187,21 @@ def resolve_matcher(features: str) -> Path:
     return info.path
 
 
+def find_matcher_file(name_or_path: str | Path) -> Path:
+    """A learned matcher's weight file, by its released name, such as "lightglue-edge", or as a path.
+
+    Raises:
+        WeightsError: there is no such matcher or file, or the file is not the one that was released.
+    """
+    matchers = list_matchers()
+    if (text := str(name_or_path)) in matchers:
+        return resolve_matcher(matchers[text].features)
+    if not Path(text).is_file():
+        known = ", ".join(sorted(matchers)) or "none released"
+        raise WeightsError(f"there is no matcher '{text}': expected a weight file's path or one of: {known}")
+    return Path(text)
+
+
 def released_matcher(features: str) -> MatcherInfo:
     """The learned matcher that was released for a model's features; its file is not looked at.
 

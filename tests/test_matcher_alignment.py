@@ -17,9 +17,9 @@ from test_lightglue import SMALL, certain, features, inputs, network
 from test_matcher_training import groups, toy_group
 
 from frontend.cli.main import main
-from frontend.errors import DataError, WeightsError
+from frontend.errors import ConfigError, DataError, WeightsError
 from frontend.extractor import ExtractorConfig, SuperPoint
-from frontend.matching.alignment import Alignment, align_matcher, descriptor_pairs, fit_alignment
+from frontend.matching.alignment import Alignment, align_matcher, descriptor_pairs, descriptors_at, fit_alignment
 from frontend.matching.lightglue import LightGlue
 from frontend.matching.lightglue_network import LightGlueConfig, LightGlueNet
 from frontend.matching.lightglue_weights import load_matcher, save_matcher
@@ -130,7 +130,7 @@ def saved(path: Path, preset: str, seed: int) -> SuperPointNet:
 
 
 def test_pairs_are_of_the_same_points(tmp_path: Path) -> None:
-    """A network beside itself gives the extractor's own descriptors, at sides that are no multiples of 8, too."""
+    """A network beside itself, its refiner hardly moving points, gives the extractor's own descriptors."""
     images = pictures(tmp_path / "images", 2)
     net = saved(tmp_path / "slim.safetensors", "slim", 0)
     with torch.no_grad():
@@ -138,6 +138,11 @@ def test_pairs_are_of_the_same_points(tmp_path: Path) -> None:
             parameter.mul_(0.01)  # so that the pixel that a patch was cut at is the nearest one still
     extractor = SuperPoint.of(TorchBackend(net, "cpu"), config=ExtractorConfig(200))
     pairs = list(descriptor_pairs(extractor, net, images))
+    assert len(pairs) == 2
+    blind = extractor.configured(ExtractorConfig(200, detection_threshold=0.99))
+    assert list(descriptor_pairs(blind, net, images)) == []
+    points = torch.zeros(1, 0, 2)
+    assert descriptors_at(net, torch.rand(1, 1, 64, 64), points, points[..., 0]).shape == (1, 0, 96)
     assert [one.shape for one, _ in pairs] == [other.shape for _, other in pairs]
     for one, other in pairs:
         assert len(one) > 50
@@ -146,6 +151,7 @@ def test_pairs_are_of_the_same_points(tmp_path: Path) -> None:
 
 def test_align_matcher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures(tmp_path / "images", 4)
+    (tmp_path / "images" / "broken.png").write_bytes(b"no image")
     old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
     saved(old, "slim", 0)
     saved(new, "slim", 1)
@@ -154,7 +160,9 @@ def test_align_matcher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     command = ["align-matcher", "--from", str(old), "--to", str(new), "--matcher", str(matcher)]
     command += ["--images", str(tmp_path / "images"), "--out"]
     assert main([*command, str(out)]) == 0
-    text = capsys.readouterr().out
+    text, told = capsys.readouterr()
+    assert "skipped" in told
+    assert "broken.png" in told
     assert text.startswith(f"wrote {out}: mean cosine to the descriptors of {old} ")
     assert text.endswith(" unmapped)\n")
     carried = load_matcher(out)
@@ -170,6 +178,11 @@ def test_align_matcher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
     assert "expected a name that ends in .safetensors" in refused(str(tmp_path / "x.pth"))
     assert "--limit is 1; expected 2 or more" in refused(str(out), "--limit", "1")
+    save_matcher(matcher, network(LightGlueConfig(96, 32, 2, 2, "another")))
+    assert "is for features of 'another'; expected 'old', of --from" in refused(str(out))
+    assert "there is no matcher 'nothing': expected a weight file's path or" in refused(
+        str(out), "--matcher", "nothing"
+    )
     save_matcher(matcher, network())
     assert "takes descriptors of 16 values; expected 96, those of --from" in refused(str(out))
     for path in (tmp_path / "images").iterdir():
@@ -204,7 +217,9 @@ def test_training_goes_on_from_a_carried_matcher(
     for name, tensor in after.state_dict().items():
         assert torch.equal(tensor, before[name]) == (not name.startswith("input_proj.")), name
         assert torch.equal(tensor, same.state_dict()[name]), name
-    capsys.readouterr()
+    save_matcher(start, network(LightGlueConfig(32, 32, 2, 2, "toy")))
+    assert main([*command, *frozen, "--out", str(tmp_path / "none"), "--init", str(start)]) == 2
+    assert "which leaves nothing to train; expected fewer modules" in capsys.readouterr().err
     assert main([*command, "--out", str(out)]) == 2  # without what it was begun with
     assert "freeze" in capsys.readouterr().err
 
@@ -212,8 +227,9 @@ def test_training_goes_on_from_a_carried_matcher(
 def test_matchers_without_a_map_are_described_as_before_there_were_any() -> None:
     """So that files stay the same bytes, and runs that earlier versions began go on."""
     assert "project" not in SMALL.to_dict()
-    for config in (SMALL, replace(SMALL, project=True)):
+    for config in (SMALL, LightGlueConfig(32, 32, project=True)):
         assert LightGlueConfig.from_dict(config.to_dict()) == config
+    assert replace(SMALL, project=True) == SMALL  # projected anyhow
 
 
 @pytest.fixture
@@ -284,6 +300,9 @@ def test_what_a_difference_needs(body: Path, tmp_path: Path, capsys: pytest.Capt
     write_half(tmp_path / "full.safetensors", out, base=body)
     with pytest.raises(WeightsError, match=r"out\.safetensors are no complete matcher"):
         write_half(body, tmp_path / "more.safetensors", base=out)
+    with pytest.raises(ConfigError, match=r"has the name of the file to write, .*; expected another name"):
+        write_half(tmp_path / "full.safetensors", body, base=body)
+    assert load_matcher(body).config == SMALL
     with safe_open(out, "pt") as file:
         assert json.loads(file.metadata()["base"])["file"] == "body.safetensors"
     assert main(["export", "--base", str(body), "--out", str(tmp_path / "x.onnx")]) == 2

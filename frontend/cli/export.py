@@ -28,7 +28,7 @@ EXPORT_OPTIONS = (
     ),
     Option("average", "", "weights of the same network, for weights-float16: the mean of both is written"),
     Option("average_share", 0.5, "of --average in that mean; --model has the rest"),
-    Option("base", "", "a complete matcher, for weights-float16 of another one: only what differs is written"),
+    Option("base", "", "a matcher's name or file, for weights-float16 of another one: only what differs is written"),
 )
 _HALVES = ("refiner_passes", "average", "average_share", "base")  # options of weights-float16
 _POST_PROCESSING = ("with_size", "max_keypoints", "detection_threshold", "nms_radius", "border")
@@ -153,7 +153,7 @@ def _write_half(model: str, out: Path, refiner_passes: int, average: str, averag
         raise ConfigError(f"--refiner-passes is {refiner_passes}; expected 1 or more, or 0 to leave it")
     if average_share != 0.5 and not average:
         raise ConfigError("--average-share without --average; expected both or neither")
-    write_half(model, out, refiner_passes, average or None, average_share, Path(base) if base else None)
+    write_half(model, out, refiner_passes, average or None, average_share, base or None)
     print(f"wrote {out}")
     return 0
 

@@ -227,10 +227,14 @@ def _changed(values: dict[str, Any], options: tuple[Option, ...]) -> dict[str, A
 def _frozen(network: Any, values: dict[str, Any]) -> tuple[Any, ...]:
     names = [name.strip() for name in values["freeze"].split(",") if name.strip()]
     try:
-        return tuple(network.get_submodule(name) for name in names)
+        frozen = tuple(network.get_submodule(name) for name in names)
     except AttributeError:
         known = ", ".join(name for name, _ in network.named_modules() if name and name.count(".") < 2)
         raise ConfigError(f"freeze is '{values['freeze']}'; expected modules of the network: {known}") from None
+    held = {id(parameter) for module in frozen for parameter in module.parameters()}
+    if all(id(parameter) in held for parameter in network.parameters()):
+        raise ConfigError(f"freeze is '{values['freeze']}', which leaves nothing to train; expected fewer modules")
+    return frozen
 
 
 def _run_magicpoint(args: argparse.Namespace) -> int:

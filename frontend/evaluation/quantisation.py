@@ -22,7 +22,7 @@ from frontend.extraction import ExtractorConfig
 from frontend.extractor import SuperPoint
 from frontend.image import is_image_name, pad_to_multiple, to_gray
 from frontend.runtime import select, store
-from frontend.runtime.base import FINE_BRANCH
+from frontend.runtime.base import DETECTOR, FINE_BRANCH
 from frontend.runtime.privacy import without_telemetry
 from frontend.types import Features, Float32Array
 from frontend.weights import load_network, resolve, sha256_of
@@ -32,6 +32,9 @@ LEAST_PHOTOGRAPHS = 8
 
 MOST_CALIBRATION = 32
 """Photographs that calibrate; the ranges of activations settle long before."""
+
+_LIGHT = 16384
+"""Weights of one of the detector's convolutions, at most, for it to stay in float32: they tell where peaks are."""
 
 # Measured at least, by several changes of each photograph where there are few. Of 100 pairs a point is one, and int8
 # wins or loses three by chance.
@@ -75,8 +78,8 @@ class Quantised:
 def quantise_dense(dense: bytes, images: Iterable[Float32Array]) -> bytes:
     """Quantise the dense part's convolutions (static, per channel, by the ranges that images give).
 
-    The first convolution, those that give the outputs, and the detector's fine branch stay in float32: they cost little
-    and carry the precision.
+    The first convolution, those that give the outputs, the detector's fine branch and its light convolutions stay in
+    float32: they cost little and carry the precision.
 
     Args:
         dense: the ONNX model.
@@ -119,6 +122,8 @@ def quantise_dense(dense: bytes, images: Iterable[Float32Array]) -> bytes:
             per_channel=True,
             # CPUs without VNNI add pairs of products in 16 bits, which weights of 8 bits would overflow
             reduce_range=True,
+            # the mean of the images' ranges: those of a single odd one would coarsen the steps for all
+            extra_options={"CalibMovingAverage": True},
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
@@ -126,7 +131,7 @@ def quantise_dense(dense: bytes, images: Iterable[Float32Array]) -> bytes:
 
 
 def _kept_in_float(model: Any) -> list[str]:
-    """Names of the first convolutions behind the image, the last ones before the outputs, and the fine branch's."""
+    """Names of the first convolutions behind the image, the last before the outputs, and the detector's light ones."""
     makers = {output: node for node in model.graph.node for output in node.output}
     users: dict[str, list[Any]] = {}
     for node in model.graph.node:
@@ -150,8 +155,10 @@ def _kept_in_float(model: Any) -> list[str]:
 
     first = nearest((value.name for value in model.graph.input), True)
     last = nearest((value.name for value in model.graph.output), False)
-    fine = {node.name for node in model.graph.node if node.op_type == "Conv" and FINE_BRANCH in node.name}
-    return sorted(first | last | fine)
+    weights = {held.name: math.prod(held.dims) for held in model.graph.initializer}
+    detector = [node for node in model.graph.node if node.op_type == "Conv" and DETECTOR in node.name]
+    light = {node.name for node in detector if FINE_BRANCH in node.name or weights[node.input[1]] <= _LIGHT}
+    return sorted(first | last | light)
 
 
 def quantise_model(

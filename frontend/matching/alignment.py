@@ -50,17 +50,22 @@ def descriptor_pairs(
 ) -> Iterator[tuple[Float32Array, Float32Array]]:
     """What two networks say of the same points, those that the first one detects.
 
+    The other one's refiner cuts its patch at the pixel nearest to the point, the first one's where its last pass began:
+    a network beside itself has a cosine of .96 to .99.
+
     Args:
         extractor: of the one network, on PyTorch.
         network: the other, in evaluation mode; brought to the extractor's device.
         images: as :meth:`frontend.extractor.SuperPoint.extract` takes them, each side at least 8 pixels.
 
     Yields:
-        (N, D0) and (N, D1) float32 for each image, rows of unit norm.
+        (N, D0) and (N, D1) float32 for each image that has keypoints, rows of unit norm.
     """
     for image in images:
         batch = extractor.stack([extractor.prepare(image)])
         features = extractor.collect(extractor.postprocess(extractor.forward(batch), batch), batch)[0]
+        if not len(features.keypoints):
+            continue
         inputs = torch.as_tensor(batch.images)
         inputs = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
         keypoints, scores = (torch.from_numpy(a)[None].to(inputs.device) for a in (features.keypoints, features.scores))

@@ -32,7 +32,7 @@ class LightGlueConfig:
         layers: L.
         heads: of the attention; each has an even number of dimensions.
         features: name of the model whose features it was trained on; "" where it has no home.
-        project: whether they are projected where D is d, too.
+        project: whether they are projected where D is d, too; False where it is not, and they are anyhow.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -51,6 +51,8 @@ class LightGlueConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
         if self.dim % (2 * self.heads):
             raise ConfigError(f"dim is {self.dim} with {self.heads} heads; expected a multiple of {2 * self.heads}")
+        if self.project and self.input_dim != self.dim:
+            object.__setattr__(self, "project", False)  # one way to say it: configurations are compared
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it; without ``project`` where there is none, as before there was any."""

@@ -17,8 +17,10 @@ RUNTIMES = ("auto", "torch", "onnxruntime", "openvino", "ncnn")
 PRECISIONS = ("auto", "float32", "bf16", "fp16", "int8")
 """The same for the arithmetic of the network."""
 
+DETECTOR = "/detector/"
+"""In an exported graph, part of the names of what belongs to the detector."""
 FINE_BRANCH = "/detector/fine/"
-"""In an exported graph, part of the names of what belongs to the detector's fine branch."""
+"""The same for the detector's fine branch."""
 
 
 def check_names(runtime: str, precision: str) -> None:

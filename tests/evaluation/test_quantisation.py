@@ -62,6 +62,41 @@ def test_convolutions_in_the_middle_are_quantised_and_nearly_exact() -> None:
         assert 0.98 < np.median(cosine) < 0.999999
 
 
+def _quantised_weights(int8: bytes, part: str) -> list[bool]:
+    """Whether the weights of a part's convolutions are in int8, in the order of the graph."""
+    model = onnx.load_from_string(int8)
+    initial = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type == "Conv" and part in node.name]
+    return [initial.get(node.input[1]) != onnx.TensorProto.FLOAT for node in nodes]
+
+
+def test_a_light_detector_stays_in_float32() -> None:
+    images = [scene(64, 96, seed)[None, None] for seed in range(2)]
+    slim, edge = (
+        quantisation.quantise_dense(select.export(network(preset)).files["dense"], images)
+        for preset in ("slim", "edge")
+    )
+    assert _quantised_weights(slim, "/detector/") == [False] * 4
+    assert sum(_quantised_weights(slim, "/descriptor/")) > 5
+    assert sum(_quantised_weights(edge, "/detector/hidden")) == 1  # 184,320 weights
+
+
+def test_one_odd_image_does_not_coarsen_the_steps_for_all() -> None:
+    """Ranges are means over the images that calibrate: one of six with five times the range makes it 10 / 6."""
+    dense = select.export(network("vgg")).files["dense"]
+    images = [scene(64, 96, seed)[None, None] * 0.2 for seed in range(6)]
+    odd = [*images[:5], images[5] * 5]
+
+    def scales(given: list[np.ndarray]) -> list[float]:
+        model = onnx.load_from_string(quantisation.quantise_dense(dense, given))
+        held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        return [float(value) for name, value in held.items() if value.ndim == 0 and name.endswith("_scale")]
+
+    plain, changed = np.array(scales(images)), np.array(scales(odd))
+    assert len(plain) == len(changed) > 5
+    assert np.median(changed / plain) == pytest.approx(10 / 6, rel=0.05)
+
+
 def test_a_model_is_quantised_measured_and_used(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,12 +50,16 @@ superpoint align-matcher --from "$runs/seventh/superpoint-edge.safetensors" --to
     --matcher "$runs/lightglue-edge-4.safetensors" --images "$photographs" --limit 128 --out "$runs/aligned/lightglue-edge.safetensors"
 superpoint export --format weights-float16 --model "$runs/aligned/lightglue-edge.safetensors" --out "$runs/lightglue-edge.safetensors"
 
-# the same for the features of superpoint-slim and superpoint-vgg, where train-slim.sh and train-vgg.sh have been run; stored as what differs
-superpoint align-matcher --from "$runs/seventh/superpoint-edge.safetensors" --to "$runs/superpoint-slim.safetensors" \
-    --matcher "$runs/lightglue-edge-4.safetensors" --images "$photographs" --limit 128 --out "$runs/aligned/lightglue-slim.safetensors"
-superpoint export --format weights-float16 --model "$runs/aligned/lightglue-slim.safetensors" \
-    --base "$runs/lightglue-edge.safetensors" --out "$runs/lightglue-slim.safetensors"
-superpoint align-matcher --from "$runs/seventh/superpoint-edge.safetensors" --to "$runs/superpoint-vgg.safetensors" \
-    --matcher "$runs/lightglue-edge-4.safetensors" --images "$photographs" --limit 128 --out "$runs/aligned/lightglue-vgg.safetensors"
-superpoint export --format weights-float16 --model "$runs/aligned/lightglue-vgg.safetensors" \
-    --base "$runs/lightglue-edge.safetensors" --out "$runs/lightglue-vgg.safetensors"
+# the same for the features of superpoint-slim and superpoint-vgg, where train-slim.sh and train-vgg.sh have made them; stored as what differs
+if [ -f "$runs/superpoint-slim.safetensors" ]; then
+    superpoint align-matcher --from "$runs/seventh/superpoint-edge.safetensors" --to "$runs/superpoint-slim.safetensors" \
+        --matcher "$runs/lightglue-edge-4.safetensors" --images "$photographs" --limit 128 --out "$runs/aligned/lightglue-slim.safetensors"
+    superpoint export --format weights-float16 --model "$runs/aligned/lightglue-slim.safetensors" \
+        --base "$runs/lightglue-edge.safetensors" --out "$runs/lightglue-slim.safetensors"
+fi
+if [ -f "$runs/superpoint-vgg.safetensors" ]; then
+    superpoint align-matcher --from "$runs/seventh/superpoint-edge.safetensors" --to "$runs/superpoint-vgg.safetensors" \
+        --matcher "$runs/lightglue-edge-4.safetensors" --images "$photographs" --limit 128 --out "$runs/aligned/lightglue-vgg.safetensors"
+    superpoint export --format weights-float16 --model "$runs/aligned/lightglue-vgg.safetensors" \
+        --base "$runs/lightglue-edge.safetensors" --out "$runs/lightglue-vgg.safetensors"
+fi
