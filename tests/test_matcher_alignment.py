@@ -19,12 +19,18 @@ from test_matcher_training import groups, toy_group
 from frontend.cli.main import main
 from frontend.errors import ConfigError, DataError, WeightsError
 from frontend.extractor import ExtractorConfig, SuperPoint
-from frontend.matching.alignment import Alignment, align_matcher, descriptor_pairs, descriptors_at, fit_alignment
 from frontend.matching.lightglue import LightGlue
 from frontend.matching.lightglue_network import LightGlueConfig, LightGlueNet
 from frontend.matching.lightglue_weights import load_matcher, save_matcher
 from frontend.model import MODEL_PRESETS, SuperPointNet
 from frontend.torch_backend import TorchBackend
+from frontend.training.matcher_alignment import (
+    Alignment,
+    align_matcher,
+    descriptor_pairs,
+    descriptors_at,
+    fit_alignment,
+)
 from frontend.weight_files import write_half
 from frontend.weights import save_network
 

@@ -49,9 +49,9 @@ def _run(args: argparse.Namespace) -> int:
     from frontend.evaluation.pairs import load_bgr, reduce_image
     from frontend.extractor import SuperPoint
     from frontend.folders import find_images
-    from frontend.matching.alignment import align_matcher, descriptor_pairs, fit_alignment
     from frontend.matching.lightglue_weights import load_matcher, save_matcher
     from frontend.progress import Progress
+    from frontend.training.matcher_alignment import align_matcher, descriptor_pairs, fit_alignment
     from frontend.weights import find_matcher_file, load_network, resolve, resolve_matcher, sha256_of
 
     extractor = SuperPoint.from_pretrained(args.target, device=args.device, precision="float32", runtime="torch")
