@@ -210,6 +210,19 @@ def test_a_lower_threshold_matches_more(weights: Path) -> None:
         LightGlue.of(load_matcher(weights), threshold=1.0)
 
 
+def test_least_similarity_is_the_least_probability(weights: Path) -> None:
+    pair = features(60, 0), features(60, 1)
+    every = match_features(*pair, matcher=str(weights), min_similarity=0.0)
+    least = float(np.median(every.match_scores))
+    some = match_features(*pair, matcher=str(weights), min_similarity=least)
+    kept = every.match_scores > np.float32(least)
+    assert 0 < kept.sum() < len(kept)
+    np.testing.assert_array_equal(some.matches, every.matches[kept])
+    np.testing.assert_array_equal(some.match_scores, every.match_scores[kept])
+    default = match_features(*pair, matcher=str(weights))
+    assert len(default) == (every.match_scores > 0.1).sum()
+
+
 def test_manifest_lists_matchers_and_checks_their_files(weights: Path) -> None:
     info = list_matchers()["glue"]
     assert (info.features, info.path, info.licence, info.version) == ("toy", weights, "x", "1.2")
@@ -224,9 +237,11 @@ def test_manifest_lists_matchers_and_checks_their_files(weights: Path) -> None:
 
 def test_errors_say_what_was_given(weights: Path, tmp_path: Path) -> None:
     pair = features(5, 0), features(5, 1)
-    for limit in ({"ratio": 0.8}, {"min_similarity": 0.5}):
-        with pytest.raises(ConfigError, match=r"is 0\.\d; a learned matcher has none, matcher 'mnn' does"):
-            match_features(*pair, matcher="lightglue", **limit)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"ratio is 0\.8; a learned matcher has none, matcher 'mnn' does"):
+        match_features(*pair, matcher="lightglue", ratio=0.8)
+    for least in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match=rf"min_similarity is {least}; expected a probability below 1"):
+            match_features(*pair, matcher="lightglue", min_similarity=least)
     with pytest.raises(ShapeError, match="descriptors of toy have 8 dimensions; matcher 'toy' expects 16"):
         match_features(features(5, 0, 8), features(5, 1, 8), matcher="lightglue")
     with pytest.raises(RegistryError, match="unknown matcher 'nope'; expected a matcher's weight file or one of: li"):

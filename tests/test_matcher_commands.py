@@ -78,6 +78,11 @@ def test_superpoint_match(released: Path, tmp_path: Path, capsys: pytest.Capture
     one, other = ({tuple(m) for m in document["matches"]} for document in (plain, learned))
     assert one != other
     assert len(one & other) > 0.8 * len(one) > 50
+    sure = run("--matcher", "lightglue", "--min-similarity", "0.5")
+    scored = zip(map(tuple, learned["matches"]), learned["match_scores"], strict=True)
+    surest = [list(pair) for pair, score in scored if score > 0.5]
+    assert sure["matches"] == surest
+    assert 0 < len(surest) < len(learned["matches"])
     own = run("--matcher", str(released / "glue.safetensors"))
     assert own["matches"] == learned["matches"]
     np.testing.assert_allclose(learned["homography"], plain["homography"], atol=0.5, rtol=0.05)
@@ -143,7 +148,6 @@ def test_superpoint_match_refuses_before_it_extracts(
     learned = ("--model", "superpoint-slim", "--matcher", "lightglue")
     for limits, said in (
         (("--ratio", "0.8"), "ratio is 0.8"),
-        (("--min-similarity", "0"), "min_similarity is 0.0"),
         (("--matcher", str(released / "glue.safetensors"), "--ratio", "0.8"), "ratio is 0.8"),
     ):
         told = refused(*learned, *limits)

@@ -13,7 +13,11 @@ from frontend.cli.options import Option, add_options, resolve_options
 MATCH_OPTIONS = (
     Option("format", "auto", "auto: colmap where OUT ends in .db, else hloc", choices=("auto", "colmap", "hloc")),
     Option("matcher", "mnn", "mnn: mutual nearest neighbours; lightglue: the model's learned matcher, or its file"),
-    Option("min_similarity", -1.0, "of mnn: least cosine of a match; -1 is no limit"),
+    Option(
+        "min_similarity",
+        -1.0,
+        "of a match: with mnn its cosine, with lightglue its probability (0.1 without); -1 is none",
+    ),
     Option("ratio", 1.0, "of mnn: largest ratio of the distances to the nearest and the second; 1 is no limit"),
     Option(
         "geometry",

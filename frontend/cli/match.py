@@ -102,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     share = _number(float, math.ulp(0), 1, "a number above 0, at most 1")
     add("--ratio", metavar="R", type=share, default=1.0, help=ratio)
     cosine = _number(float, -1, 1, "a number from -1 to 1")
-    least = "of mnn: least cosine of a match; -1 is no limit [%(default)s]"
+    least = "of a match: with mnn its cosine, with lightglue its probability (0.1 without); -1 is none [%(default)s]"
     add("--min-similarity", metavar="S", type=cosine, default=-1.0, help=least)
     white = _number(int, 255, 2**32 - 1, "a whole number from 255 on")
     mask = "no keypoints where this image is black, in"

@@ -73,7 +73,7 @@ def match_features(
         matcher: "mnn" for mutual nearest neighbours, "lightglue" for the learned matcher that was released for the
             features' model, the path of a learned matcher's weights, or another name in the registry of matchers.
         ratio: see :func:`frontend.matching.nearest.mutual_nearest_neighbours`.
-        min_similarity: the same.
+        min_similarity: the same; of a learned matcher the least probability of a match, .1 where None.
         device: where to match.
 
     Returns:

@@ -45,7 +45,7 @@ class Matcher(Protocol):
         """Match features of one model, on a device; in the order of the keypoints of image 0.
 
         Raises:
-            ConfigError: the matcher has no ``ratio`` or ``min_similarity``, or they are out of range.
+            ConfigError: the matcher has no ``ratio``, or this or ``min_similarity`` is out of its range.
         """
 
 

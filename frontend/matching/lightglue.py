@@ -43,6 +43,21 @@ MOST_PAIRS = 64_000_000
 """Keypoints of image 0 times those of image 1, at most: each pair takes some 16 bytes and more."""
 
 
+def check_probability(value: float, name: str = "threshold") -> float:
+    """Refuse what is no least probability of a match.
+
+    Args:
+        value: to be in [0, 1).
+        name: of the setting, for the error.
+
+    Raises:
+        ConfigError: it is out of that range.
+    """
+    if not 0 <= value < 1:
+        raise ConfigError(f"{name} is {value}; expected a probability below 1 for a learned matcher")
+    return value
+
+
 class LightGlue:
     """A matcher with its weights: :meth:`from_pretrained` loads them.
 
@@ -68,8 +83,7 @@ class LightGlue:
         threshold: float = THRESHOLD,
         name: str = "lightglue",
     ) -> None:
-        if not 0 <= threshold < 1:
-            raise ConfigError(f"threshold is {threshold}; expected a probability below 1")
+        check_probability(threshold)
         self.input_dim, self.features, self.runtime = input_dim, features, runtime
         self.threshold, self.name = threshold, name
         self._run = run
@@ -140,21 +154,24 @@ class LightGlue:
         matcher.name = path.stem
         return matcher
 
-    def match(self, features0: Features, features1: Features) -> Matches:
+    def match(self, features0: Features, features1: Features, *, threshold: float | None = None) -> Matches:
         """Match the features of two images.
 
         Args:
             features0: of image 0, made by the model that the weights are for.
             features1: of image 1.
+            threshold: least probability of a match; the matcher's own where None.
 
         Returns:
             Matches in the order of image 0; their scores are probabilities above the threshold.
 
         Raises:
+            ConfigError: the threshold is out of its range.
             ShapeError: the descriptors have another dimension than the weights are for.
             WeightsError: they are of another released model than the weights are for.
             ConfigError: there are more pairs of keypoints than :data:`MOST_PAIRS`.
         """
+        threshold = self.threshold if threshold is None else check_probability(threshold)
         for features in (features0, features1):
             if features.descriptors.shape[1] != self.input_dim:
                 raise ShapeError(
@@ -175,7 +192,7 @@ class LightGlue:
         partner, scores = self._run(
             features0.descriptors, normalised(features0), features1.descriptors, normalised(features1)
         )
-        first = np.flatnonzero((partner >= 0) & (scores > self.threshold))
+        first = np.flatnonzero((partner >= 0) & (scores > threshold))
         return Matches(np.stack([first, partner[first]], axis=1), scores[first])
 
 
@@ -280,10 +297,11 @@ def _matcher(find: Callable[[str, str], LightGlue]) -> Matcher:
         min_similarity: float | None = None,
         device: str = "cpu",
     ) -> Matches:
-        for name, value in (("ratio", ratio), ("min_similarity", min_similarity)):
-            if value is not None:
-                raise ConfigError(f"{name} is {value}; a learned matcher has none, matcher 'mnn' does")
-        return find(features0.model, device).match(features0, features1)
+        if ratio is not None:
+            raise ConfigError(f"ratio is {ratio}; a learned matcher has none, matcher 'mnn' does")
+        if min_similarity is not None:
+            check_probability(min_similarity, "min_similarity")
+        return find(features0.model, device).match(features0, features1, threshold=min_similarity)
 
     return match
 

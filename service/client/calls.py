@@ -242,7 +242,8 @@ def match(
             matcher, whose scores are probabilities in (0.1, 1], where ``models()`` tells that the model has one.
             A service that is too old to know of matchers takes "mnn".
         ratio: of the ratio test, in (0, 1]; none where None. With "mnn" alone.
-        min_similarity: of a match, cosine, in [-1, 1]; none where None. With "mnn" alone.
+        min_similarity: of a match; with "mnn" its cosine, in [-1, 1], none where None; with "lightglue" its
+            probability, in [0, 1), .1 where None.
         geometry: the model that is fitted; "essential" needs ``camera0``.
         threshold: largest error of an inlier, pixels.
         camera0: of image 0.

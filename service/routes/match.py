@@ -38,7 +38,7 @@ Matcher = Annotated[
     MatcherName,
     Query(
         description="`mnn`: mutual nearest neighbours. `lightglue`: a network that has learned to match, and looks at "
-        "all keypoints of both images. It takes far longer, has neither `ratio` nor `min_similarity`, and is there for "
+        "all keypoints of both images. It takes far longer, has no `ratio`, and is there for "
         "the models of which `/v1/models` tells so."
     ),
 ]
@@ -53,7 +53,13 @@ Ratio = Annotated[
 ]
 MinSimilarity = Annotated[
     float | None,
-    Query(ge=-1, le=1, description="Least cosine of a match. With `matcher=mnn` alone.", examples=[0.7]),
+    Query(
+        ge=-1,
+        le=1,
+        description="Of a match: with `matcher=mnn` its least cosine, with `lightglue` its least probability, from 0 "
+        "to below 1, 0.1 where it is not given.",
+        examples=[0.7],
+    ),
 ]
 Threshold = Annotated[float, Query(ge=1e-3, le=1000, description="Largest error of an inlier, pixels.")]
 CameraText = Annotated[
@@ -97,9 +103,12 @@ async def matching_of(
     Raises:
         BadRequestError: a camera is missing, or cannot be understood; or the matcher has no such limit.
     """
-    for name, limit in (("ratio", ratio), ("min_similarity", min_similarity)):
-        if matcher == LEARNED and limit is not None:
-            raise BadRequestError(f"{name} is {limit:g} with matcher '{matcher}'; expected it with '{PLAIN}' alone")
+    if matcher == LEARNED and ratio is not None:
+        raise BadRequestError(f"ratio is {ratio:g} with matcher '{matcher}'; expected it with '{PLAIN}' alone")
+    if matcher == LEARNED and min_similarity is not None and not 0 <= min_similarity < 1:
+        raise BadRequestError(
+            f"min_similarity is {min_similarity:g} with matcher '{matcher}'; expected a probability below 1"
+        )
     first, second = _camera("camera0", camera0), _camera("camera1", camera1)
     if geometry == "essential" and first is None:
         raise BadRequestError("geometry is 'essential' without a camera; expected camera0=fx,fy,cx,cy[,k1,k2,p1,p2]")

@@ -83,6 +83,11 @@ async def test_matches_are_those_of_the_library(client: httpx.AsyncClient) -> No
         nearest = library_matches(plain["image0"], plain["image1"], "mnn")
         np.testing.assert_array_equal(plain["matches"], nearest.matches)
         assert plain["matches"].tolist() != found["matches"].tolist()
+        least = float(np.median(found["match_scores"]))
+        sure = await ask(client, MATCH, params={**params, **given, "min_similarity": least}, **body)
+        surest = found["matches"][found["match_scores"] > np.float32(least)]
+        np.testing.assert_array_equal(sure["matches"], surest)
+        assert 10 < len(surest) < len(found["matches"])
 
 
 @served
@@ -114,7 +119,8 @@ async def test_what_cannot_be_matched_so_is_refused_before_the_body_is_read(clie
     lacking = (f"'{SLIM}'", "expected matcher 'mnn'", f"models: {EDGE}")
     for url, params, parts in (
         *((url, {"ratio": 0.9}, ("ratio is 0.9", "'lightglue'", "'mnn'")) for url in (MATCH, MANY)),
-        *((url, {"min_similarity": 0}, ("min_similarity is 0 ", "'lightglue'", "'mnn'")) for url in (MATCH, MANY)),
+        *((url, {"min_similarity": -0.5}, ("min_similarity is -0.5 ", "'lightglue'")) for url in (MATCH, MANY)),
+        (MATCH, {"min_similarity": 1}, ("min_similarity is 1 ", "expected a probability below 1")),
         (MATCH, {"features0": edge, "ratio": 1}, ("ratio is 1 ",)),
         (MATCH, {"model": SLIM}, lacking),
         (MANY, {"model": SLIM, "collection": "empty"}, lacking),
@@ -280,9 +286,9 @@ def test_the_matcher_is_loaded_and_warmed_before_the_first_request(monkeypatch: 
         loaded.append((threading.current_thread().name, Path(path).name))
         return cast(LightGlue, load(cls, path, **kwargs))
 
-    def matching(self: LightGlue, first: Features, second: Features) -> Matches:
+    def matching(self: LightGlue, first: Features, second: Features, **settings: Any) -> Matches:
         matched.append((threading.current_thread().name, len(first)))
-        return match(self, first, second)
+        return match(self, first, second, **settings)
 
     monkeypatch.setattr(LightGlue, "from_pretrained", classmethod(loading))
     monkeypatch.setattr(LightGlue, "match", matching)
@@ -307,10 +313,10 @@ async def test_a_search_with_it_ends_at_the_deadline(
     matched: list[int] = []
     match, end = LightGlue.match, time.monotonic() + 3
 
-    def slow(self: LightGlue, *args: Features) -> Matches:
+    def slow(self: LightGlue, *args: Features, **settings: Any) -> Matches:
         matched.append(0)
         time.sleep(max(end - time.monotonic() + 0.1, 0))
-        return match(self, *args)
+        return match(self, *args, **settings)
 
     monkeypatch.setattr(LightGlue, "match", slow)
     core = core_of(client)
