@@ -72,7 +72,7 @@ def test_models_tell_of_their_matchers(ask: Ask) -> None:
 def test_refusals_are_bad_requests(ask: Ask) -> None:
     for more, part in (
         ({"ratio": 0.9}, "ratio is 0.9"),
-        ({"min_similarity": 0.5}, "min_similarity is 0.5"),
+        ({"min_similarity": -0.5}, "min_similarity is -0.5"),
         ({"model": SLIM}, f"one of the models: {EDGE}"),
     ):
         with pytest.raises(BadRequest, match=part):
