@@ -179,6 +179,27 @@ def reorder(found: BatchedKeypoints) -> tuple[BatchedKeypoints, Tensor]:
     return BatchedKeypoints(keypoints, found.scores.gather(1, order), found.valid.gather(1, order)), order
 
 
+def window_values(maps: Tensor, keypoints: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Values of a map about keypoints.
+
+    Args:
+        maps: (B, H, W) float32.
+        keypoints: (B, K, 2) float32 integer pixels.
+        radius: of the window, pixels; it has n = (2 radius + 1)^2 of them.
+
+    Returns:
+        Offsets along x and y, (n,) int64 each, and the values there, (B, K, n), 0 outside of the map.
+    """
+    batch, height, width = maps.shape
+    steps = torch.arange(-radius, radius + 1, device=maps.device)
+    dy, dx = (d.reshape(-1) for d in torch.meshgrid(steps, steps, indexing="ij"))
+    x = keypoints[..., :1].long() + dx
+    y = keypoints[..., 1:].long() + dy
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).reshape(batch, -1)
+    return dx, dy, maps.reshape(batch, -1).gather(1, index).reshape(x.shape) * inside
+
+
 def refine_subpixel(maps: Tensor, keypoints: Tensor, radius: int = 2) -> Tensor:
     """Move keypoints to the centre of mass of the heat map about them (soft-argmax).
 
@@ -190,14 +211,7 @@ def refine_subpixel(maps: Tensor, keypoints: Tensor, radius: int = 2) -> Tensor:
     Returns:
         (B, K, 2) float32; no coordinate moves by more than ``radius``.
     """
-    batch, height, width = maps.shape
-    steps = torch.arange(-radius, radius + 1, device=maps.device)
-    dy, dx = (d.reshape(-1) for d in torch.meshgrid(steps, steps, indexing="ij"))
-    x = keypoints[..., :1].long() + dx
-    y = keypoints[..., 1:].long() + dy
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).reshape(batch, -1)
-    weight = maps.reshape(batch, -1).gather(1, index).reshape(x.shape) * inside
+    dx, dy, weight = window_values(maps, keypoints, radius)
     total = weight.sum(dim=-1).clamp_min(1e-12)
     shift = torch.stack([(weight * dx).sum(dim=-1) / total, (weight * dy).sum(dim=-1) / total], dim=-1)
     return keypoints + shift

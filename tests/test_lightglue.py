@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from processes import finished, start_python
+from toy_matchers import SMALL, certain, features, inputs, network, release
 
 from frontend.cli.main import main
 from frontend.errors import ConfigError, RegistryError, ShapeError, WeightsError
 from frontend.evaluation.methods import create_method, matchers_of, split_method
 from frontend.extractor import SuperPoint
-from frontend.matching import check_matcher, load_matcher_of, match_features
+from frontend.matching import check_matcher, match_features
 from frontend.matching.lightglue import LightGlue, normalised
-from frontend.matching.lightglue_graph import export_graph, load_graph, open_graph
 from frontend.matching.lightglue_network import (
     Assignment,
     LightGlueConfig,
-    LightGlueNet,
     MatchGraph,
     from_interleaved,
     normalise_positions,
@@ -30,49 +25,8 @@ from frontend.matching.lightglue_network import (
 )
 from frontend.matching.lightglue_weights import load_matcher, save_matcher
 from frontend.pipeline import MatchPipeline, PipelineConfig
-from frontend.runtime.store import folder_of
-from frontend.types import Features
 from frontend.weight_files import write_half
-from frontend.weights import list_matchers, resolve_matcher, sha256_of
-
-SMALL = LightGlueConfig(input_dim=16, dim=32, layers=2, heads=2, features="toy")
-
-
-def network(config: LightGlueConfig = SMALL) -> LightGlueNet:
-    torch.manual_seed(0)
-    return LightGlueNet(config).eval()
-
-
-def certain() -> LightGlueNet:
-    """One that matches what looks alike, without training: similarities as they come, made sharp."""
-    net = network()
-    with torch.no_grad():
-        for parameter in net.transformers.parameters():
-            parameter.zero_()
-        projection: Any = net.input_proj
-        projection.weight.copy_(torch.eye(32)[:, :16])
-        projection.bias.zero_()
-        head: Any = net.log_assignment[-1]
-        head.final_proj.weight.copy_(torch.eye(32) * 30)
-        head.final_proj.bias.zero_()
-        head.matchability.weight.zero_()
-        head.matchability.bias.fill_(9.0)
-    return net
-
-
-def inputs(count0: int, count1: int, dim: int, batch: int = 1) -> tuple[torch.Tensor, ...]:
-    torch.manual_seed(1)
-    described = [torch.nn.functional.normalize(torch.randn(batch, n, dim), dim=-1) for n in (count0, count1)]
-    placed = [torch.rand(batch, n, 2) * torch.tensor([639.0, 479.0]) for n in (count0, count1)]
-    return described[0], placed[0], described[1], placed[1]
-
-
-def features(count: int, seed: int, dim: int = 16, model: str = "toy") -> Features:
-    rng = np.random.default_rng(seed)
-    described = rng.normal(size=(count, dim)).astype(np.float32)
-    described /= np.linalg.norm(described, axis=1, keepdims=True)
-    points = rng.uniform(0, [639, 479], (count, 2)).astype(np.float32)
-    return Features(points, np.ones(count, np.float32), described, (640, 480), model)
+from frontend.weights import list_matchers, resolve_matcher
 
 
 @pytest.mark.parametrize(("input_dim", "dim", "heads"), [(32, 32, 2), (16, 32, 4), (128, 64, 1)])
@@ -171,20 +125,8 @@ def test_positions_are_relative_to_the_longer_side() -> None:
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    monkeypatch.setenv("SUPERPOINT_WEIGHTS_DIR", str(folder))
-    path = folder / "toy.safetensors"
-    save_matcher(path, certain(), {"steps": 3})
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    entry = '[matchers.{}]\nfile = "{}"\nsha256 = "{}"\nversion = "1.2"\nfeatures = "{}"\n'
-    entry += 'licence = "x"\ntrained_on = "x"\nrecipe = "x"\n'
-    (folder / "manifest.toml").write_text(
-        entry.format("glue", path.name, digest, "toy")
-        + entry.format("other", path.name, "0" * 64, "changed")
-        + entry.format("third", "gone.safetensors", digest, "gone")
-    )
-    return path
+    monkeypatch.setenv("SUPERPOINT_WEIGHTS_DIR", str(tmp_path / "weights"))
+    return release(tmp_path / "weights")
 
 
 @pytest.mark.parametrize(("count0", "count1"), [(0, 5), (5, 0), (0, 0), (1, 1), (2, 1), (1, 9), (30, 20)])
@@ -356,77 +298,3 @@ def test_half_by_the_command(weights: Path, tmp_path: Path, capsys: pytest.Captu
     assert main(["export", "--model", str(weights), "--format", "weights-float16", "--out", str(out)]) == 0
     assert load_matcher(out).config == SMALL
     assert str(out) in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
-def test_exported_graphs_match_the_same(weights: Path, runtime: str) -> None:
-    pytest.importorskip(runtime)
-    reference = LightGlue.from_pretrained(weights, runtime="torch", threshold=0.0)
-    exported = LightGlue.from_pretrained(weights, runtime=runtime, threshold=0.0)
-    assert (reference.runtime, exported.runtime) == ("torch", runtime)
-    for count0, count1 in ((70, 70), (1, 90), (45, 2), (33, 58)):
-        pair = features(count0, 3), features(count1, 4)
-        expected, got = reference.match(*pair), exported.match(*pair)
-        assert len(expected)
-        np.testing.assert_array_equal(got.matches, expected.matches)
-        np.testing.assert_allclose(got.match_scores, expected.match_scores, atol=1e-5)
-
-
-def test_graphs_are_cached_and_torch_is_not_needed_then(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    pytest.importorskip("openvino")
-    script = (
-        "import sys; from frontend.matching.lightglue import LightGlue; "
-        f"m = LightGlue.from_pretrained({str(weights)!r}); print(m.runtime, 'torch' in sys.modules)"
-    )
-    assert finished(start_python("-c", script)).split() == ["openvino", "True"]
-    assert finished(start_python("-c", script)).split() == ["openvino", "False"]
-    stored = folder_of(sha256_of(weights)) / "lightglue-1.npz"
-    stored.write_bytes(stored.read_bytes()[:-100])
-    assert load_graph(sha256_of(weights)) is None
-    assert finished(start_python("-c", script)).split() == ["openvino", "True"]
-    assert load_graph(sha256_of(weights)) is not None
-
-
-def test_a_graph_that_computes_something_else_is_passed_over(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    pytest.importorskip("openvino")
-    torch.manual_seed(7)
-    save_matcher(tmp_path / "other.safetensors", LightGlueNet(SMALL))
-    right = export_graph(weights, sha256_of(weights))
-    wrong = export_graph(tmp_path / "other.safetensors", "0" * 64)
-    with pytest.raises(ConfigError, match="runtime 'openvino' does not compute this matcher: probabilities are off by"):
-        open_graph(replace(right, model=wrong.model), "openvino")
-    with pytest.raises(ConfigError, match="runtime 'openvino' is installed, but cannot be used: "):
-        open_graph(replace(right, model=b"no graph"), "openvino")
-    # its answers under the right weights' checksum
-    damaged = folder_of(sha256_of(weights)) / "lightglue-1.npz"
-    with np.load(damaged) as held:
-        arrays = dict(held)
-    np.savez(damaged, **{**arrays, "model": np.frombuffer(wrong.model, np.uint8)})
-    assert LightGlue.from_pretrained(weights).runtime == "torch"
-    with pytest.raises(ConfigError, match="does not compute this matcher"):
-        LightGlue.from_pretrained(weights, runtime="openvino")
-
-
-def test_runtimes_that_are_not_there_are_refused(weights: Path) -> None:
-    with pytest.raises(ConfigError, match="runtime of the matcher is 'ncnn'; expected auto or one of: torch"):
-        LightGlue.from_pretrained(weights, runtime="ncnn")
-    with pytest.raises(ConfigError, match="device is 'cuda:99'; this machine has"):
-        LightGlue.from_pretrained(weights, device="cuda:99")
-
-
-def test_a_brief_use_loads_what_is_there_soonest(weights: Path) -> None:
-    pytest.importorskip("openvino")
-    pytest.importorskip("onnxruntime")
-    assert LightGlue.from_pretrained(weights).runtime == "openvino"
-    assert LightGlue.from_pretrained(weights, brief=True).runtime == "onnxruntime"
-    load_matcher_of("toy", 16, matcher="lightglue", brief=True)
-    load_matcher_of("toy", 16, matcher="lightglue")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(LightGlue, "from_pretrained", lambda *_, **__: pytest.fail("it is loaded already"))
-        assert len(match_features(features(9, 0), features(9, 0), matcher="lightglue")) == 9

@@ -13,8 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_lightglue import SMALL, certain, features, inputs, network
-from test_matcher_training import groups, toy_group
+from toy_matchers import SMALL, certain, features, inputs, network, write_groups
 
 from frontend.cli.main import main
 from frontend.errors import ConfigError, DataError, WeightsError
@@ -33,8 +32,6 @@ from frontend.training.matcher_alignment import (
 )
 from frontend.weight_files import write_half
 from frontend.weights import save_network
-
-__all__ = ["groups"]
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -198,12 +195,8 @@ def test_align_matcher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "has 1 images; expected 2 or more" in refused(str(out))
 
 
-def test_training_goes_on_from_a_carried_matcher(
-    groups: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rng = np.random.default_rng(3)
-    for path in groups.glob("*.npz"):
-        toy_group(rng, dim=32).save(path)
+def test_training_goes_on_from_a_carried_matcher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    groups = write_groups(tmp_path / "groups", dim=32)
     start = tmp_path / "start.safetensors"
     save_matcher(start, align_matcher(network(LightGlueConfig(32, 32, 2, 2)), Alignment(rotation(32), 1.0, 0), "toy"))
     command = ["train", "lightglue", "--views", str(groups), "--dim", "32", "--layers", "2", "--keypoints", "40"]

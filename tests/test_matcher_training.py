@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from processes import finished, kill_when, start_python
+from toy_matchers import toy_group, write_groups
 
 from frontend.cli.main import main
 from frontend.matching.lightglue_network import Assignment, LightGlueConfig, LightGlueNet
@@ -32,44 +33,9 @@ from frontend.training.view_groups import (
 from frontend.types import Features
 
 
-def toy_group(rng: np.random.Generator, views: int = 3, count: int = 80, dim: int = 16) -> ViewGroup:
-    """Points that move by a shift, with descriptors that stay but for noise; a fifth of them has no match."""
-    world = rng.uniform(40, 600, (count, 2))
-    described = rng.normal(size=(count, dim))
-    points, descriptors, ids = [], [], []
-    for view in range(views):
-        order = rng.permutation(count)
-        points.append(world[order] + 30 * view)
-        noisy = described[order] + rng.normal(0, 0.3, (count, dim))
-        lost = rng.random(count) < 0.2
-        noisy[lost] = rng.normal(size=(int(lost.sum()), dim))
-        descriptors.append(noisy / np.linalg.norm(noisy, axis=1, keepdims=True))
-        ids.append(np.where(lost, -1, order))
-    matches = np.full((views, views, count), NO_MATCH, np.int16)
-    for i in range(views):
-        for j in range(views):
-            for k, number in enumerate(ids[i]):
-                place = np.flatnonzero(ids[j] == number) if number >= 0 else []
-                if i != j and len(place):
-                    matches[i, j, k] = place[0]
-    return ViewGroup(
-        np.stack(points).astype(np.float32),
-        np.stack(descriptors).astype(np.float16),
-        np.full(views, count),
-        np.tile([640, 480], (views, 1)),
-        matches,
-    )
-
-
 @pytest.fixture
 def groups(tmp_path: Path) -> Path:
-    folder = tmp_path / "groups"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for n in range(6):
-        toy_group(rng).save(folder / f"scene-0-3-{n:06}.npz")
-    (folder / "settings.json").write_text('{"model": "toy", "max_keypoints": 80}')
-    return folder
+    return write_groups(tmp_path / "groups")
 
 
 def test_samples_keep_the_matches_of_their_group(groups: Path) -> None:

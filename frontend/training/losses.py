@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from frontend.heads import CELL
 from frontend.homography import warp_points
-from frontend.keypoints import refine_subpixel
+from frontend.keypoints import refine_subpixel, window_values
 from frontend.training.distributed import mean_over_ranks, world_size
 
 
@@ -172,13 +172,7 @@ def peak_loss(heat: Tensor, points: Tensor, valid: Tensor, radius: int = 2) -> T
     Returns:
         Scalar: mean over the points of the expected distance in pixels.
     """
-    batch, height, width = heat.shape
-    steps = torch.arange(-radius, radius + 1, device=heat.device)
-    dy, dx = (d.reshape(-1) for d in torch.meshgrid(steps, steps, indexing="ij"))
-    centre = points.round().long()
-    x, y = centre[..., :1] + dx, centre[..., 1:] + dy
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).reshape(batch, -1)
-    weight = heat.reshape(batch, -1).gather(1, index).reshape(x.shape) * inside
-    distance = torch.hypot(x - points[..., :1], y - points[..., 1:])
+    dx, dy, weight = window_values(heat, points.round(), radius)
+    off = points.round() - points
+    distance = torch.hypot(off[..., :1] + dx, off[..., 1:] + dy)
     return masked_mean((weight * distance).sum(dim=-1) / weight.sum(dim=-1).clamp_min(1e-12), valid)
