@@ -23,6 +23,8 @@ EXPORT_OPTIONS = (
     Option("border", 4, "pixels along the edge without keypoints, with post-processing"),
     Option("precision", "float32", "int8 needs --calibration; see above", ("float32", "int8")),
     Option("calibration", "", "folder of photographs like those to come, for int8"),
+    Option("keep_float", "", "modules that stay in float32, for int8, comma-separated, such as encoder"),
+    Option("tuning_steps", 300, "of learning to give in int8 what float32 gives; 0 leaves the weights as they are"),
     Option(
         "refiner_passes", 0, "of the weight file, for weights-float16: how often keypoints are refined; 0 as it was"
     ),
@@ -31,6 +33,7 @@ EXPORT_OPTIONS = (
     Option("base", "", "a matcher's name or file, for weights-float16 of another one: only what differs is written"),
 )
 _HALVES = ("refiner_passes", "average", "average_share", "base")  # options of weights-float16
+_INT8 = ("calibration", "keep_float", "tuning_steps")  # options of int8
 _POST_PROCESSING = ("with_size", "max_keypoints", "detection_threshold", "nms_radius", "border")
 _ABOUT = """\
 Without --with-postprocessing the graph gives the heat map and the semi-dense descriptors, and a refiner, where the
@@ -40,10 +43,11 @@ graph takes their width and height before that, too, and finds no keypoints in t
 inputs and outputs of all graphs. --format superpoint-v1 writes no graph but a state dict (.pth) of the paper's network,
 conv1a to convDb, for other implementations to load; it has no refiner. --format weights-float16 writes a weight file of
 this project (.safetensors) in half the size, and sets what --refiner-passes says; with --average it is the mean of two,
-such as of weights and of what they became when they were trained on. --precision int8 quantises the dense part,
-measures its homography accuracy on half of the photographs against float32, and refuses it where that drops by more
-than a point; --runtime onnxruntime or openvino with --precision int8 then uses it, on this machine; --out writes it to
-a file, too.
+such as of weights and of what they became when they were trained on. --precision int8 quantises the dense part, tunes
+it on half of the photographs, a minute or two, until it gives what it gave in float32, measures its homography accuracy
+on the others, and refuses it where that drops by more than a point; --runtime onnxruntime or openvino with --precision
+int8 then uses it, on this machine; --out writes it to a file, too. With --keep-float encoder a network with a light
+detector head, such as superpoint-slim, finds exactly the keypoints of float32.
 """
 
 
@@ -89,19 +93,15 @@ def _run(args: argparse.Namespace) -> int:
     if args.dynamic and values["format"] in (_HALF, "superpoint-v1"):
         raise ConfigError(f"--dynamic has no effect: --format {values['format']} has weights alone; expected none")
     if values["precision"] == "int8":
-        _refuse_others(values, ("precision", "calibration"), "--precision int8 quantises the dense part for any size")
-        return _quantise(args.model, values["calibration"], args.out)
-    if values["calibration"]:
-        raise ConfigError("--calibration without --precision int8; expected both or neither")
+        _refuse_others(values, ("precision", *_INT8), "--precision int8 quantises the dense part for any size")
+        return _quantise(args.model, args.out, **{name: values[name] for name in _INT8})
+    _refuse_without("--precision int8", values, _INT8)
     if args.out is None:
         raise ConfigError("--out is missing; expected the file to write")
     if values["format"] == _HALF:
         _refuse_others(values, ("format", *_HALVES), f"--format {_HALF} has weights alone")
         return _write_half(args.model, args.out, **{name: values[name] for name in _HALVES})
-    for option in EXPORT_OPTIONS:
-        if option.name in _HALVES and values[option.name] != option.default:
-            flag = f"--{option.name.replace('_', '-')}"
-            raise ConfigError(f"{flag} without --format {_HALF}; expected both or neither")
+    _refuse_without(f"--format {_HALF}", values, _HALVES)
     if not (values["with_postprocessing"] or values["with_matching"]):
         others = [option.name for option in EXPORT_OPTIONS if option.name not in _POST_PROCESSING]
         _refuse_others(values, others, "without --with-postprocessing the graph ends with the dense maps")
@@ -143,6 +143,19 @@ def _refuse_others(values: Mapping[str, Any], wanted: Collection[str], why: str)
             raise ConfigError(f"--{option.name.replace('_', '-')} has no effect: {why}; expected none")
 
 
+def _refuse_without(needed: str, values: Mapping[str, Any], names: Collection[str]) -> None:
+    """Refuse options that mean something with another one only.
+
+    Raises:
+        ConfigError: one of them has another value than its default.
+    """
+    from frontend.errors import ConfigError
+
+    for option in EXPORT_OPTIONS:
+        if option.name in names and values[option.name] != option.default:
+            raise ConfigError(f"--{option.name.replace('_', '-')} without {needed}; expected both or neither")
+
+
 def _write_half(model: str, out: Path, refiner_passes: int, average: str, average_share: float, base: str) -> int:
     from frontend.errors import ConfigError
     from frontend.weight_files import write_half
@@ -158,12 +171,13 @@ def _write_half(model: str, out: Path, refiner_passes: int, average: str, averag
     return 0
 
 
-def _quantise(model: str, folder: str, out: Path | None) -> int:
+def _quantise(model: str, out: Path | None, calibration: str, keep_float: str, tuning_steps: int) -> int:
     from frontend.errors import ConfigError
 
-    if not folder:
+    if not calibration:
         raise ConfigError("--calibration is missing; expected a folder of photographs")
     from frontend.evaluation.quantisation import quantise_model
 
-    print(quantise_model(model, Path(folder), out=out).summary())
+    kept = [name for name in map(str.strip, keep_float.split(",")) if name]
+    print(quantise_model(model, Path(calibration), out=out, keep_float=kept, tuning_steps=tuning_steps).summary())
     return 0
