@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from frontend.errors import ConfigError, RegistryError, WeightsError
 from frontend.matching.lightglue_network import LightGlueConfig
-from frontend.matching.lightglue_weights import difference, read_matcher
+from frontend.matching.lightglue_weights import difference, read_matcher, without_training_heads
 from frontend.model import ModelConfig
 from frontend.weights import (
     FORMAT,
@@ -35,7 +35,8 @@ def write_half(
 ) -> None:
     """Write a weight file again in half its size, atomically: kernels and matrices in float16, vectors as they are.
 
-    Running variances and the like have ranges that float16 has not. Loading gives float32, of the rounded values.
+    Running variances and the like have ranges that float16 has not. Loading gives float32, of the rounded values. Of a
+    matcher's assignment heads the last layer's is written, since the others serve training alone.
 
     Args:
         name_or_path: a released model or matcher, or a weight file of this project.
@@ -63,6 +64,8 @@ def write_half(
     source, tensors, metadata = _read(name_or_path)
     if average is not None:
         tensors, metadata = _mean((source, tensors, metadata), _read(average), average_share)
+    if metadata.get("format") == MATCHER_FORMAT:
+        tensors = without_training_heads(tensors)
     for name, tensor in tensors.items():
         if tensor.ndim >= 2 and tensor.is_floating_point():
             tensors[name] = tensor.to(torch.float16)

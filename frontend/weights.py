@@ -262,6 +262,12 @@ def resolve(name_or_path: str | Path) -> tuple[str, Path]:
     return text, info.path
 
 
+def has_released_int8(weights_sha256: str) -> bool:
+    """Whether an int8 graph lies beside a released model's weights, by their checksum."""
+    found = (info.int8 for info in list_models().values() if info.sha256 == weights_sha256)
+    return any(path is not None and path.is_file() for path in found)
+
+
 def released_int8(weights_sha256: str) -> bytes | None:
     """The released int8 graph of a released model, by the checksum of its weights; None where there is none.
 

@@ -208,7 +208,7 @@ def test_released_weights_are_those_of_the_manifest(monkeypatch: pytest.MonkeyPa
 def test_versions_are_those_of_the_model_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SUPERPOINT_WEIGHTS_DIR", raising=False)
     card = (weights_dir() / "MODEL_CARD.md").read_text(encoding="utf-8")
-    told = dict(re.findall(r"^# ([\w-]+) (\d+\.\d+)$", card, re.MULTILINE))
+    told = dict(re.findall(r"^# ([\w-]+) (\d+(?:\.\d+)+)$", card, re.MULTILINE))
     assert told == {name: info.version for name, info in {**list_models(), **list_matchers()}.items()}
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from frontend.evaluation.latency import END_TO_END, Row
 from frontend.evaluation.latency_cases import USUAL
 from frontend.evaluation.latency_suite import VGA, Parity
+from frontend.runtime.parity import INT8_COSINE
 
 SIZE = f"{VGA[0]}x{VGA[1]}"
 SAME = 0.99
@@ -64,13 +65,21 @@ def end_to_end(rows: Sequence[Row], keypoints: int) -> list[Row]:
 def has_parity(row: Row, parities: Sequence[Parity]) -> bool:
     """Whether a row's runtime and precision find what PyTorch finds in float32.
 
-    By this run's comparison, within :data:`SAME` and :data:`COSINE` for every precision; float32 that was not compared
-    (PyTorch's own, or any where time ended) is taken for the same, anything else that was not is not.
+    By this run's comparison; float32 that was not compared (PyTorch's own, or any where time ended) is taken for the
+    same, anything else that was not is not.
     """
     found = next((parity for parity in parities if parity.label == row.label), None)
-    if found is None:
-        return row.precision == "float32"
-    return found.same >= SAME and found.cosine >= COSINE
+    return row.precision == "float32" if found is None else is_same(found)
+
+
+def is_same(parity: Parity) -> bool:
+    """Whether keypoints and descriptors are those of float32: within :data:`SAME` and :func:`cosine_of`."""
+    return parity.same >= SAME and parity.cosine >= cosine_of(parity.precision)
+
+
+def cosine_of(precision: str) -> float:
+    """:data:`COSINE`, and less in int8."""
+    return INT8_COSINE if precision == "int8" else COSINE
 
 
 def best(rows: Sequence[Row], method: str, parities: Sequence[Parity]) -> Row | None:

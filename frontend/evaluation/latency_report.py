@@ -12,15 +12,15 @@ from frontend.evaluation.latency_cases import HOMOGRAPHY, USUAL
 from frontend.evaluation.latency_peers import SIFT, XFEAT
 from frontend.evaluation.latency_process import EMPTY_CACHE, as_json
 from frontend.evaluation.latency_ratios import (
-    COSINE,
-    SAME,
     SIZE,
     STAGES,
     UNSHOWN,
     Ratio,
     best,
+    cosine_of,
     end_to_end,
     fastest,
+    is_same,
     ratios,
     stage_ratios,
 )
@@ -169,10 +169,9 @@ def _post_processing(rows: Sequence[Row], keypoints: int, parities: Sequence[Par
 def _parity_checks(suite: Suite) -> list[Check]:
     found = []
     for parity in suite.parities:
-        least = 0.98 if parity.precision == "int8" else COSINE
         value = f"{100 * parity.same:.2f} % the same, cosine {parity.cosine:.5f}"
-        holds = parity.same >= SAME and parity.cosine >= least
-        found.append(Check(f"{parity.label} finds what torch float32 finds", f">= 99 %, {least:g}", value, holds))
+        wanted = f">= 99 %, {cosine_of(parity.precision):g}"
+        found.append(Check(f"{parity.label} finds what torch float32 finds", wanted, value, is_same(parity)))
     return found or [Check("runtimes find what torch float32 finds", ">= 99 %, 0.999", "not measured", None)]
 
 

@@ -18,10 +18,13 @@ TRIAL = (240, 320)
 HALF_COSINE = 0.999
 """Smallest cosine between descriptors in half precision and in float32."""
 
+INT8_COSINE = 0.98
+"""The same in int8."""
+
 # Largest difference of heat, and smallest cosine of descriptors, with float32 in PyTorch. The probe is no image like
 # those that int8 was calibrated on: there the check only tells a broken graph from a whole one.
 _LIMITS = {"float32": (2e-3, 0.9999), "bf16": (0.1, 0.99), "fp16": (0.02, HALF_COSINE), "int8": (0.6, 0.9)}
-_SHARE = 0.99  # of the keypoints that "auto" insists on
+_SHARE = 0.99  # of the keypoints, and of the descriptors in int8, that "auto" insists on
 _HEIGHT, _WIDTH = 72, 104
 
 
@@ -109,6 +112,14 @@ def same_keypoints(expected: Maps, got: Maps, count: int = 500) -> bool:
         peaks = find_peaks(heat, radius=3, border=4, size=size, threshold=0.0, count=count)
         found.append(set(zip(peaks.x.tolist(), peaks.y.tolist(), strict=True)))
     return len(found[0] & found[1]) >= _SHARE * len(found[0])
+
+
+def same_descriptors(expected: Maps, got: Maps) -> bool:
+    """Whether at least 99 % of the cells' descriptors have a cosine of :data:`INT8_COSINE` and more."""
+    a, b = expected.descriptors, got.descriptors
+    length = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    near = np.einsum("...d,...d->...", a, b) >= INT8_COSINE * length
+    return bool(near.mean() >= _SHARE)
 
 
 def pack(probe: Probe) -> bytes:

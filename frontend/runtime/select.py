@@ -22,7 +22,7 @@ from frontend.errors import ConfigError
 from frontend.runtime import parity, store
 from frontend.runtime.base import Maps, Runtime, check_names, loading
 from frontend.threads import thread_count
-from frontend.weights import load_network, released_int8, resolve, sha256_of
+from frontend.weights import has_released_int8, load_network, released_int8, resolve, sha256_of
 
 if TYPE_CHECKING:
     from frontend.model import SuperPointNet
@@ -187,6 +187,12 @@ class _Network:
         self._graphs = replace(graphs, files={**graphs.files, **made})
         self._keep(made)
 
+    @property
+    def quantised(self) -> bool:
+        """Whether there is an int8 graph: one made on this machine, or one released with the weights."""
+        here = self._graphs is not None and "dense-int8" in self._graphs.files
+        return here or has_released_int8(self.digest)
+
     def build(self, runtime: str, precision: str) -> Runtime:
         if runtime != "torch":
             _check(runtime, precision)
@@ -234,9 +240,9 @@ def _choose(source: _Network, runtime: str, precision: str, brief: bool = False)
     installed = available_runtimes() if runtime == "auto" else (runtime,)
     if installed == ("torch",) and precision in ("auto", "float32"):
         return source.build("torch", "float32")
-    if runtime != "auto" and (precision != "auto" or set(precisions_of(runtime)) <= {"float32", "int8"}):
+    if runtime != "auto" and (precision != "auto" or _kinds(source, precisions_of(runtime)) == ["float32"]):
         return source.build(runtime, "float32" if precision == "auto" else precision)
-    note = _note_name(installed, precision)
+    note = _note_name(installed, precision, source.quantised)
     for name, kind in _remembered(source.digest, note, "brief" if brief else "order"):
         # what was right once may be broken by now
         with suppress(ConfigError):
@@ -250,6 +256,11 @@ def _choose(source: _Network, runtime: str, precision: str, brief: bool = False)
     return source.build(*(sooner if brief else order)[0])
 
 
+def _kinds(source: _Network, offered: Sequence[str]) -> list[str]:
+    """Precisions that "auto" may take of those that a runtime has."""
+    return [kind for kind in offered if kind != "int8" or source.quantised]
+
+
 def _remembered(digest: str, note: str, key: str = "order") -> list[tuple[str, str]]:
     """Runtimes and precisions that have been timed before, the fastest first."""
     order = (store.load_note(digest, note) or {}).get(key) if digest else None
@@ -257,10 +268,10 @@ def _remembered(digest: str, note: str, key: str = "order") -> list[tuple[str, s
     return [(pair[0], pair[1]) for pair in pairs if isinstance(pair, list) and len(pair) == 2]
 
 
-def _note_name(runtimes: tuple[str, ...], precision: str) -> str:
+def _note_name(runtimes: tuple[str, ...], precision: str, quantised: bool) -> str:
     """A name that changes with whatever may change what is fastest."""
     versions = [_version(name) for name in runtimes]
-    facts = json.dumps([_cpu(), thread_count(), runtimes, versions, precision, _SIZE])
+    facts = json.dumps([_cpu(), thread_count(), runtimes, versions, precision, quantised, _SIZE])
     return f"fastest-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
 
 
@@ -311,7 +322,7 @@ def _timed(source: _Network, runtimes: tuple[str, ...], precision: str) -> list[
     # those that have the precision can say what is missing
     having = [name for name, kinds in offered.items() if precision == "auto" or precision in kinds]
     for name in having or offered:
-        kinds = [kind for kind in offered[name] if kind != "int8"] if precision == "auto" else [precision]
+        kinds = _kinds(source, offered[name]) if precision == "auto" else [precision]
         for kind in kinds:
             began = time.perf_counter()
             try:
@@ -323,9 +334,11 @@ def _timed(source: _Network, runtimes: tuple[str, ...], precision: str) -> list[
             got = Maps(*(np.array(value) for value in made.dense(image)))
             if kind == "float32" and reference is None:
                 reference = got
-            if precision == "auto" and reference is not None and not parity.same_keypoints(reference, got):
-                failure = failure or ConfigError(f"{name} in {kind} finds other keypoints than float32")
-                continue
+            if precision == "auto" and reference is not None:
+                same = parity.same_keypoints(reference, got)
+                if not (same and (kind != "int8" or parity.same_descriptors(reference, got))):
+                    failure = failure or ConfigError(f"{name} in {kind} finds other keypoints than float32")
+                    continue
             right.append((made, load_ms))
     if not right:
         raise failure or ConfigError("no runtime is installed: pip install torch")

@@ -15,7 +15,7 @@ from frontend.evaluation.latency import Row
 from frontend.evaluation.latency_models import ImageSource
 from frontend.evaluation.latency_peers import SIFT, XFEAT
 from frontend.evaluation.latency_process import Memory
-from frontend.evaluation.latency_ratios import Ratio, ratios, stage_ratios
+from frontend.evaluation.latency_ratios import Ratio, has_parity, ratios, stage_ratios
 from frontend.evaluation.latency_report import Check, checks, format_report, to_json
 from frontend.evaluation.latency_suite import Exponent, Parity, Suite, SuiteConfig
 from frontend.model import ModelConfig, SuperPointNet
@@ -114,7 +114,7 @@ def against(suite: Suite, peer: str) -> Check:
 
 @pytest.mark.parametrize(
     ("same", "cosine", "counts"),
-    [(0.99, 0.999, True), (0.989, 0.9999, False), (0.999, 0.9985, False), (math.nan, math.nan, False)],
+    [(0.99, 0.98, True), (0.989, 0.9999, False), (0.999, 0.979, False), (math.nan, math.nan, False)],
 )
 def test_only_what_passed_parity_counts(suite: Suite, same: float, cosine: float, counts: bool) -> None:
     name = "superpoint-edge (openvino int8)"
@@ -123,6 +123,13 @@ def test_only_what_passed_parity_counts(suite: Suite, same: float, cosine: float
     exact, fastest = "5.00x by superpoint-edge (openvino float32)", f"10.00x by {name}"
     assert against(suite, "OpenCV's SIFT").value == (fastest if counts else f"{exact}; parity not shown: {fastest}")
     assert against(suite, "XFeat").holds is counts
+
+
+def test_half_precision_has_to_be_nearer_than_int8(suite: Suite) -> None:
+    for precision, counts in (("bf16", False), ("int8", True)):
+        suite.rows.append(row("near", 3.0, runtime="openvino", precision=precision))
+        suite.parities.append(Parity(f"near (openvino {precision})", precision, 0.999, 0.9985))
+        assert has_parity(suite.rows[-1], suite.parities) is counts
 
 
 def test_float32_that_failed_parity_does_not_count(suite: Suite) -> None:

@@ -1,0 +1,116 @@
+"""int8 by itself: "auto" takes a graph that is there, is the fastest and finds the same; and sizes that stay open."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from runtime_networks import network, unfolded
+
+from frontend.errors import WeightsError
+from frontend.runtime import load_runtime, select
+from frontend.runtime.base import Maps
+from frontend.runtime.openvino_runtime import OpenVinoRuntime
+from frontend.runtime.parity import same_descriptors
+from frontend.weights import save_network
+
+MANIFEST = """
+[models.net]
+file = "net.safetensors"
+sha256 = "{}"
+int8 = "int8.onnx.gz"
+int8_sha256 = "{}"
+version = "1.2"
+encoder = "compact"
+descriptor_dim = 128
+licence = "Apache-2.0"
+trained_on = "nothing"
+recipe = "none"
+"""
+
+
+def turned(graph: bytes) -> bytes:
+    """A graph with other descriptors: its last convolution's weights have changed sides."""
+    model = onnx.load_from_string(graph)
+    name = next(
+        held.name for held in model.graph.initializer if "descriptor.out" in held.name and "weight" in held.name
+    )
+    for held in model.graph.initializer:
+        if held.name == name:
+            held.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(held)[::-1].copy(), name))
+    data: bytes = model.SerializeToString()
+    return data
+
+
+@pytest.fixture
+def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of weights with an int8 graph that computes what float32 does; int8 wins every race."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SUPERPOINT_WEIGHTS_DIR", str(tmp_path))
+    save_network(tmp_path / "net.safetensors", unfolded("edge"))
+    release(tmp_path, select.export(network("edge")).files["dense"])
+
+    def race(runtimes: list[select.Runtime], image: np.ndarray) -> list[tuple[float, float]]:
+        return [(1.0, 1.0) if runtime.precision == "int8" else (2.0, 2.0) for runtime in runtimes]
+
+    monkeypatch.setattr(select, "_race", race)
+    # not asked of untrained networks: to the probe they answer with logits in the hundreds
+    monkeypatch.setattr("frontend.runtime.parity.difference", lambda *_: None)
+    return tmp_path
+
+
+def release(folder: Path, graph: bytes) -> None:
+    (folder / "int8.onnx.gz").write_bytes(gzip.compress(graph, mtime=0))
+    digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("net.safetensors", "int8.onnx.gz")]
+    (folder / "manifest.toml").write_text(MANIFEST.format(*digests))
+
+
+@pytest.mark.parametrize("runtime", ["auto", "onnxruntime"])
+def test_auto_takes_a_graph_that_finds_the_same_and_is_the_fastest(released: Path, runtime: str) -> None:
+    assert load_runtime("net", runtime).precision == "int8"
+    assert load_runtime("net", runtime, "float32").precision == "float32"
+    # one that comes to be missing is not waited for, and what was timed with it is not what was timed without
+    (released / "int8.onnx.gz").unlink()
+    assert load_runtime("net", runtime).precision != "int8"
+    with pytest.raises(WeightsError, match="int8 graph of 'net' is missing"):
+        load_runtime("net", runtime, "int8")
+
+
+def test_auto_passes_over_a_graph_with_other_descriptors(released: Path) -> None:
+    release(released, turned(select.export(network("edge")).files["dense"]))
+    assert load_runtime("net").precision != "int8"
+    assert load_runtime("net", precision="int8").precision == "int8"
+
+
+def test_descriptors_are_the_same_where_all_but_one_of_a_hundred_are() -> None:
+    random = np.random.default_rng(0)
+    heat = np.zeros((1, 80, 160), np.float32)
+    ours = random.standard_normal((1, 10, 20, 16)).astype(np.float32)
+    theirs = 3 * ours  # lengths are of no account
+    theirs[0, 0, :2] *= -1
+    assert same_descriptors(Maps(heat, ours), Maps(heat, theirs))
+    theirs[0, 0, 2] *= -1
+    assert not same_descriptors(Maps(heat, ours), Maps(heat, theirs))
+
+
+@pytest.mark.parametrize("model", ["superpoint-slim", "superpoint-edge"])
+def test_sizes_stay_open_in_int8_where_that_is_right(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the answers for open sizes are right, a new size costs no compilation; where they are wrong, every one."""
+    runtime = load_runtime(model, "openvino", "int8")
+    assert isinstance(runtime, OpenVinoRuntime)
+    exact = load_runtime(model, "onnxruntime", "int8")
+    compiled: list[object] = []
+    compile_one = runtime._dense._compile
+    monkeypatch.setattr(runtime._dense, "_compile", lambda shapes: compiled.append(shapes) or compile_one(shapes))
+    random = np.random.default_rng(0)
+    for height, width in ((64, 96), (96, 64), (72, 80)):
+        given = random.random((1, 1, height, width)).astype(np.float32)
+        got, expected = runtime.dense(given).descriptors, exact.dense(given).descriptors
+        cosine = (got * expected).sum(-1) / np.linalg.norm(got, axis=-1) / np.linalg.norm(expected, axis=-1)
+        assert np.percentile(cosine, 5) > 0.99
+    assert len(compiled) in (0, 3)
+    assert runtime._dense._each_size is (len(compiled) == 3)
