@@ -115,6 +115,10 @@ class _Model:
         hint: precision of what is not quantised.
         threads: that compute.
         quantised: whether it has layers in int8.
+
+    Attributes:
+        levels: whether it takes images in [0, 255].
+        each_size: whether every shape of images is compiled for.
     """
 
     def __init__(self, model: bytes, hint: str, threads: int, *, quantised: bool = False) -> None:
@@ -129,7 +133,7 @@ class _Model:
             "INFERENCE_NUM_THREADS": threads,
             "CPU_RUNTIME_CACHE_CAPACITY": _KEPT,
         }
-        self._each_size = quantised or hint != "f32"
+        self.each_size = quantised or hint != "f32"
         self._any_size: Any = None if hint != "f32" else self._compile({})
         self._untried = quantised
         self._seen: dict[_Shapes, int] = {}
@@ -169,13 +173,13 @@ class _Model:
             for a, b in zip(right.to_tuple(), tried.to_tuple(), strict=True):
                 if not np.abs(a - b).max() <= _OPEN * np.abs(a).max():
                     self._any_size = None
-            self._each_size = self._any_size is None
+            self.each_size = self._any_size is None
 
     def _for_size(self, key: _Shapes) -> Any:
         """What is compiled for a size, now if it has come often enough; None where there is no such."""
         with self._lock:
             found = self._sized.get(key)
-            if self._each_size:
+            if self.each_size:
                 if found is None:
                     if len(self._sized) >= _EACH_SIZES:
                         self._sized.popitem(last=False)
@@ -248,8 +252,20 @@ class OpenVinoRuntime:
             images = images.astype(np.float32)
         elif self._dense.levels:
             images = images * np.float32(_LEVELS)
-        found = self._dense({"image": np.asarray(images, np.float32)})
-        return Maps(found["heat"], found["descriptors"])
+        images = np.asarray(images, np.float32)
+        if len(images) == 1 or not self._dense.each_size:
+            found = self._dense({"image": images})
+            return Maps(found["heat"], found["descriptors"])
+        # one by one, which takes no longer: otherwise each number of images would be compiled for, too
+        return self._one_by_one(images)
+
+    def _one_by_one(self, images: Float32Array) -> Maps:
+        heats, descriptors = [], []
+        for index in range(len(images)):
+            found = self._dense({"image": images[index : index + 1]})
+            heats.append(found["heat"].copy())  # the next call overwrites it
+            descriptors.append(found["descriptors"].copy())
+        return Maps(np.concatenate(heats), np.concatenate(descriptors))
 
     def refine(self, patches: Float32Array, scores: Float32Array) -> Refined:
         if self._refine is None:

@@ -113,4 +113,24 @@ def test_sizes_stay_open_in_int8_where_that_is_right(model: str, monkeypatch: py
         cosine = (got * expected).sum(-1) / np.linalg.norm(got, axis=-1) / np.linalg.norm(expected, axis=-1)
         assert np.percentile(cosine, 5) > 0.99
     assert len(compiled) in (0, 3)
-    assert runtime._dense._each_size is (len(compiled) == 3)
+    assert runtime._dense.each_size is (len(compiled) == 3)
+
+
+@pytest.mark.parametrize(("model", "precision"), [("superpoint-edge", "int8"), ("superpoint-slim", "int8")])
+def test_images_of_a_batch_are_not_compiled_for_by_their_number(
+    model: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = load_runtime(model, "openvino", precision)
+    assert isinstance(runtime, OpenVinoRuntime)
+    random = np.random.default_rng(0)
+    given = random.random((5, 1, 64, 96)).astype(np.float32)
+    alone = [Maps(*(np.array(value) for value in runtime.dense(image[None]))) for image in given]
+    compiled: list[object] = []
+    compile_one = runtime._dense._compile
+    monkeypatch.setattr(runtime._dense, "_compile", lambda shapes: compiled.append(shapes) or compile_one(shapes))
+    for count in (2, 5, 3):
+        together = runtime.dense(given[:count])
+        for index in range(count):
+            np.testing.assert_allclose(together.heat[index], alone[index].heat[0], atol=1e-5)
+            np.testing.assert_allclose(together.descriptors[index], alone[index].descriptors[0], rtol=1e-3, atol=1e-3)
+    assert not compiled
