@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from frontend.errors import ConfigError, RegistryError, WeightsError
 from frontend.matching.lightglue_network import LightGlueConfig
-from frontend.matching.lightglue_weights import difference, layers_in_int8, read_matcher, without_training_heads
+from frontend.matching.lightglue_weights import difference, has_layers_in_int8, layers_in_int8, read_matcher
 from frontend.model import ModelConfig
 from frontend.weights import (
     FORMAT,
@@ -36,8 +36,7 @@ def write_small(
 ) -> None:
     """Write a weight file again in less space, atomically: kernels and matrices in float16, vectors as they are.
 
-    Running variances and the like have ranges that float16 has not. Loading gives float32, of the rounded values. Of a
-    matcher's assignment heads the last layer's is written, since the others serve training alone.
+    Running variances and the like have ranges that float16 has not. Loading gives float32, of the rounded values.
 
     Args:
         name_or_path: a released model or matcher, or a weight file of this project.
@@ -51,7 +50,7 @@ def write_small(
             trained on, it often keeps what each is good at.
         average_share: of the other file in that mean, in [0, 1].
         base: of a matcher: a complete one, by its released name or as a file, of which only what differs is written,
-            see :func:`frontend.matching.lightglue_weights.difference`.
+            see :func:`frontend.matching.lightglue_weights.difference`; its layers are then in 8 or 16 bits as there.
 
     Raises:
         WeightsError: there are no such weights, they are not of this project or not of one network, or a value is too
@@ -67,9 +66,10 @@ def write_small(
     source, tensors, metadata = _read(name_or_path)
     if average is not None:
         tensors, metadata = _mean((source, tensors, metadata), _read(average), average_share)
+    file = None if base is None else find_matcher_file(base)
     if metadata.get("format") == MATCHER_FORMAT:
-        tensors = without_training_heads(tensors)
-        if bits == 8:
+        # a difference is told from what the base stores
+        if bits == 8 if file is None else has_layers_in_int8(file):
             tensors = layers_in_int8(tensors)
     elif bits == 8:
         raise ConfigError(f"weights {source} are no matcher; expected one for 8 bits, or 'export --precision int8'")
@@ -83,8 +83,7 @@ def write_small(
         if not model.get("refiner"):
             raise ConfigError(f"weights {source} have no refiner; expected refiner_passes 0, got {refiner_passes}")
         metadata = {**metadata, "model": json.dumps({**model, "refiner_passes": refiner_passes})}
-    if base is not None:
-        file = find_matcher_file(base)
+    if file is not None:
         if file.name == path.name:  # it would be looked for, and found, in its own place
             raise ConfigError(f"the base {file} has the name of the file to write, {path}; expected another name")
         tensors, metadata = difference(tensors, metadata, file)

@@ -262,10 +262,12 @@ def resolve(name_or_path: str | Path) -> tuple[str, Path]:
     return text, info.path
 
 
-def has_released_int8(weights_sha256: str) -> bool:
-    """Whether an int8 graph lies beside a released model's weights, by their checksum."""
-    found = (info.int8 for info in list_models().values() if info.sha256 == weights_sha256)
-    return any(path is not None and path.is_file() for path in found)
+def released_int8_sha256(weights_sha256: str) -> str:
+    """The checksum of a released model's int8 graph, by that of its weights; empty where no such file lies there."""
+    for info in list_models().values():
+        if info.sha256 == weights_sha256 and info.int8 is not None and info.int8.is_file():
+            return info.int8_sha256
+    return ""
 
 
 def released_int8(weights_sha256: str) -> bytes | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from toy_matchers import SMALL, certain, features, inputs, network, release
 
 from frontend.cli.main import main
@@ -278,16 +276,9 @@ def test_half_precision_files(weights: Path, tmp_path: Path) -> None:
     assert (tmp_path / "half.safetensors").stat().st_size < 0.65 * weights.stat().st_size
     half, whole = load_matcher(tmp_path / "half.safetensors"), load_matcher(weights)
     assert half.config == whole.config
-    last = f"log_assignment.{SMALL.layers - 1}."
-    for name, tensor in half.state_dict().items():
-        assert tensor.dtype == torch.float32
-        # the heads of the other layers serve training alone: they are not written, and training on begins at the last's
-        known = re.sub(r"^log_assignment\.\d+\.", last, name)
-        torch.testing.assert_close(tensor, whole.state_dict()[known], atol=1e-3, rtol=1e-3)
-    written = load_file(tmp_path / "half.safetensors")
-    assert {name for name in written if name.startswith("log_assignment.")} == {
-        name for name in whole.state_dict() if name.startswith(last)
-    }
+    for name, tensor in whole.state_dict().items():
+        assert half.state_dict()[name].dtype == torch.float32
+        torch.testing.assert_close(half.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
 
 
 def test_methods_of_benchmarks_name_a_matcher(weights: Path) -> None:

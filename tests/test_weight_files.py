@@ -161,11 +161,11 @@ def test_a_matcher_in_int8_is_a_third_and_nearly_the_same(tmp_path: Path, capsys
     save_matcher(whole, LightGlueNet(LightGlueConfig(64, 64, 3, 2)))
     command = ["export", "--format", "weights-int8", "--out"]
     assert main([*command, str(small), "--model", str(whole)]) == 0
-    assert small.stat().st_size < 0.36 * whole.stat().st_size
+    assert small.stat().st_size < 0.4 * whole.stat().st_size
     stored = load_file(small)
     assert stored["transformers.0.cross_attn.to_qk.weight"].dtype == torch.int8
     assert stored["log_assignment.2.final_proj.weight"].dtype == torch.float16
-    assert not any(name.startswith("log_assignment.0") for name in stored)
+    assert any(name.startswith("log_assignment.0") for name in stored)  # which training on learns by
     got, expected = (load_matcher(path).state_dict() for path in (small, whole))
     for name, tensor in expected.items():
         if name.startswith("transformers.") and tensor.ndim == 2:

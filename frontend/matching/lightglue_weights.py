@@ -14,7 +14,6 @@ from frontend.weights import MATCHER_FORMAT, read_safetensors, sha256_of, weight
 if TYPE_CHECKING:
     from torch import Tensor
 
-_HEADS = "log_assignment."
 _LAYERS = "transformers."
 _STEPS = ".steps"  # behind the name of a matrix in int8: the steps of its rows
 _LARGEST = 127
@@ -36,21 +35,9 @@ def save_matcher(path: Path, network: LightGlueNet, training: Mapping[str, Any] 
     write_safetensors(path, network.state_dict(), metadata)
 
 
-def without_training_heads(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A matcher's tensors but for the assignment heads of all layers before the last, which serve training alone."""
-    last = max((number for name in tensors if (number := _head_number(name)) is not None), default=0)
-    return {name: tensor for name, tensor in tensors.items() if _head_number(name) in (None, last)}
-
-
-def _with_training_heads(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same with those heads, where they are missing equal to the last layer's, as training on may begin."""
-    last = max((number for name in tensors if (number := _head_number(name)) is not None), default=0)
-    found = dict(tensors)
-    for name, tensor in tensors.items():
-        if _head_number(name) == last:
-            for number in range(last):
-                found.setdefault(name.replace(f"{_HEADS}{last}.", f"{_HEADS}{number}."), tensor.clone())
-    return found
+def has_layers_in_int8(path: Path) -> bool:
+    """Whether a matcher's file has the matrices of its layers in int8."""
+    return any(name.endswith(_STEPS) for name in read_safetensors(path)[0])
 
 
 def layers_in_int8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -81,17 +68,10 @@ def _in_floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _head_number(name: str) -> int | None:
-    """The layer that an assignment head's tensor is of; None of another tensor's name."""
-    number = name.removeprefix(_HEADS).split(".")[0]
-    return int(number) if name.startswith(_HEADS) and number.isdecimal() else None
-
-
 def read_matcher(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A matcher's tensors and metadata; of one that was written as a difference, with those of its base.
 
-    Assignment heads that were left out (:func:`without_training_heads`) are those of the last layer, and matrices in
-    int8 (:func:`layers_in_int8`) are floats again.
+    Matrices in int8 (:func:`layers_in_int8`) are floats again.
 
     Raises:
         WeightsError: the file is missing, damaged or no matcher of this project, or its base is missing or another.
@@ -100,7 +80,7 @@ def read_matcher(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if metadata.get("format") != MATCHER_FORMAT:
         raise WeightsError(f"weights {path} are no matcher; expected a file of 'superpoint train lightglue'")
     if "base" not in metadata:
-        return _with_training_heads(_in_floats(tensors)), metadata
+        return _in_floats(tensors), metadata
     try:
         stated = json.loads(metadata.pop("base"))
         name, digest = Path(stated["file"]).name, str(stated["sha256"])
@@ -110,7 +90,7 @@ def read_matcher(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     held = {place: sha256_of(place) for place in places if place.is_file()}
     for place, found in held.items():
         if found == digest:
-            return _with_training_heads(_in_floats({**read_safetensors(place)[0], **tensors})), metadata
+            return _in_floats({**read_safetensors(place)[0], **tensors}), metadata
     told = ", ".join(f"{place} has {found[:12]}…" for place, found in held.items()) or "there is none"
     raise WeightsError(f"weights {path} need {name} beside them, of sha256 {digest[:12]}…: {told}")
 
@@ -139,7 +119,7 @@ def difference(
         raise WeightsError(f"these weights are no matcher; expected one to tell from {base}")
     if stated.get("format") != MATCHER_FORMAT or "base" in stated:
         raise WeightsError(f"weights {base} are no complete matcher; expected one to tell the difference from")
-    if more := without_training_heads(held).keys() - tensors.keys():
+    if more := held.keys() - tensors.keys():
         raise WeightsError(f"weights {base} have tensors that the matcher has not, such as '{min(more)}'")
     own = {name: tensor for name, tensor in tensors.items() if not _equal(tensor, held.get(name))}
     if 2 * (differ := _size(own)) > (size := _size(tensors)):

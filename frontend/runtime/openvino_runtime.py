@@ -25,7 +25,7 @@ _OFTEN = 4  # calls with a size before the model is compiled for it, which takes
 _SIZES = 5  # sizes that a model is compiled for, at most
 _EACH_SIZES = 8  # the same in half precision and int8, where the size used longest ago makes room
 _REMEMBERED = 1000  # sizes that are counted
-_OPEN = 0.01  # largest difference of a right model's answers for open sizes, as a share of the largest number
+_OPEN = 1e-3  # largest difference of a right model's answers for open sizes, as a share of the largest number
 _MANY = 64  # patches are filled up to a multiple of this, so that their number takes few values
 
 _HINTS = {"float32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -174,6 +174,8 @@ class _Model:
                 if not np.abs(a - b).max() <= _OPEN * np.abs(a).max():
                     self._any_size = None
             self.each_size = self._any_size is None
+            if not self.each_size:
+                self._sized.clear()  # the probe's size, which does not come again
 
     def _for_size(self, key: _Shapes) -> Any:
         """What is compiled for a size, now if it has come often enough; None where there is no such."""
@@ -253,7 +255,7 @@ class OpenVinoRuntime:
         elif self._dense.levels:
             images = images * np.float32(_LEVELS)
         images = np.asarray(images, np.float32)
-        if len(images) == 1 or not self._dense.each_size:
+        if len(images) <= 1 or not self._dense.each_size:
             found = self._dense({"image": images})
             return Maps(found["heat"], found["descriptors"])
         # one by one, which takes no longer: otherwise each number of images would be compiled for, too

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from frontend.errors import ConfigError
+from frontend.errors import ConfigError, FrontendError, WeightsError
 from frontend.runtime import parity, store
 from frontend.runtime.base import Maps, Runtime, check_names, loading
 from frontend.threads import thread_count
-from frontend.weights import has_released_int8, load_network, released_int8, resolve, sha256_of
+from frontend.weights import load_network, released_int8, released_int8_sha256, resolve, sha256_of
 
 if TYPE_CHECKING:
     from frontend.model import SuperPointNet
@@ -188,10 +188,11 @@ class _Network:
         self._keep(made)
 
     @property
-    def quantised(self) -> bool:
-        """Whether there is an int8 graph: one made on this machine, or one released with the weights."""
-        here = self._graphs is not None and "dense-int8" in self._graphs.files
-        return here or has_released_int8(self.digest)
+    def int8_sha256(self) -> str:
+        """Of the int8 graph made on this machine, or of the file of the one released; empty where there is none."""
+        if self._graphs is not None and "dense-int8" in self._graphs.files:
+            return hashlib.sha256(self._graphs.files["dense-int8"]).hexdigest()
+        return released_int8_sha256(self.digest) if self.digest else ""
 
     def build(self, runtime: str, precision: str) -> Runtime:
         if runtime != "torch":
@@ -240,12 +241,12 @@ def _choose(source: _Network, runtime: str, precision: str, brief: bool = False)
     installed = available_runtimes() if runtime == "auto" else (runtime,)
     if installed == ("torch",) and precision in ("auto", "float32"):
         return source.build("torch", "float32")
-    if runtime != "auto" and (precision != "auto" or _kinds(source, precisions_of(runtime)) == ["float32"]):
+    if runtime != "auto" and (precision != "auto" or set(precisions_of(runtime)) <= {"float32", "int8"}):
         return source.build(runtime, "float32" if precision == "auto" else precision)
-    note = _note_name(installed, precision, source.quantised)
+    note = _note_name(installed, precision, source.int8_sha256)
     for name, kind in _remembered(source.digest, note, "brief" if brief else "order"):
         # what was right once may be broken by now
-        with suppress(ConfigError):
+        with suppress(*_passed_over(precision, kind)):
             return source.build(name, kind)
     source.tell()
     timed = _timed(source, installed, precision)
@@ -256,9 +257,9 @@ def _choose(source: _Network, runtime: str, precision: str, brief: bool = False)
     return source.build(*(sooner if brief else order)[0])
 
 
-def _kinds(source: _Network, offered: Sequence[str]) -> list[str]:
-    """Precisions that "auto" may take of those that a runtime has."""
-    return [kind for kind in offered if kind != "int8" or source.quantised]
+def _passed_over(precision: str, kind: str) -> tuple[type[FrontendError], ...]:
+    """Errors of a candidate that "auto" leaves it for others for; of int8 also that the released graph is damaged."""
+    return (ConfigError, WeightsError) if precision == "auto" and kind == "int8" else (ConfigError,)
 
 
 def _remembered(digest: str, note: str, key: str = "order") -> list[tuple[str, str]]:
@@ -268,10 +269,10 @@ def _remembered(digest: str, note: str, key: str = "order") -> list[tuple[str, s
     return [(pair[0], pair[1]) for pair in pairs if isinstance(pair, list) and len(pair) == 2]
 
 
-def _note_name(runtimes: tuple[str, ...], precision: str, quantised: bool) -> str:
+def _note_name(runtimes: tuple[str, ...], precision: str, int8_sha256: str) -> str:
     """A name that changes with whatever may change what is fastest."""
     versions = [_version(name) for name in runtimes]
-    facts = json.dumps([_cpu(), thread_count(), runtimes, versions, precision, quantised, _SIZE])
+    facts = json.dumps([_cpu(), thread_count(), runtimes, versions, precision, int8_sha256, _SIZE])
     return f"fastest-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
 
 
@@ -310,8 +311,7 @@ def _timed(source: _Network, runtimes: tuple[str, ...], precision: str) -> list[
     Raises:
         ConfigError: there is none; that of the last one.
     """
-    image = parity.scene(*parity.TRIAL)[None, None]
-    reference: Maps | None = None
+    reference: list[Maps] = []
     right: list[tuple[Runtime, float]] = []
     offered: dict[str, tuple[str, ...]] = {}
     for name in runtimes:
@@ -322,21 +322,20 @@ def _timed(source: _Network, runtimes: tuple[str, ...], precision: str) -> list[
     # those that have the precision can say what is missing
     having = [name for name, kinds in offered.items() if precision == "auto" or precision in kinds]
     for name in having or offered:
-        kinds = _kinds(source, offered[name]) if precision == "auto" else [precision]
-        for kind in kinds:
+        able = [kind for kind in offered[name] if kind != "int8" or source.int8_sha256]
+        for kind in able if precision == "auto" else [precision]:
             began = time.perf_counter()
             try:
                 made = source.build(name, kind)
-            except ConfigError as error:
-                failure = failure or error
+            except _passed_over(precision, kind) as error:
+                failure = failure or ConfigError(str(error))
                 continue
             load_ms = _TORCH_IMPORT_MS if name == "torch" else round((time.perf_counter() - began) * 1e3, 3)
-            got = Maps(*(np.array(value) for value in made.dense(image)))
-            if kind == "float32" and reference is None:
-                reference = got
-            if precision == "auto" and reference is not None:
-                same = parity.same_keypoints(reference, got)
-                if not (same and (kind != "int8" or parity.same_descriptors(reference, got))):
+            if precision == "auto":
+                got = [Maps(*(np.array(value) for value in made.dense(image))) for image in parity.trial_images()]
+                if kind == "float32" and not reference:
+                    reference = got
+                if not parity.finds_the_same(reference, got, kind):
                     failure = failure or ConfigError(f"{name} in {kind} finds other keypoints than float32")
                     continue
             right.append((made, load_ms))
