@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from processes import finished, kill_when, start_python
 from toy_matchers import toy_group, write_groups
 
 from frontend.cli.main import main
+from frontend.errors import ConfigError
 from frontend.matching.lightglue_network import Assignment, LightGlueConfig, LightGlueNet
 from frontend.matching.lightglue_weights import load_matcher
 from frontend.training.matching_task import (
@@ -71,6 +73,30 @@ def test_samples_keep_the_matches_of_their_group(groups: Path) -> None:
         again = ViewPairs(0, groups, data.config)[index]
         assert all(torch.equal(again[key], sample[key]) for key in sample)
     assert min(share) < 0.4 < max(share)
+
+
+def test_of_several_pairs_of_views_the_hardest_is_taken(groups: Path) -> None:
+    """It has the fewest matches of those drawn, unless they are hardly any."""
+    group = ViewGroup.load(find_groups(groups)[0])
+    matches = np.full_like(group.matches, NO_MATCH)
+    for (i, j), count in {(0, 1): 60, (0, 2): 30, (1, 2): 3}.items():
+        matches[i, j, :count] = matches[j, i, :count] = np.arange(count)
+    group = replace(group, matches=matches)
+
+    def drawn(hardest_of: int) -> dict[tuple[int, ...], int]:
+        data = ViewPairs(0, groups, MatchingConfig(least_matches=2, hardest_of=hardest_of))
+        found = [tuple(sorted(data._pair(group, np.random.default_rng(seed)))) for seed in range(300)]
+        return {pair: found.count(pair) for pair in ((0, 1), (0, 2), (1, 2))}
+
+    assert min(drawn(1).values()) > 70
+    hard = drawn(4)
+    assert hard[0, 2] > 200 > 80 > hard[0, 1] > 0
+    assert hard[1, 2] < 15  # only where all draws were of it
+    before = [np.random.default_rng(seed).permutation(3)[:2].tolist() for seed in range(5)]
+    data = ViewPairs(0, groups, MatchingConfig())
+    assert [list(data._pair(group, np.random.default_rng(seed))) for seed in range(5)] == before
+    with pytest.raises(ConfigError, match="hardest_of is 0; expected 1 or more"):
+        MatchingConfig(hardest_of=0)
 
 
 def test_drawing() -> None:

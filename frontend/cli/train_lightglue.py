@@ -31,6 +31,7 @@ def lightglue_options(common: tuple[Option, ...]) -> tuple[Option, ...]:
         Option("keypoints", 256, "of each view in a sample"),
         Option("strongest", 768, "a sample's keypoints are among at most this many, the best of the view"),
         Option("least_matches", 10, "pairs of views with fewer are passed over"),
+        Option("hardest_of", 1, "of so many pairs of views of a group the one with the fewest matches is taken"),
         Option("freeze", "", "modules that stay as they are, comma-separated: transformers,log_assignment,posenc"),
     )
 
@@ -61,12 +62,13 @@ def train_lightglue(args: argparse.Namespace, values: dict[str, Any]) -> tuple[A
     data = ViewPairs(
         values["seed"],
         args.views,
-        MatchingConfig(values["keypoints"], values["strongest"], values["least_matches"]),
+        MatchingConfig(values["keypoints"], values["strongest"], values["least_matches"], values["hardest_of"]),
     )
     features = str(read_settings(args.views).get("model", ""))
     described = {name: values[name] for name in ("keypoints", "strongest", "least_matches")}
-    if values["freeze"]:  # at its default not part of what a run is described by: runs from before go on
-        described["freeze"] = values["freeze"]
+    for name, default in (("freeze", ""), ("hardest_of", 1)):
+        if values[name] != default:  # at its default not part of what a run is described by: runs from before go on
+            described[name] = values[name]
     begun = described_by(args.out)
     if begun is None and args.init is None and values["freeze"]:
         raise ConfigError("freeze was given without a matcher to start from; expected --init PATH")

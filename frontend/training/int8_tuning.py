@@ -41,7 +41,7 @@ class TuningConfig:
         seed: of the crops.
     """
 
-    steps: int = 300
+    steps: int
     batch_size: int = 4
     crop: tuple[int, int] = (240, 320)
     learning_rate: float = 1e-4
@@ -85,7 +85,7 @@ def tune_for_int8(
     network: SuperPointNet,
     convolutions: Mapping[str, QuantisedConvolution],
     images: Sequence[Float32Array],
-    config: TuningConfig | None = None,
+    config: TuningConfig,
 ) -> SuperPointNet:
     """A copy of a network whose quantised convolutions give, in int8, more of what they give in float32.
 
@@ -101,7 +101,6 @@ def tune_for_int8(
     Raises:
         ConfigError: none of the convolutions is one of the network's.
     """
-    config = config or TuningConfig()
     tuned = copy.deepcopy(network).eval().requires_grad_(False)
     random = np.random.default_rng(config.seed)
     with in_int8(tuned, convolutions) as found, Progress(config.steps, "tune for int8", unit="step") as progress:

@@ -33,13 +33,18 @@ class MatchingConfig:
         keypoints: K, of each view; pairs of views with fewer are not used.
         strongest: the K are drawn from the n strongest keypoints, n uniform between K and this.
         least_matches: pairs with fewer matches among the drawn keypoints are passed over.
+        hardest_of: so many pairs of views are drawn from a group, and the one with the fewest matches is taken, of
+            those with four times ``least_matches``; with 1 every pair is as likely.
     """
 
     keypoints: int = 256
     strongest: int = 768
     least_matches: int = 10
+    hardest_of: int = 1
 
     def __post_init__(self) -> None:
+        if self.hardest_of < 1:
+            raise ConfigError(f"hardest_of is {self.hardest_of}; expected 1 or more")
         if self.keypoints < 1 or self.strongest < self.keypoints or self.least_matches < 0:
             raise ConfigError(
                 f"keypoints {self.keypoints}, strongest {self.strongest}, least matches {self.least_matches};"
@@ -84,14 +89,27 @@ class ViewPairs(Dataset[Sample]):
         rng = np.random.default_rng((self.seed, index))
         for _ in range(1000):
             group = ViewGroup.load(self.groups[int(rng.integers(len(self.groups)))])
-            first, second = rng.permutation(len(group.counts))[:2]
-            sample = self._sample(group, int(first), int(second), rng)
+            first, second = self._pair(group, rng)
+            sample = self._sample(group, first, second, rng)
             if sample is not None:
                 return sample
         raise DataError(
             f"none of 1000 pairs had {self.config.keypoints} keypoints and {self.config.least_matches} matches;"
             " expected groups of views with more"
         )
+
+    def _pair(self, group: ViewGroup, rng: np.random.Generator) -> tuple[int, int]:
+        """Two views: of several draws the two that have the fewest matches and yet enough."""
+        draws = [rng.permutation(len(group.counts))[:2].tolist() for _ in range(self.config.hardest_of)]
+        if len(draws) == 1:
+            return draws[0][0], draws[0][1]
+
+        def matches(pair: list[int]) -> float:
+            found = int((group.matches[pair[0], pair[1]] >= 0).sum())
+            return found if found >= 4 * self.config.least_matches else np.inf
+
+        first, second = min(draws, key=matches)
+        return first, second
 
     def _sample(self, group: ViewGroup, first: int, second: int, rng: np.random.Generator) -> Sample | None:
         config, views = self.config, [first, second]
