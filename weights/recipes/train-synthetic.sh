@@ -79,4 +79,4 @@ superpoint export --format weights-float16 --model "$runs/synthetic-matcher3/lig
 # a linear map from the descriptors of the network that is released, and no more training
 superpoint align-matcher --from "$runs/fourth/superpoint-synthetic.safetensors" --to "$runs/superpoint-synthetic.safetensors" \
     --matcher "$runs/lightglue-synthetic-3.safetensors" --images "$runs/scenes6" --limit 128 --out "$runs/aligned/lightglue-synthetic.safetensors"
-superpoint export --format weights-float16 --model "$runs/aligned/lightglue-synthetic.safetensors" --out "$runs/lightglue-synthetic.safetensors"
+superpoint export --format weights-int8 --model "$runs/aligned/lightglue-synthetic.safetensors" --out "$runs/lightglue-synthetic.safetensors"
