@@ -176,6 +176,12 @@ def test_a_matcher_in_int8_is_a_third_and_nearly_the_same(tmp_path: Path, capsys
     assert main([*command, str(again), "--model", str(small)]) == 0
     for name, tensor in load_file(again).items():
         torch.testing.assert_close(tensor, stored[name], rtol=1e-6, atol=0)
+    name = "transformers.0.cross_attn.to_qk.weight.steps"
+    for wrong in ({name: stored[name][:-1]}, {"posenc.steps": stored[name].clone()}):
+        with safe_open(small, framework="pt") as file:
+            save_file({**stored, **wrong}, again, file.metadata())
+        with pytest.raises(WeightsError, match="is not the steps of a matrix's rows"):
+            load_matcher(again)
     capsys.readouterr()
     assert main([*command, str(again), "--model", "superpoint-slim"]) == 2
     assert "are no matcher; expected one for 8 bits" in capsys.readouterr().err

@@ -58,14 +58,21 @@ def layers_in_int8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _in_floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that :func:`layers_in_int8` wrote."""
-    steps = {name.removesuffix(_STEPS): tensor for name, tensor in tensors.items() if name.endswith(_STEPS)}
-    return {
-        name: tensor.float() * steps[name][:, None] if name in steps else tensor
-        for name, tensor in tensors.items()
-        if not name.endswith(_STEPS)
-    }
+def _in_floats(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that :func:`layers_in_int8` wrote, of a file.
+
+    Raises:
+        WeightsError: the steps are not those of the matrices.
+    """
+    found = {name: tensor for name, tensor in tensors.items() if not name.endswith(_STEPS)}
+    for name, steps in tensors.items():
+        if not name.endswith(_STEPS):
+            continue
+        matrix = found.get(name.removesuffix(_STEPS))
+        if matrix is None or matrix.ndim != 2 or steps.shape != matrix.shape[:1]:
+            raise WeightsError(f"weights {path}: '{name}' is not the steps of a matrix's rows")
+        found[name.removesuffix(_STEPS)] = matrix.float() * steps[:, None]
+    return found
 
 
 def read_matcher(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -80,7 +87,7 @@ def read_matcher(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if metadata.get("format") != MATCHER_FORMAT:
         raise WeightsError(f"weights {path} are no matcher; expected a file of 'superpoint train lightglue'")
     if "base" not in metadata:
-        return _in_floats(tensors), metadata
+        return _in_floats(path, tensors), metadata
     try:
         stated = json.loads(metadata.pop("base"))
         name, digest = Path(stated["file"]).name, str(stated["sha256"])
@@ -90,7 +97,7 @@ def read_matcher(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     held = {place: sha256_of(place) for place in places if place.is_file()}
     for place, found in held.items():
         if found == digest:
-            return _in_floats({**read_safetensors(place)[0], **tensors}), metadata
+            return _in_floats(path, {**read_safetensors(place)[0], **tensors}), metadata
     told = ", ".join(f"{place} has {found[:12]}…" for place, found in held.items()) or "there is none"
     raise WeightsError(f"weights {path} need {name} beside them, of sha256 {digest[:12]}…: {told}")
 
