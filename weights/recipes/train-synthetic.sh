@@ -76,7 +76,17 @@ SUPERPOINT_THREADS=1 superpoint make-views "$runs/synthetic-views3" --model "$ru
 OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m frontend.cli.main train lightglue --device cpu --views "$runs/synthetic-views3" \
     --init "$runs/lightglue-synthetic-1.safetensors" --config "$recipes/synthetic-lightglue3.toml" --workers 1 --out "$runs/synthetic-matcher3"
 superpoint export --format weights-float16 --model "$runs/synthetic-matcher3/lightglue.safetensors" --out "$runs/lightglue-synthetic-3.safetensors"
-# a linear map from the descriptors of the network that is released, and no more training
+# a linear map from the descriptors of the network that is released
 superpoint align-matcher --from "$runs/fourth/superpoint-synthetic.safetensors" --to "$runs/superpoint-synthetic.safetensors" \
     --matcher "$runs/lightglue-synthetic-3.safetensors" --images "$runs/scenes6" --limit 128 --out "$runs/aligned/lightglue-synthetic.safetensors"
-superpoint export --format weights-int8 --model "$runs/aligned/lightglue-synthetic.safetensors" --out "$runs/lightglue-synthetic.safetensors"
+superpoint export --format weights-float16 --model "$runs/aligned/lightglue-synthetic.safetensors" --out "$runs/lightglue-synthetic-4.safetensors"
+
+# on from there on hard pairs of views, in one process of one thread; the mean of this run and of what it began with
+for seed in 101 102; do
+    superpoint make-views "$runs/synthetic-views4" --model "$runs/superpoint-synthetic.safetensors" --scenes 450 --seed $seed
+done
+OMP_NUM_THREADS=1 superpoint train lightglue --device cpu --views "$runs/synthetic-views4" --init "$runs/lightglue-synthetic-4.safetensors" \
+    --config "$recipes/synthetic-lightglue4.toml" --workers 1 --out "$runs/synthetic-matcher4"
+superpoint export --format weights-float16 --model "$runs/synthetic-matcher4/lightglue.safetensors" --average "$runs/lightglue-synthetic-4.safetensors" \
+    --out "$runs/lightglue-synthetic-5.safetensors"
+superpoint export --format weights-int8 --model "$runs/lightglue-synthetic-5.safetensors" --out "$runs/lightglue-synthetic.safetensors"
