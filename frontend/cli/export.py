@@ -46,9 +46,9 @@ this project (.safetensors) in half the size, weights-int8 that of a matcher in 
 says; with --average it is the mean of two, such as of weights and of what they became when they were trained on.
 --precision int8 quantises the dense part, tunes it on half of the photographs to give more of what it gives in float32
 (superpoint-edge in a minute or two, larger networks longer), measures its homography accuracy on the others, and
-refuses it where that drops by more than a point;
-on this machine it is then used where it is the fastest; --out writes it to a file, too. With --keep-float encoder a
-network with a light detector head, such as superpoint-slim, finds exactly the keypoints of float32.
+refuses it where that drops by more than a point; on this machine it is then used where it is the fastest; --out writes
+it to a file, too. With --keep-float encoder a network with a light detector head, such as superpoint-slim, finds
+exactly the keypoints of float32.
 """
 
 

@@ -319,10 +319,11 @@ def _timed(source: _Network, runtimes: tuple[str, ...], precision: str) -> list[
             offered[name] = precisions_of(name)
             source.prepare(name)  # before the clock runs
     failure: ConfigError | None = None
+    images, quantised = parity.trial_images(), bool(source.int8_sha256)
     # those that have the precision can say what is missing
     having = [name for name, kinds in offered.items() if precision == "auto" or precision in kinds]
     for name in having or offered:
-        able = [kind for kind in offered[name] if kind != "int8" or source.int8_sha256]
+        able = [kind for kind in offered[name] if kind != "int8" or quantised]
         for kind in able if precision == "auto" else [precision]:
             began = time.perf_counter()
             try:
@@ -332,7 +333,7 @@ def _timed(source: _Network, runtimes: tuple[str, ...], precision: str) -> list[
                 continue
             load_ms = _TORCH_IMPORT_MS if name == "torch" else round((time.perf_counter() - began) * 1e3, 3)
             if precision == "auto":
-                got = [Maps(*(np.array(value) for value in made.dense(image))) for image in parity.trial_images()]
+                got = [Maps(*(np.array(value) for value in made.dense(image))) for image in images]
                 if kind == "float32" and not reference:
                     reference = got
                 if not parity.finds_the_same(reference, got, kind):

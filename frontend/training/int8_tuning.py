@@ -51,34 +51,19 @@ class TuningConfig:
     seed: int = 0
 
 
-class _Round(torch.autograd.Function):
-    """To the nearest whole number; the gradient goes through as if it were not there."""
-
-    @staticmethod
-    def forward(ctx: object, values: Tensor) -> Tensor:
-        return values.round()
-
-    @staticmethod
-    def backward(ctx: object, *gradients: Tensor) -> Tensor:
-        return gradients[0]
-
-
 def rounded_activations(values: Tensor, steps: Steps) -> Tensor:
     """Values (any shape) as they are after QuantizeLinear and DequantizeLinear, float32.
 
     The gradient is that of the values, and 0 for those beyond the range.
     """
-    whole: Tensor = _Round.apply(values / steps.scale)  # type: ignore[no-untyped-call]
-    kept = (whole + steps.zero_point).clamp(0, ACTIVATION_STEPS) - steps.zero_point
-    return kept * steps.scale
+    return torch.fake_quantize_per_tensor_affine(values, steps.scale, steps.zero_point, 0, ACTIVATION_STEPS)
 
 
 def rounded_weights(weights: Tensor) -> Tensor:
     """Weights (O, I, h, w) of a convolution as they are in steps of an output channel; gradients as of the weights."""
-    largest = weights.detach().abs().amax(dim=(1, 2, 3), keepdim=True)
-    step = (largest / WEIGHT_STEPS).clamp_min(1e-9)
-    whole: Tensor = _Round.apply(weights / step)  # type: ignore[no-untyped-call]
-    return whole * step
+    steps = (weights.detach().abs().amax(dim=(1, 2, 3)) / WEIGHT_STEPS).clamp_min(1e-9)
+    zero_points = torch.zeros_like(steps, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weights, steps, zero_points, 0, -WEIGHT_STEPS, WEIGHT_STEPS)
 
 
 def tune_for_int8(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from released_networks import write_manifest
 from runtime_networks import unfolded
 
 from frontend.cli.main import main
@@ -16,20 +16,6 @@ from frontend.evaluation import quantisation
 from frontend.runtime import load_runtime
 from frontend.runtime.parity import scene
 from frontend.weights import save_network
-
-MANIFEST = """
-[models.net]
-file = "net.safetensors"
-sha256 = "{}"
-int8 = "int8.onnx.gz"
-int8_sha256 = "{}"
-version = "1.2"
-encoder = "compact"
-descriptor_dim = 128
-licence = "Apache-2.0"
-trained_on = "nothing"
-recipe = "none"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +63,7 @@ def test_a_model_is_quantised_measured_and_used(
         load_runtime(weights, "onnxruntime", "int8")
     graph = released.read_bytes()
     assert graph[4:8] == bytes(4)  # no time, so that the same graph gives the same bytes
-    digests = [hashlib.sha256(data).hexdigest() for data in (weights.read_bytes(), graph)]
-    (tmp_path / "manifest.toml").write_text(MANIFEST.format(*digests))
+    write_manifest(tmp_path)
     monkeypatch.setenv("SUPERPOINT_WEIGHTS_DIR", str(tmp_path))
     assert load_runtime("net", "onnxruntime", "int8").precision == "int8"
     released.write_bytes(graph[:-1])
