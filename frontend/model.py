@@ -237,7 +237,7 @@ class SuperPointNet(nn.Module):
 
 
 def transfer(source: SuperPointNet, target: SuperPointNet) -> list[str]:
-    """Copy what two networks have in common, by name and shape.
+    """Copy what two networks have in common, by name and shape; an encoder with a method ``take_over`` begins by that.
 
     Args:
         source: where the tensors come from.
@@ -249,12 +249,14 @@ def transfer(source: SuperPointNet, target: SuperPointNet) -> list[str]:
     Raises:
         ConfigError: the encoders have nothing in common.
     """
+    take_over = getattr(target.encoder, "take_over", None)
+    taken = {f"encoder.{name}" for name in take_over(source.encoder)} if callable(take_over) else set()
     theirs, ours = source.state_dict(), target.state_dict()
     common = {name for name, tensor in ours.items() if name in theirs and theirs[name].shape == tensor.shape}
-    if not any(name.startswith("encoder.") for name in common):
+    if not taken and not any(name.startswith("encoder.") for name in common):
         raise ConfigError(f"a {source.config.encoder} network has no weights for a {target.config.encoder} network")
     target.load_state_dict({name: theirs[name] if name in common else tensor for name, tensor in ours.items()})
-    return sorted(set(ours) - common)
+    return sorted(set(ours) - common - taken)
 
 
 def adopt_refiner(source: SuperPointNet, target: SuperPointNet) -> SuperPointNet:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from frontend.errors import ConfigError, RegistryError, WeightsError
 from frontend.matching.lightglue_network import LightGlueConfig
 from frontend.matching.lightglue_weights import difference, has_layers_in_int8, layers_in_int8, read_matcher
-from frontend.model import ModelConfig
+from frontend.model import ModelConfig, SuperPointNet
 from frontend.weights import (
     FORMAT,
     MATCHER_FORMAT,
@@ -36,7 +36,8 @@ def write_small(
 ) -> None:
     """Write a weight file again in less space, atomically: kernels and matrices in float16, vectors as they are.
 
-    Running variances and the like have ranges that float16 has not. Loading gives float32, of the rounded values.
+    Running variances and the like have ranges that float16 has not. Loading gives float32, of the rounded values. A
+    network trained with branches is written as the plain one that they fold to.
 
     Args:
         name_or_path: a released model or matcher, or a weight file of this project.
@@ -71,7 +72,9 @@ def write_small(
         # a difference is told from what the base stores
         if bits == 8 if file is None else has_layers_in_int8(file):
             tensors = layers_in_int8(tensors)
-    elif bits == 8:
+    elif bits != 8:
+        tensors, metadata = _without_branches(source, tensors, metadata)
+    else:
         raise ConfigError(f"weights {source} are no matcher; expected one for 8 bits, or 'export --precision int8'")
     for name, tensor in tensors.items():
         if tensor.ndim >= 2 and tensor.is_floating_point():
@@ -101,6 +104,26 @@ def _read(name_or_path: str | Path) -> _Read:
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"weights {path} are not of this project; expected a file that it trained")
     return path, tensors, metadata
+
+
+def _without_branches(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A network as :meth:`frontend.model.SuperPointNet.reparameterize` leaves it.
+
+    Raises:
+        WeightsError: the tensors are not those of the network that the file describes.
+    """
+    _, described, _ = _kind(path, tensors, metadata)
+    network = SuperPointNet(ModelConfig.from_dict(described or {}))
+    if network.reparameterize().config == network.config:
+        return tensors, metadata
+    try:
+        network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except RuntimeError as error:
+        raise WeightsError(f"weights {path} do not fit their network: {' '.join(str(error).split())[:200]}") from None
+    plain = network.reparameterize()
+    return plain.state_dict(), {**metadata, "model": json.dumps(plain.config.to_dict())}
 
 
 def _kind(path: Path, _: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[Any, ...]:

@@ -25,7 +25,7 @@ from frontend.encoders.dbb import (
 from frontend.encoders.repmlp import GlobalPerceptron, RepMLP, RepMLPEncoder, convolution_as_fc, join, partition
 from frontend.encoders.vgg import VGG
 from frontend.errors import ConfigError, ShapeError
-from frontend.model import ModelConfig, SuperPointNet
+from frontend.model import ModelConfig, SuperPointNet, transfer
 from frontend.weights import load_network, save_network
 
 TOLERANCES = [(torch.float64, 1e-9), (torch.float32, 1e-4)]
@@ -203,6 +203,72 @@ def test_dbb_becomes_a_plain_vgg(dtype: torch.dtype, tolerance: float, folded: b
     assert {t.dtype for t in found.values()} == {dtype}
     again, _ = build_encoder(str(encoder.reparameterized))
     again.load_state_dict(found, strict=True)
+
+
+def _vgg_and_dbb() -> tuple[SuperPointNet, SuperPointNet]:
+    torch.manual_seed(0)
+    plain, branched = (
+        SuperPointNet(ModelConfig(encoder=encoder, descriptor_dim=32)).double()
+        for encoder in ("vgg(channels=[8, 8, 16, 16])", "dbb(width=0.125)")
+    )
+    randomise(plain)
+    return plain, branched
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_dbb_begins_as_the_plain_encoder_that_it_takes_over(training: bool) -> None:
+    plain, branched = _vgg_and_dbb()
+    fresh = transfer(plain, branched)
+    assert {name.split(".")[4] for name in fresh} == {"point", "sequence", "average"}
+    x = torch.rand(2, 1, 40, 48, dtype=torch.float64)
+    for a, b in zip(plain.train(training)(x), branched.train(training)(x), strict=True):
+        torch.testing.assert_close(b, a, rtol=0, atol=1e-9)
+
+
+def test_what_dbb_takes_over_learns_in_all_its_branches() -> None:
+    plain, branched = _vgg_and_dbb()
+    transfer(plain, branched)
+    begun = {name: value.clone() for name, value in branched.encoder.named_parameters()}
+    optimiser = torch.optim.SGD(branched.encoder.parameters(), lr=0.01)
+    x = torch.rand(2, 1, 40, 48, dtype=torch.float64)
+    for _ in range(2):  # the first moves the gains of the branches, the second what is behind them
+        optimiser.zero_grad()
+        branched.train().encoder(x).square().mean().backward()
+        optimiser.step()
+    still = [name for name, value in branched.encoder.named_parameters() if torch.equal(begun[name], value)]
+    assert still == []
+
+
+def test_dbb_takes_over_nothing_else() -> None:
+    for encoder in ("vgg(channels=[8, 8, 16, 8])", "vgg(channels=[8, 8, 16, 16], norm=none)", "compact(width=0.5)"):
+        plain, branched = SuperPointNet(ModelConfig(encoder=encoder)), _vgg_and_dbb()[1]
+        with pytest.raises(ConfigError, match=r"has no weights for a dbb\(width=0.125\) network"):
+            transfer(plain, branched)
+    block = DiverseBranchBlock(4, 6)
+    for given, message in (
+        (ConvBlock(4, 6, norm="none"), "was given a block without batch norm before its ReLU; expected one"),
+        (ConvBlock(4, 6, norm="relu_bn"), "was given a block without batch norm before its ReLU; expected one"),
+        (ConvBlock(4, 5), r"was given a kernel of shape \(5, 4, 3, 3\); expected \(6, 4, 3, 3\)"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            block.take_over(given)
+
+
+def test_a_frozen_block_costs_one_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = DiverseBranchBlock(4, 6).double().eval()
+    randomise(block)
+    x = torch.randn(2, 4, 7, 9, dtype=torch.float64, requires_grad=True)
+    expected = block(x)
+    expected.square().sum().backward()
+    before, x.grad = x.grad, None
+    block.requires_grad_(False)
+    merged = block.kernel()
+    monkeypatch.setattr(block, "kernel", lambda: merged)
+    monkeypatch.setattr(block, "_branches", lambda: pytest.fail("the branches were computed"))
+    found = block(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    found.square().sum().backward()
+    torch.testing.assert_close(x.grad, before, rtol=0, atol=1e-8)
 
 
 def test_dbb_has_the_default_channels_of_vgg() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from plain_layers import randomise
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -15,9 +16,9 @@ from frontend.cli.main import main
 from frontend.errors import WeightsError
 from frontend.matching.lightglue_network import LightGlueConfig, LightGlueNet
 from frontend.matching.lightglue_weights import load_matcher, save_matcher
-from frontend.model import MODEL_PRESETS, SuperPointNet
+from frontend.model import MODEL_PRESETS, ModelConfig, SuperPointNet
 from frontend.weight_files import write_small
-from frontend.weights import load_network, save_network
+from frontend.weights import FORMAT, load_network, save_network
 
 
 def test_half_the_size_is_nearly_the_same_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,6 +55,31 @@ def test_half_of_what_has_no_half_is_refused(tmp_path: Path, capsys: pytest.Capt
         assert main([*command, *arguments]) == 2
         assert part in capsys.readouterr().err
     assert not list(tmp_path.glob("half*"))
+
+
+def test_branches_are_written_as_the_plain_network_that_they_fold_to(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = SuperPointNet(ModelConfig(encoder="dbb(width=0.125)", descriptor_dim=32, refiner="patch"))
+    randomise(network)
+    save_network(tmp_path / "branches.safetensors", network, training={"seed": 4})
+    write_small(tmp_path / "branches.safetensors", tmp_path / "plain.safetensors", refiner_passes=2)
+    _, plain = load_network(tmp_path / "plain.safetensors", fold=False)
+    assert plain.config.encoder == "vgg(channels=[8, 8, 16, 16], norm=none)"
+    assert plain.config.refiner_passes == 2
+    with safe_open(tmp_path / "plain.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["training"]) == {"seed": 4}
+    given = torch.rand(1, 1, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, got = network.eval()(given), plain(given)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0.01 * float(theirs.std()))
+    damaged = load_file(tmp_path / "branches.safetensors")
+    damaged.pop("encoder.stages.0.0.square.conv.weight")
+    model = {"format": FORMAT, "model": json.dumps(network.config.to_dict())}
+    save_file(damaged, tmp_path / "damaged.safetensors", model)
+    with pytest.raises(WeightsError, match=r"do not fit their network: .*square"):
+        write_small(tmp_path / "damaged.safetensors", tmp_path / "never.safetensors")
+    assert not (tmp_path / "never.safetensors").exists()
 
 
 def _network(seed: int, preset: str = "slim") -> SuperPointNet:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frontend.encoders.base import ENCODERS, Encoder
+from frontend.encoders.base import ENCODERS, ConvBlock, Encoder
 from frontend.encoders.spec import Part
 from frontend.encoders.vgg import VGG
 from frontend.errors import ConfigError, ShapeError
@@ -269,9 +269,43 @@ class DiverseBranchBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, I, h, w) to (B, O, h, w), at least 0."""
-        branches = [self.conv] if self.conv is not None else self._branches()
-        out: Tensor = self.relu(functools.reduce(torch.add, (branch(x) for branch in branches)))
+        if self.conv is not None:
+            summed: Tensor = self.conv(x)
+        elif not self.training and not any(parameter.requires_grad for parameter in self.parameters()):
+            # frozen while the rest trains: nothing learns from what its branches give, and one convolution costs less
+            weight, bias = self.kernel()
+            dtype = cast(_Branch, self.square).conv.weight.dtype
+            summed = functional.conv2d(x, weight.to(dtype), bias.to(dtype), padding=self.size // 2)
+        else:
+            summed = functools.reduce(torch.add, (branch(x) for branch in self._branches()))
+        out: Tensor = self.relu(summed)
         return out
+
+    @torch.no_grad()
+    def take_over(self, plain: ConvBlock) -> None:
+        """Begin as a plain block: its convolution and batch norm as the K x K branch, the other branches at zero.
+
+        Their last batch norms get a gain of zero, so that the sum is the plain block's while training, too; the first
+        step moves the gains, and all else from the second on.
+
+        Args:
+            plain: convolution, batch norm, ReLU of this block's shape.
+
+        Raises:
+            ConfigError: it is another kind of block, or of another shape; or this one is folded.
+        """
+        norm, square = plain.norm, self.square
+        if square is None or not isinstance(norm, nn.BatchNorm2d) or plain.norm_last:
+            raise ConfigError("diverse branch block was given a block without batch norm before its ReLU; expected one")
+        if plain.conv.weight.shape != square.conv.weight.shape:
+            shapes = tuple(plain.conv.weight.shape), tuple(square.conv.weight.shape)
+            raise ConfigError(f"diverse branch block was given a kernel of shape {shapes[0]}; expected {shapes[1]}")
+        square.conv.load_state_dict(plain.conv.state_dict())
+        square.norm.load_state_dict(norm.state_dict())
+        square.norm.eps = norm.eps
+        for branch in self._branches()[1:]:
+            branch.norm.weight.zero_()
+            branch.norm.bias.zero_()
 
     def _branches(self) -> list[_Branch | _Sequence | _Average]:
         branches = (self.square, self.point, self.sequence, self.average)
@@ -334,6 +368,23 @@ class DBB(Encoder):
         for i, stage in enumerate(self.stages):
             x = stage(self.pool(x) if i else x)
         return x
+
+    def take_over(self, plain: Encoder) -> list[str]:
+        """Begin as a plain encoder of the same channels, to train on from there with more branches.
+
+        Args:
+            plain: the encoder.
+
+        Returns:
+            The names of the tensors that came from it: of all K x K branches, if it is a VGG with batch norms and these
+            channels. Otherwise nothing is changed.
+        """
+        if not isinstance(plain, VGG) or plain.channels != self.channels or plain.norm != "bn":
+            return []
+        for theirs, ours in zip(plain.stages, self.stages, strict=True):
+            for source, block in zip(cast(nn.Sequential, theirs), cast(nn.Sequential, ours), strict=True):
+                cast(DiverseBranchBlock, block).take_over(cast(ConvBlock, source))
+        return [name for name in self.state_dict() if ".square." in name]
 
     @property
     def reparameterized(self) -> Part:

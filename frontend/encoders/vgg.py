@@ -26,6 +26,7 @@ class VGG(Encoder):
         super().__init__()
         if len(channels) != 4:
             raise ConfigError(f"vgg got {len(channels)} channel widths; expected 4")
+        self.channels, self.norm = list(channels), norm
         self.out_channels = channels[-1]
         widths = [1, *channels]
         self.stages = nn.ModuleList(
