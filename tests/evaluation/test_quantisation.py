@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import cv2
 import numpy as np
@@ -13,8 +16,11 @@ from runtime_networks import unfolded
 from frontend.cli.main import main
 from frontend.errors import ConfigError, WeightsError
 from frontend.evaluation import quantisation
+from frontend.evaluation.homography import MMA_THRESHOLDS, PairResult
 from frontend.runtime import load_runtime
 from frontend.runtime.parity import scene
+from frontend.runtime.store import Graphs
+from frontend.types import Features
 from frontend.weights import save_network
 
 
@@ -31,6 +37,7 @@ def test_a_model_is_quantised_measured_and_used(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(quantisation, "_PAIRS", 8)
+    monkeypatch.setattr(quantisation, "_MOST_PAIRS", 8)
     weights = tmp_path / "net.safetensors"
     save_network(weights, unfolded("edge"))
     command = ["export", "--model", str(weights), "--precision", "int8", "--calibration", str(photographs)]
@@ -48,6 +55,7 @@ def test_a_model_is_quantised_measured_and_used(
     told = capsys.readouterr().out
     assert "net in int8: 8 pairs, " in told
     assert "% of float32's keypoints" in told
+    assert "difference in points (standard error): " in told
     untuned = tmp_path / "untuned.onnx.gz"
     assert main([*command[:-1], "0", "--out", str(untuned)]) == 0
     assert untuned.read_bytes() != released.read_bytes()
@@ -87,3 +95,45 @@ def test_too_few_photographs_are_refused(photographs: Path, tmp_path: Path) -> N
     for missing, message in ((tmp_path, "has 0 photographs; expected 8"), (tmp_path / "no", "is no folder")):
         with pytest.raises(ConfigError, match=message):
             quantisation.quantise_model(tmp_path / "net.safetensors", missing)
+
+
+def _result(error: float) -> PairResult:
+    return PairResult("a", "viewpoint", 1, 1, 1, 1, 1.0, 1.0, 1.0, 1.0, np.ones(len(MMA_THRESHOLDS)), error)
+
+
+def test_losses_and_their_errors_are_of_pairs() -> None:
+    random = np.random.default_rng(0)
+    float32, int8 = random.exponential(2.0, (2, 50))
+    int8[:5] = np.inf  # no homography
+    drops, errors = quantisation.paired_drops([_result(e) for e in float32], [_result(e) for e in int8])
+    for k, threshold in enumerate((1.0, 3.0, 5.0)):
+        differences = [float(a <= threshold) - float(b <= threshold) for a, b in zip(float32, int8, strict=True)]
+        mean = sum(differences) / 50
+        variance = sum((d - mean) ** 2 for d in differences) / 49
+        assert drops[k] == pytest.approx(mean)
+        assert errors[k] == pytest.approx((variance / 50) ** 0.5)
+    assert (errors > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("every", "pairs"),
+    # none lost; a fifth; one in 67, 1.5 points, which 200 pairs cannot tell from one; half a point, nor that
+    [(0, 208), (5, 208), (67, 1008), (200, 1008)],
+)
+def test_as_many_pairs_are_measured_as_it_takes(
+    every: int, pairs: int, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = itertools.count()
+
+    def evaluated(*_: object) -> PairResult:
+        pair, is_int8 = divmod(next(calls), 2)
+        return _result(9.0 if is_int8 and every and pair % every == 0 else 0.5)
+
+    none = Features(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros((0, 8), np.float32), (160, 120))
+    monkeypatch.setattr(quantisation, "evaluate_pair", evaluated)
+    monkeypatch.setattr(quantisation.select, "build", lambda *_: None)
+    monkeypatch.setattr(quantisation, "CpuBackend", lambda _: None)
+    monkeypatch.setattr(quantisation.SuperPoint, "of", lambda *_, **__: SimpleNamespace(extract=lambda _: none))
+    found = quantisation.measure("net", cast(Graphs, None), sorted(photographs.iterdir()), "onnxruntime")
+    assert found.pairs == pairs
+    assert found.drop == pytest.approx(len(range(0, pairs, every)) / pairs if every else 0)
