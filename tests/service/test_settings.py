@@ -34,6 +34,17 @@ def test_bodies_together_may_be_as_large_as_one() -> None:
     assert Settings(max_bodies_mb=20, max_body_mb=20).max_bodies_mb == 20
 
 
+@pytest.mark.parametrize("value", ["inf", "1e13", "nan"])
+def test_what_is_not_finite_or_beyond_use_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for name, field in Settings.model_fields.items() if field.annotation is float]
+    assert {"max_delay_ms", "max_pixels_mp", "shutdown_s"} < set(names)
+    for name in names:
+        variable = f"SUPERPOINT_{name.upper()}"
+        with monkeypatch.context() as patched:
+            patched.setenv(variable, value)
+            assert refusal().startswith(f"{variable}: Input should be ")
+
+
 @pytest.mark.parametrize("size", ["640x", "x", "4x640", "640x480x3", "-640x480", f"640x{'9' * 400}"])
 def test_warm_up_sizes_are_sizes(size: str) -> None:
     assert refusal(warmup=f"64x64,{size}") == (
