@@ -165,6 +165,19 @@ def test_superpoint_without_a_reader_is_141(lines: int) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.parametrize("command", ["match", "superpoint"])
+def test_a_full_disk_behind_stdout_is_told_as_that(images: list[Path], command: str) -> None:
+    script = "import sys; from frontend.cli.main import main; sys.exit(main(['encoders']))"
+    if command == "match":
+        script = matching(*images[:2], "--json", "-")
+    with open("/dev/full", "w") as full:
+        done = process(script, stdout=full)
+    name = {"match": "superpoint-match", "superpoint": "superpoint encoders"}[command]
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"{name}: standard output: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
 def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None:
     out = tmp_path / "é.safetensors"
     arguments = ["export", "--model", "superpoint-slim", "--format", "weights-float16", "--out", str(out)]
