@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Container
 from typing import Annotated
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.invalid import told
 
 # what the library, its client, compose.yaml and the tests read
 _ELSEWHERE = {
@@ -109,7 +112,7 @@ class Settings(BaseSettings):
         """Refuse a limit that would have the largest body answered as overload, for which waiting is no help."""
         least = info.data.get("max_body_mb", 0.0)
         if value < least:
-            raise _refusal(
+            raise _custom(
                 f"{value:g} is less than one body may have; expected SUPERPOINT_MAX_BODY_MB, {least:g}, or more"
             )
         return value
@@ -123,10 +126,10 @@ class Settings(BaseSettings):
             try:
                 width, height = parse_size(text)
             except ValueError as error:
-                raise _refusal(str(error)) from None
+                raise _custom(str(error)) from None
             if width * height > most * 1e6:
                 limit = f"SUPERPOINT_MAX_PIXELS_MP, {most:g}"
-                raise _refusal(f"'{text}' has {width * height / 1e6:g} megapixels; expected at most {limit}")
+                raise _custom(f"'{text}' has {width * height / 1e6:g} megapixels; expected at most {limit}")
         return value
 
     @field_validator("cors_origins")
@@ -137,7 +140,7 @@ class Settings(BaseSettings):
             found = _ORIGIN.fullmatch(text)
             if found is None or (found[1], found[3]) in _DEFAULT_PORTS:
                 expected = "scheme://host[:port] in lower case, without path and default port, or *"
-                raise _refusal(f"'{text}' is no origin as browsers send it; expected {expected}")
+                raise _custom(f"'{text}' is no origin as browsers send it; expected {expected}")
         return value
 
     @field_validator("port", mode="before")
@@ -149,7 +152,7 @@ class Settings(BaseSettings):
         return value
 
 
-def _refusal(message: str) -> PydanticCustomError:
+def _custom(message: str) -> PydanticCustomError:
     """Of a setting; the message stands as it is, after the setting's name."""
     return PydanticCustomError("setting", "{message}", {"message": message})
 
@@ -177,6 +180,19 @@ def warmup_sizes(settings: Settings) -> list[tuple[int, int]]:
         share = min(math.sqrt(settings.max_pixels_mp * 1e6 / (width * height)), 1.0)
         sizes.append((int(width * share), int(height * share)))
     return [size for size in sizes if min(size) >= _LEAST_SIDE]
+
+
+def refusal(error: ValidationError, flags: Container[str] = ()) -> str:
+    """What is wrong with the first setting that is, in one line.
+
+    Args:
+        error: of making :class:`Settings`.
+        flags: settings that the command line gave, and not the environment.
+    """
+    first = error.errors()[0]
+    name, *_ = map(str, first["loc"])
+    where = f"--{name.replace('_', '-')}" if name in flags else f"{Settings.model_config['env_prefix']}{name.upper()}"
+    return f"{where}: {first['msg']}" if name == "api_keys" else told(where, first)  # these are not shown
 
 
 def unknown_variables() -> list[str]:

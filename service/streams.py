@@ -33,7 +33,7 @@ from service.errors import (
     problem_document,
 )
 from service.gate import deny
-from service.routes.common import Encoding
+from service.routes.common import Encoding, parameters_known
 from service.sequence_work import Given, track_frame
 from service.sessions import Session
 from service.stream_messages import BadFrameError, Header, frame_of_header, frame_of_message, may_be_frame
@@ -105,6 +105,7 @@ async def serve_stream(core: Core, websocket: WebSocket, sequence_id: str) -> No
     try:
         check_key(core.settings, _key(websocket))
         _check_origin(websocket, core.settings.cors_origins)
+        await parameters_known(websocket)
         options = _options(websocket)
         core.require_ready()
         session = core.sessions.get(sequence_id)
