@@ -17,15 +17,13 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
-from urllib.parse import urlsplit
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from service.access import check_key
+from service.access import check_key, check_origin
 from service.core import STOPPED, Core
 from service.errors import (
     BadRequestError,
-    ForbiddenError,
     OutOfOrderError,
     OverloadedError,
     ServiceError,
@@ -81,19 +79,6 @@ def _key(websocket: WebSocket) -> str | None:
     return given
 
 
-def _check_origin(websocket: WebSocket, allowed: tuple[str, ...]) -> None:
-    """Browsers let any page open a WebSocket, and say which one it is."""
-    origin = websocket.headers.get("origin")
-    if origin is None or origin in allowed or "*" in allowed:
-        return
-    try:
-        host = urlsplit(origin).netloc
-    except ValueError:  # it is no address, and so not ours
-        host = None
-    if host is None or host != websocket.headers.get("host"):
-        raise ForbiddenError(f"origin {origin[:128]!r} may not ask; expected this host, or one of CORS_ORIGINS")
-
-
 async def serve_stream(core: Core, websocket: WebSocket, sequence_id: str) -> None:
     """Run the stream of a sequence, from its handshake to its end.
 
@@ -104,7 +89,7 @@ async def serve_stream(core: Core, websocket: WebSocket, sequence_id: str) -> No
     """
     try:
         check_key(core.settings, _key(websocket))
-        _check_origin(websocket, core.settings.cors_origins)
+        check_origin(core.settings, websocket.headers)
         await parameters_known(websocket)
         options = _options(websocket)
         core.require_ready()

@@ -388,7 +388,9 @@ def test_a_full_engine_refuses_frames_of_streams(server: Live, client: Client) -
         assert isinstance(stream.receive(), SequenceFrame)
 
 
-def test_bad_queries_and_foreign_pages_open_no_stream(server: Live, client: Client) -> None:
+def test_bad_queries_and_foreign_pages_open_no_stream(
+    server: Live, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
     with client.sequence() as sequence:
         for query, origin, status, code in (
             ("?format=xml", None, 400, "bad_request"),
@@ -401,6 +403,7 @@ def test_bad_queries_and_foreign_pages_open_no_stream(server: Live, client: Clie
             assert (response.status_code, json.loads(response.body)["code"]) == (status, code)
         with raw_stream(server, sequence.id, origin=server.base):
             pass
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_the_message_of_the_client_is_the_one_of_the_docstring(client: Client) -> None:
