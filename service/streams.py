@@ -135,6 +135,7 @@ class FrameStream:
         self._ending: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
         self._draining = False
         self._last_stamp_ns = -1
+        self._early: str | None = None  # a header that came where an image should have
         self._outcomes = {"tracked": 0, "dropped": 0, "refused": 0}
 
     def end(self, code: int, reason: str) -> None:
@@ -233,17 +234,24 @@ class FrameStream:
             self._accept(given)
 
     async def _images(self, count: int) -> list[bytes | str]:
-        """The messages that follow a header, counted as they come, within the time of a request."""
+        """The messages that follow a header, counted as they come, within the time of a request.
+
+        A text message ends them: the header lacks an image, and is refused; the text is read as another.
+        """
         found: list[bytes | str] = []
         try:
-            for _ in range(count):
-                found.append(await asyncio.wait_for(self._next(), self.core.settings.deadline_s))
-                self.core.bodies.used += len(found[-1])
+            while len(found) < count and self._early is None:
+                found.append(message := await asyncio.wait_for(self._next(), self.core.settings.deadline_s))
+                self.core.bodies.used += len(message)
+                self._early = message if isinstance(message, str) else None
         finally:  # a complete frame is counted when it is accepted
             self.core.bodies.used -= sum(len(message) for message in found)
         return found
 
     async def _next(self) -> bytes | str:
+        if self._early is not None:
+            text, self._early = self._early, None
+            return text
         message = await self._websocket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1006))
