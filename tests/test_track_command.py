@@ -330,6 +330,7 @@ def test_stdout_takes_rows_or_the_summary(tmp_path: Path, capfd: pytest.CaptureF
         (["mav0", "--every", "0"], "--every is 0; expected 1 or more"),
         (["mav0", "--limit", "-1"], "--limit is -1"),
         (["mav0", "--fps", "-2"], "frame rate is -2"),
+        (["mav0", "--fps", "0"], "frame rate is 0; expected a number above 0"),
         (["mav0", "--fps", "x"], "invalid float value: 'x'"),
         (["mav0", "--max-keypoints", "0"], "max_keypoints is 0"),
         (["mav0", "--threshold", "0"], "threshold is 0"),
