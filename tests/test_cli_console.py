@@ -99,6 +99,14 @@ def test_errors_of_several_lines_are_one(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err == "command: Exception from core: in a  b.png:\n"
 
 
+def test_a_file_where_a_folder_should_be_is_told_with_what_was_expected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").touch()
+    assert run_command("command", lambda: (tmp_path / "a").mkdir(exist_ok=True) or 0) == 2
+    assert capsys.readouterr().err == f"command: {tmp_path / 'a'}: File exists, and is no folder; expected one\n"
+
+
 def test_what_the_library_has_to_say_is_a_line_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     log = logging.getLogger("superpoint")
     before = (log.level, list(log.handlers))

@@ -79,8 +79,10 @@ def run_command(
             emit(stream, "")  # what is left in it goes nowhere
         return READER_GONE
     except OSError as error:
-        where = error.filename or _failing_stream()
-        return refuse(command, f"{where}: {error.strerror or error}" if where else error.strerror or str(error))
+        where, reason = error.filename or _failing_stream(), error.strerror or str(error)
+        if isinstance(error, FileExistsError):  # of a folder that was to be made
+            reason += ", and is no folder; expected one"
+        return refuse(command, f"{where}: {reason}" if where else reason)
     except Exception as error:
         if is_lack_of_memory(error):
             return refuse(command, f"out of memory; {less_memory}")

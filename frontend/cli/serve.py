@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
     for name in (settings.model, *settings.models):
         resolve(name)  # weights that are missing or wrong show before a port is opened
     if not is_local(settings.host) and not settings.api_keys and not settings.no_auth:
-        raise ConfigError(f"{settings.host} is open to others; expected SUPERPOINT_API_KEYS, or --no-auth")
+        raise ConfigError(f"host '{settings.host}' is open to others; expected SUPERPOINT_API_KEYS, or --no-auth")
     from service.server import run
 
     return run(settings)
