@@ -32,7 +32,8 @@ def write(stream: TextIO, text: str) -> None:
         stream.flush()
     except OSError as error:
         drop(stream)
-        error.filename = "standard output" if stream is sys.stdout else "standard error"
+        names = {id(sys.stdout): "standard output", id(sys.stderr): "standard error"}
+        error.filename = names.get(id(stream)) or getattr(stream, "name", None)
         raise
 
 
