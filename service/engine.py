@@ -7,6 +7,7 @@ is not full is waited for a moment. Nothing here runs on the event loop.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -22,6 +23,7 @@ from service.admission import Admission, Lane, Slot
 from service.errors import DeadlineError, UnavailableError
 
 Clock = Callable[[], float]
+_LOG = logging.getLogger("superpoint")
 
 
 class Observer(Protocol):
@@ -296,6 +298,7 @@ class Engine:
             while (taken := self._take()) is not None:
                 self._do(taken)
         except BaseException as error:  # nobody else would ever answer what waits
+            _LOG.error("the device's thread has ended", exc_info=error)
             in_hand = [taken] if isinstance(taken, _Call) else taken[1] if taken else []
             self._refuse_all(f"its thread has ended ({_line(error)})", in_hand)
 
