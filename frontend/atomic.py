@@ -33,8 +33,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     special = Path(path)
     if special.exists() and not (special.is_file() or special.is_dir()):
-        with TemporaryDirectory() as folder:
-            temporary = Path(folder) / f"content{_SUFFIX}"
+        with TemporaryDirectory() as folder, _naming(path, temporary := Path(folder) / f"content{_SUFFIX}"):
             yield temporary
             special.write_bytes(temporary.read_bytes())
         return
@@ -43,16 +42,26 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     # without the target's name, which may be as long as a name may be
     temporary = target.with_name(f".{os.getpid()}-{secrets.token_hex(8)}{_SUFFIX}")
     try:
-        yield temporary
-        # Renamed before its content is on the disk, a file could be empty after a power cut.
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException as error:
+        with _naming(path, temporary):
+            yield temporary
+            # Renamed before its content is on the disk, a file could be empty after a power cut.
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+    except BaseException:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.filename == str(temporary):
-            error.filename = os.fspath(path)  # the name that the caller knows
+        raise
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str], temporary: Path) -> Iterator[None]:
+    """Have errors of a temporary file tell the name that the caller knows; where a write fails, they tell none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename == str(temporary) or (error.filename is None and error.errno is not None):
+            error.filename = os.fspath(path)
             error.filename2 = None
         raise
 

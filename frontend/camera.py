@@ -38,9 +38,12 @@ class Camera:
         K = np.asarray(self.K, np.float64)
         object.__setattr__(self, "K", K)
         object.__setattr__(self, "distortion", tuple(float(value) for value in np.ravel(self.distortion)))
-        if K.shape != (3, 3) or not np.isfinite(K).all() or not (K[0, 0] > 0 and K[1, 1] > 0):
-            state = "is all zero, which means that it is not calibrated" if not K.any() else f"has shape {K.shape}"
-            raise ConfigError(f"K {state} or has no positive focal lengths; expected (3, 3) intrinsics")
+        if K.shape != (3, 3):
+            raise ConfigError(f"K has shape {K.shape}; expected (3, 3) intrinsics")
+        if not K.any():
+            raise ConfigError("K is all zero, which means that it is not calibrated; expected (3, 3) intrinsics")
+        if not np.isfinite(K).all():
+            raise ConfigError(f"K has the rows {K.tolist()}; expected finite intrinsics")
         if not (_FOCAL[0] <= min(K[0, 0], K[1, 1]) and max(K[0, 0], K[1, 1]) <= _FOCAL[1]):
             raise ConfigError(
                 f"K has focal lengths of {K[0, 0]:g} and {K[1, 1]:g} pixels; expected {_FOCAL[0]:g} to {_FOCAL[1]:g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, NamedTuple, Protocol
 
 import cv2
@@ -39,6 +40,12 @@ class ExtractorConfig:
     white: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("max_keypoints", "nms_radius", "border", "resize", "white"):
+            value = getattr(self, name)
+            if not (isinstance(value, Integral) or (value is None and name in ("resize", "white"))):
+                raise ConfigError(f"{name} is {value!r:.64}; expected a whole number")
+        if not isinstance(self.detection_threshold, Real):
+            raise ConfigError(f"detection_threshold is {self.detection_threshold!r:.64}; expected a number")
         if self.max_keypoints < 1:
             raise ConfigError(f"max_keypoints is {self.max_keypoints}; expected 1 or more")
         if not 0 <= self.detection_threshold < 1:

@@ -15,15 +15,26 @@ def emit(stream: TextIO, text: str) -> None:
     """Write and flush; a reader that has gone away (``| head``) is no error and ends no work.
 
     Raises:
-        OSError: it cannot be written for another reason, such as a full disk.
+        OSError: it cannot be written for another reason, such as a full disk; with the stream's name.
+    """
+    with suppress(BrokenPipeError):
+        write(stream, text)
+
+
+def write(stream: TextIO, text: str) -> None:
+    """The same, where a reader that has gone is an error.
+
+    Raises:
+        OSError: it cannot be written; with the stream's name.
     """
     try:
         stream.write(text)
         stream.flush()
     except OSError as error:
         drop(stream)
-        if not isinstance(error, BrokenPipeError):
-            raise
+        names = {id(sys.stdout): "standard output", id(sys.stderr): "standard error"}
+        error.filename = names.get(id(stream)) or getattr(stream, "name", None)
+        raise
 
 
 def drop(stream: TextIO) -> None:

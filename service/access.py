@@ -1,11 +1,13 @@
-"""Who may ask: API keys, and which paths ask for none."""
+"""Who may ask: API keys, which paths ask for none, and pages of which origins."""
 
 from __future__ import annotations
 
 import ipaddress
 import secrets
+from collections.abc import Mapping
+from urllib.parse import urlsplit
 
-from service.errors import UnauthorizedError
+from service.errors import ForbiddenError, UnauthorizedError
 from service.settings import Settings
 
 _OPEN = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
@@ -59,3 +61,24 @@ def check_client(settings: Settings, client: tuple[str, int] | None) -> None:
     if settings.api_keys or settings.no_auth or (client is not None and is_local(client[0])):
         return
     raise UnauthorizedError("open to this machine alone; expected SUPERPOINT_API_KEYS, or SUPERPOINT_NO_AUTH=true")
+
+
+def check_origin(settings: Settings, headers: Mapping[str, str]) -> None:
+    """Refuse pages of other origins: browsers let any page open a WebSocket or post a form, and say which one it is.
+
+    Args:
+        settings: see ``cors_origins``.
+        headers: of the request, by names in any case. Clients that are no browsers send no Origin.
+
+    Raises:
+        ForbiddenError: the page's origin is neither this host nor one of the settings.
+    """
+    origin, allowed = headers.get("origin"), settings.cors_origins
+    if origin is None or origin in allowed or "*" in allowed:
+        return
+    try:
+        host = urlsplit(origin).netloc
+    except ValueError:  # it is no address, and so not ours
+        host = None
+    if host is None or host != headers.get("host"):
+        raise ForbiddenError(f"origin {origin[:128]!r} may not ask; expected this host, or one of CORS_ORIGINS")

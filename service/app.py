@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from service.core import Core
 from service.errors import BadRequestError, ServiceError
 from service.gate import Gate, problem
+from service.invalid import told
 from service.routes import features, homography, match, sequences, system
 from service.routes.page import page_router
 from service.schemas import document_components
@@ -114,7 +115,7 @@ async def _refused(request: Request, error: ServiceError) -> Response:
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return problem(request.scope, BadRequestError(f"{where}: {first['msg']}"))
+    return problem(request.scope, BadRequestError(told(where, first)))
 
 
 async def _http(request: Request, error: HTTPException) -> Response:

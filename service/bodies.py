@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fastapi import Request
@@ -10,7 +12,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import BadRequestError
 from service.masks import Encoded, Mask
+from service.wire import JSON
 
+_JSON = re.compile(r"application/(\S+\+)?json")  # what FastAPI parses
 MASK = "mask"
 """How names of files that are masks start, where those of their images start with ``image``."""
 
@@ -53,7 +57,7 @@ async def read_images(
                 "every image is given by its features' id, and there is a body; expected none, nor masks"
             )
         return []
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = content_type(request)
     if kind == "multipart/form-data":
         return await _from_form(request, names, optional, limit)
     if len(names) == 1 and (not kind or kind.startswith("image/") or kind == "application/octet-stream"):
@@ -64,7 +68,45 @@ async def read_images(
     expected = f"multipart/form-data with the file{'s' * (len(names) > 1)} {', '.join(names)}"
     if len(names) == 1:
         expected = f"image/* or application/octet-stream, whose body is the image, or {expected}"
-    raise BadRequestError(f"content type is '{kind[:64] or 'missing'}'; expected {expected}")
+    raise wrong_kind(kind, expected)
+
+
+def content_type(request: Request) -> str:
+    """Of a body, in lower case and without parameters; empty where none is given."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def wrong_kind(kind: str, expected: str) -> BadRequestError:
+    """The refusal of a content type."""
+    given = repr(kind[:64]) if kind else "missing"
+    return BadRequestError(f"content type is {given}; expected {expected}")
+
+
+async def json_alone(request: Request) -> None:
+    """Refuse a body that is not said to be JSON, as a dependency: it would be refused for not being an object.
+
+    Raises:
+        BadRequestError: there is such a body.
+    """
+    kind = content_type(request)
+    if not _JSON.fullmatch(kind) and await request.body():
+        raise wrong_kind(kind, JSON)
+
+
+def refuse_members(what: str, document: Mapping[Any, Any], known: Collection[str]) -> None:
+    """Refuse a document with a member that it should not have: misspelt, as a rule.
+
+    Args:
+        what: the document is.
+        document: that was given.
+        known: members that it may have.
+
+    Raises:
+        BadRequestError: it has another.
+    """
+    for name in document:
+        if name not in known:
+            raise BadRequestError(f"{what} has a member {str(name)[:64]!r}; expected only: {', '.join(sorted(known))}")
 
 
 def split_masks(found: list[Encoded]) -> tuple[list[Encoded], dict[str, list[Mask]]]:

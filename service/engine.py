@@ -7,11 +7,12 @@ is not full is waited for a moment. Nothing here runs on the event loop.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from service.admission import Admission, Lane, Slot
 from service.errors import DeadlineError, UnavailableError
 
 Clock = Callable[[], float]
+_LOG = logging.getLogger("superpoint")
 
 
 class Observer(Protocol):
@@ -101,6 +103,11 @@ class _Bucket:
 
 def _was_run(future: Future[Features]) -> bool:
     return not future.cancelled() and not isinstance(future.exception(), (DeadlineError, UnavailableError))
+
+
+def _line(error: BaseException) -> str:
+    """What an error says, its first line, or its type where it says nothing."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _head(bucket: _Bucket) -> float:
@@ -269,12 +276,13 @@ class Engine:
                     return bucket.extractor, [bucket.items.popleft() for _ in range(count)]
                 if self._stopping and not self._buckets:
                     return None
-                self._condition.wait(left)
+                # no longer at a time, so that a long delay is no silence
+                self._condition.wait(min(left, self.config.heartbeat_s))
 
     def _ripe(self) -> tuple[_Bucket | None, float]:
         """The bucket of the next batch, or None and how many seconds to wait for one at most."""
         if not self._buckets:
-            return None, self.config.heartbeat_s
+            return None, math.inf
         oldest = min(self._buckets.values(), key=_head)
         left = _head(oldest) + self.config.max_delay_s - self._clock()
         coming = self._admission.images.reserved > self._queued
@@ -285,23 +293,29 @@ class Engine:
         return (min(full, key=_head), 0.0) if full else (None, left)
 
     def _work(self) -> None:
-        while True:
-            taken = self._take()
-            if taken is None:
-                return
-            lane = self._lane(isinstance(taken, _Call) and not taken.urgent)
-            began, waited_for = self._clock(), lane.reserved > 0
-            if isinstance(taken, _Call):
-                self._answer(taken)
-            else:
-                self._serve(*taken)
-            took = self._clock() - began
-            if lane is self._admission.searches:
-                self._lead_s += took
-            elif not isinstance(taken, _Call):
-                self._lead_s -= took
-            if waited_for:  # not the warm-up
-                lane.worked(took)
+        taken: _Call | tuple[SuperPoint, list[_Item]] | None = None
+        try:
+            while (taken := self._take()) is not None:
+                self._do(taken)
+        except BaseException as error:  # nobody else would ever answer what waits
+            _LOG.error("the device's thread has ended", exc_info=error)
+            in_hand = [taken] if isinstance(taken, _Call) else taken[1] if taken else []
+            self._refuse_all(f"its thread has ended ({_line(error)})", in_hand)
+
+    def _do(self, taken: _Call | tuple[SuperPoint, list[_Item]]) -> None:
+        lane = self._lane(isinstance(taken, _Call) and not taken.urgent)
+        began, waited_for = self._clock(), lane.reserved > 0
+        if isinstance(taken, _Call):
+            self._answer(taken)
+        else:
+            self._serve(*taken)
+        took = self._clock() - began
+        if lane is self._admission.searches:
+            self._lead_s += took
+        elif not isinstance(taken, _Call):
+            self._lead_s -= took
+        if waited_for:  # not the warm-up
+            lane.worked(took)
 
     def _serve(self, extractor: SuperPoint, items: list[_Item]) -> None:
         now = self._clock()
@@ -357,20 +371,23 @@ class Engine:
         try:
             extractor.backend.check()
         except Exception:
-            self._refuse_all(str(error).partition("\n")[0])
+            self._refuse_all(_line(error))
             return UnavailableError("the device has failed")
         return error
 
-    def _refuse_all(self, failure: str) -> None:
+    def _refuse_all(self, failure: str, in_hand: Sequence[_Item | _Call] = ()) -> None:
+        """Refuse what waits, what was taken and has no answer yet, and whatever comes from now on."""
         with self._condition:
             known, self._failure = self._failure is not None, failure
-            waiting: list[_Item | _Call] = [item for bucket in self._buckets.values() for item in bucket.items]
+            waiting: list[_Item | _Call] = [*in_hand]
+            waiting += [item for bucket in self._buckets.values() for item in bucket.items]
             waiting += [*self._calls, *self._pieces]
             self._buckets, self._queued = {}, 0
             self._calls.clear()
             self._pieces.clear()
         for one in waiting:
-            if one.future.set_running_or_notify_cancel():
+            running = one.future.running()
+            if running or (not one.future.done() and one.future.set_running_or_notify_cancel()):
                 one.future.set_exception(UnavailableError("the device has failed"))
         if not known:
             self.when_device_fails(failure)

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.access import check_client, check_key, is_open
+from service.access import check_client, check_key, check_origin, is_open
 from service.bodies import Budget
 from service.errors import (
     PROBLEM_TYPE,
@@ -36,6 +36,7 @@ from service.settings import Settings
 _SMALL = {"/v1/sequences": 65_536}
 """Largest body of a path whose documents are parsed on the event loop, bytes."""
 
+_READING = {"GET", "HEAD", "OPTIONS"}
 _AGAIN_S = 1.0
 
 HUNG_UP = 499
@@ -151,6 +152,7 @@ class Gate:
 
         Raises:
             UnauthorizedError: the client may not ask.
+            ForbiddenError: a page of another origin may not change anything, or have work done.
             TooLargeError: the body is declared larger than the limit.
             OverloadedError: there are too many requests.
         """
@@ -158,6 +160,8 @@ class Gate:
         if not is_open(request.scope["path"], settings):  # not of the URL, which a Host header has a part in
             check_client(settings, request.client)
             check_key(settings, request.headers.get("x-api-key"))
+            if request.method not in _READING:
+                check_origin(settings, request.headers)
             if self._running > settings.max_requests:
                 raise OverloadedError(f"{settings.max_requests} requests are being served", retry_after=1)
         declared = request.headers.get("content-length", "")

@@ -77,7 +77,7 @@ class GeometryDocument(BaseModel):
     )
     match_scores: list[float] = Field(
         description="(M,): cosine of the descriptors, in [-1, 1]; with `matcher=lightglue` probability of the match, "
-        "in (0.1, 1]."
+        "above `min_similarity` (0.1 where it is not given), at most 1."
     )
     inliers: list[bool] = Field(description="(M,): whether a match fits the geometry.")
     status: Annotated[str, Field(pattern="^(ok|too_few_matches|no_model|not_requested)$")] = Field(
@@ -157,12 +157,13 @@ class PointsDocument(BaseModel):
     """Matched points of two images."""
 
     model_config = ConfigDict(
+        extra="forbid",
         json_schema_extra={
             "example": {
                 "points0": [[0, 0], [600, 0], [600, 400], [0, 400], [300, 200], [150, 320], [420, 80], [510, 260]],
                 "points1": [[5, -7], [665, -7], [665, 353], [5, 353], [335, 173], [170, 281], [467, 65], [566, 227]],
             }
-        }
+        },
     )
 
     points0: list[Pair] = Field(description="(M, 2): x, y in pixels of image 0; finite.")

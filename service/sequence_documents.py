@@ -36,9 +36,13 @@ class CameraDocument(BaseModel):
 
 
 def _document_of_text(value: Any) -> Any:
-    """The document of a camera that is given as text; anything else as it is."""
-    if not isinstance(value, str):
+    """The document of a camera that is given as text; documents as they are."""
+    if isinstance(value, (dict, CameraDocument)):
         return value
+    if not isinstance(value, str):
+        raise PydanticCustomError(
+            "camera_type", "expected an object with K, or text: fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]]"
+        )
     try:
         camera = Camera.parse(value)
     except ConfigError as error:

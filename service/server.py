@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -112,6 +113,18 @@ class ImpatientProtocol(_Impatient, H11Protocol):
 
 class ImpatientWebSocket(_Impatient, AutoWebSocketsProtocol):  # type: ignore[misc, valid-type]
     """Closes the connection of a stream whose client does not read."""
+
+    app: Callable[..., Awaitable[None]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._served, self.app = self.app, self._serve
+
+    async def _serve(self, *args: Any) -> None:
+        await self._served(*args)
+        if getattr(self, "initial_response", None) is not None:
+            # refused by an HTTP answer, which uvicorn takes for a handshake that was forgotten, and logs as an error
+            self.handshake_complete = True
 
 
 class GracefulServer(uvicorn.Server):

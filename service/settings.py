@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Container
 from typing import Annotated
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.invalid import told
 
 # what the library, its client, compose.yaml and the tests read
 _ELSEWHERE = {
@@ -27,6 +30,11 @@ _LEAST_SIDE = 8  # of a warm-up image, pixels
 _ORIGIN = re.compile(r"\*|null|file://|([a-z][a-z0-9+.-]*)://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:\d{1,5})?")
 _DEFAULT_PORTS = {("http", ":80"), ("https", ":443")}  # browsers leave them out
 
+# a year, and a petabyte: far beyond use, and within what timers, pools and decoders can count
+Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
+Megabytes = Annotated[float, Field(gt=0, le=1e9)]
+Megapixels = Annotated[float, Field(gt=0, le=1e9)]
+
 
 class Settings(BaseSettings):
     """What ``superpoint serve`` runs with. Lists are given with commas."""
@@ -43,22 +51,25 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="port that superpoint serve listens at")
 
     max_batch: int = Field(default=16, ge=1, description="images of a batch")
-    max_batch_mp: float = Field(default=16.0, gt=0, description="megapixels of a batch of more than one image")
+    max_batch_mp: Megapixels = Field(default=16.0, description="megapixels of a batch of more than one image")
     max_delay_ms: float = Field(
-        default=2.0, ge=0, description="how long a batch that is not full is waited for while more images are coming"
+        default=2.0,
+        ge=0,
+        le=60_000,
+        description="how long a batch that is not full is waited for while more images are coming",
     )
     max_queue: int = Field(default=256, ge=2, description="images and searches that were let in and are not finished")
-    deadline_s: float = Field(default=30.0, gt=0, description="longest time of a request, from its admission")
+    deadline_s: Seconds = Field(default=30.0, description="longest time of a request, from its admission")
     decode_threads: int = Field(default=4, ge=1, description="threads that decode images, and as many that track")
-    heartbeat_limit_s: float = Field(default=30.0, gt=0, description="longest silence of the device's thread")
-    shutdown_s: float = Field(default=30.0, gt=0, description="time to finish what was accepted")
+    heartbeat_limit_s: Seconds = Field(default=30.0, description="longest silence of the device's thread")
+    shutdown_s: Seconds = Field(default=30.0, description="time to finish what was accepted")
 
     max_requests: int = Field(default=1024, ge=1, description="requests that are served at a time")
-    max_body_mb: float = Field(default=32.0, gt=0, description="largest request body")
-    max_bodies_mb: float = Field(default=1024.0, gt=0, description="request bodies held at a time, all together")
-    max_pixels_mp: float = Field(default=40.0, gt=0, description="largest image, megapixels, as it is and as resized")
-    max_decoded_mb: float = Field(
-        default=2048.0, gt=0, description="images that are decoded or wait for the device; others wait before that"
+    max_body_mb: Megabytes = Field(default=32.0, description="largest request body")
+    max_bodies_mb: Megabytes = Field(default=1024.0, description="request bodies held at a time, all together")
+    max_pixels_mp: Megapixels = Field(default=40.0, description="largest image, megapixels, as it is and as resized")
+    max_decoded_mb: Megabytes = Field(
+        default=2048.0, description="images that are decoded or wait for the device; others wait before that"
     )
     max_keypoints: int = Field(default=4096, ge=1, description="most keypoints that a request may ask for")
     warmup: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -67,13 +78,13 @@ class Settings(BaseSettings):
         description="image sizes that are run before the service says that it is ready",
     )
 
-    store_ttl_s: float = Field(default=3600.0, gt=0, description="seconds without use until stored features expire")
-    store_max_mb: float = Field(default=512.0, gt=0, description="memory of stored features")
+    store_ttl_s: Seconds = Field(default=3600.0, description="seconds without use until stored features expire")
+    store_max_mb: Megabytes = Field(default=512.0, description="memory of stored features")
     store_max_entries: int = Field(default=10_000, ge=1, description="images whose features are stored")
 
-    sequence_ttl_s: float = Field(default=300.0, gt=0, description="seconds without a frame until a sequence expires")
+    sequence_ttl_s: Seconds = Field(default=300.0, description="seconds without a frame until a sequence expires")
     sequence_max: int = Field(default=256, ge=1, description="sequences that are open at a time")
-    sequence_max_mb: float = Field(default=1024.0, gt=0, description="memory that open sequences may come to")
+    sequence_max_mb: Megabytes = Field(default=1024.0, description="memory that open sequences may come to")
     stream_waiting: int = Field(
         default=2, ge=1, description="frames of a stream that wait before the oldest is dropped"
     )
@@ -101,7 +112,7 @@ class Settings(BaseSettings):
         """Refuse a limit that would have the largest body answered as overload, for which waiting is no help."""
         least = info.data.get("max_body_mb", 0.0)
         if value < least:
-            raise _refusal(
+            raise _custom(
                 f"{value:g} is less than one body may have; expected SUPERPOINT_MAX_BODY_MB, {least:g}, or more"
             )
         return value
@@ -115,10 +126,10 @@ class Settings(BaseSettings):
             try:
                 width, height = parse_size(text)
             except ValueError as error:
-                raise _refusal(str(error)) from None
+                raise _custom(str(error)) from None
             if width * height > most * 1e6:
                 limit = f"SUPERPOINT_MAX_PIXELS_MP, {most:g}"
-                raise _refusal(f"'{text}' has {width * height / 1e6:g} megapixels; expected at most {limit}")
+                raise _custom(f"'{text}' has {width * height / 1e6:g} megapixels; expected at most {limit}")
         return value
 
     @field_validator("cors_origins")
@@ -129,7 +140,7 @@ class Settings(BaseSettings):
             found = _ORIGIN.fullmatch(text)
             if found is None or (found[1], found[3]) in _DEFAULT_PORTS:
                 expected = "scheme://host[:port] in lower case, without path and default port, or *"
-                raise _refusal(f"'{text}' is no origin as browsers send it; expected {expected}")
+                raise _custom(f"'{text}' is no origin as browsers send it; expected {expected}")
         return value
 
     @field_validator("port", mode="before")
@@ -141,7 +152,7 @@ class Settings(BaseSettings):
         return value
 
 
-def _refusal(message: str) -> PydanticCustomError:
+def _custom(message: str) -> PydanticCustomError:
     """Of a setting; the message stands as it is, after the setting's name."""
     return PydanticCustomError("setting", "{message}", {"message": message})
 
@@ -169,6 +180,19 @@ def warmup_sizes(settings: Settings) -> list[tuple[int, int]]:
         share = min(math.sqrt(settings.max_pixels_mp * 1e6 / (width * height)), 1.0)
         sizes.append((int(width * share), int(height * share)))
     return [size for size in sizes if min(size) >= _LEAST_SIDE]
+
+
+def refusal(error: ValidationError, flags: Container[str] = ()) -> str:
+    """What is wrong with the first setting that is, in one line.
+
+    Args:
+        error: of making :class:`Settings`.
+        flags: settings that the command line gave, and not the environment.
+    """
+    first = error.errors()[0]
+    name, *_ = map(str, first["loc"])
+    where = f"--{name.replace('_', '-')}" if name in flags else f"{Settings.model_config['env_prefix']}{name.upper()}"
+    return f"{where}: {first['msg']}" if name == "api_keys" else told(where, first)  # these are not shown
 
 
 def unknown_variables() -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from service.bodies import refuse_members
 from service.errors import BadRequestError
 from service.sequence_work import Given
 from service.wire import unpack
@@ -70,12 +71,6 @@ def _echoing(document: Mapping[Any, Any]) -> Iterator[None]:
         raise BadFrameError(error.detail, document) from None
 
 
-def _refuse_unknown(document: Mapping[Any, Any], names: frozenset[str]) -> None:
-    for name in document:
-        if name not in names:
-            raise BadRequestError(f"message has a member {str(name)[:64]!r}; expected only: {', '.join(sorted(names))}")
-
-
 @dataclass(frozen=True)
 class Header:
     """A text message, which the images follow.
@@ -106,7 +101,7 @@ class Header:
         if not isinstance(document, dict):
             raise BadRequestError("text message is no object; expected stamp_ns, frame_id and right")
         with _echoing(document):
-            _refuse_unknown(document, _NAMES - {"image"})
+            refuse_members("message", document, _NAMES - {"image"})
             right = document.get("right", False)
             if not isinstance(right, bool):
                 raise BadRequestError("right is neither true nor false")
@@ -145,7 +140,7 @@ def frame_of_message(data: bytes) -> Given:
     if not isinstance(document, dict):
         raise BadRequestError("message is no flat map of MessagePack; expected stamp_ns, frame_id, image and right")
     with _echoing(document):
-        _refuse_unknown(document, _NAMES)
+        refuse_members("message", document, _NAMES)
         images = [(name, document.get(name)) for name in ("image", "right")]
         found = [(name, data) for name, data in images if isinstance(data, bytes)]
         others = [data for _, data in images if data is not None and not isinstance(data, bytes)]

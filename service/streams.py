@@ -17,15 +17,13 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
-from urllib.parse import urlsplit
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from service.access import check_key
+from service.access import check_key, check_origin
 from service.core import STOPPED, Core
 from service.errors import (
     BadRequestError,
-    ForbiddenError,
     OutOfOrderError,
     OverloadedError,
     ServiceError,
@@ -33,7 +31,7 @@ from service.errors import (
     problem_document,
 )
 from service.gate import deny
-from service.routes.common import Encoding
+from service.routes.common import Encoding, parameters_known
 from service.sequence_work import Given, track_frame
 from service.sessions import Session
 from service.stream_messages import BadFrameError, Header, frame_of_header, frame_of_message, may_be_frame
@@ -81,19 +79,6 @@ def _key(websocket: WebSocket) -> str | None:
     return given
 
 
-def _check_origin(websocket: WebSocket, allowed: tuple[str, ...]) -> None:
-    """Browsers let any page open a WebSocket, and say which one it is."""
-    origin = websocket.headers.get("origin")
-    if origin is None or origin in allowed or "*" in allowed:
-        return
-    try:
-        host = urlsplit(origin).netloc
-    except ValueError:  # it is no address, and so not ours
-        host = None
-    if host is None or host != websocket.headers.get("host"):
-        raise ForbiddenError(f"origin {origin[:128]!r} may not ask; expected this host, or one of CORS_ORIGINS")
-
-
 async def serve_stream(core: Core, websocket: WebSocket, sequence_id: str) -> None:
     """Run the stream of a sequence, from its handshake to its end.
 
@@ -104,7 +89,8 @@ async def serve_stream(core: Core, websocket: WebSocket, sequence_id: str) -> No
     """
     try:
         check_key(core.settings, _key(websocket))
-        _check_origin(websocket, core.settings.cors_origins)
+        check_origin(core.settings, websocket.headers)
+        await parameters_known(websocket)
         options = _options(websocket)
         core.require_ready()
         session = core.sessions.get(sequence_id)
@@ -149,6 +135,7 @@ class FrameStream:
         self._ending: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
         self._draining = False
         self._last_stamp_ns = -1
+        self._early: str | None = None  # a header that came where an image should have
         self._outcomes = {"tracked": 0, "dropped": 0, "refused": 0}
 
     def end(self, code: int, reason: str) -> None:
@@ -247,17 +234,24 @@ class FrameStream:
             self._accept(given)
 
     async def _images(self, count: int) -> list[bytes | str]:
-        """The messages that follow a header, counted as they come, within the time of a request."""
+        """The messages that follow a header, counted as they come, within the time of a request.
+
+        A text message ends them: the header lacks an image, and is refused; the text is read as another.
+        """
         found: list[bytes | str] = []
         try:
-            for _ in range(count):
-                found.append(await asyncio.wait_for(self._next(), self.core.settings.deadline_s))
-                self.core.bodies.used += len(found[-1])
+            while len(found) < count and self._early is None:
+                found.append(message := await asyncio.wait_for(self._next(), self.core.settings.deadline_s))
+                self.core.bodies.used += len(message)
+                self._early = message if isinstance(message, str) else None
         finally:  # a complete frame is counted when it is accepted
             self.core.bodies.used -= sum(len(message) for message in found)
         return found
 
     async def _next(self) -> bytes | str:
+        if self._early is not None:
+            text, self._early = self._early, None
+            return text
         message = await self._websocket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1006))

@@ -97,7 +97,8 @@ def decode(body: bytes, kind: str, most: int | None = None) -> dict[str, Any]:
     except Exception as error:  # of three parsers fed by strangers; whatever they raise, the body is at fault
         beside = "" if kind == JSON else " beside those in arrays"
         expected = kind if most is None else f"{kind} of at most {most} values{beside}"
-        raise ValueError(f"body is not {expected}: {str(error).partition(chr(10))[0]}") from None
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"body is not {expected}: {reason}") from None
     if not isinstance(found, dict):
         raise ValueError(f"body is not an object of {kind}")
     return found

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -48,6 +49,24 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
             atomic_write(target, "text")
         assert caught.value.filename == str(target)
         assert ".tmp" not in str(caught.value)
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.npz"
+    with pytest.raises(OSError, match="No space left") as caught, atomic_path(target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write() does
+    assert caught.value.filename == str(target)
+    with pytest.raises(OSError, match="No space left") as caught:
+        atomic_write("/dev/full", "text")
+    assert caught.value.filename == "/dev/full"
+
+
+def test_what_another_file_is_at_fault_for_names_that(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, atomic_path(tmp_path / "a.npz"):
+        (tmp_path / "other").read_bytes()
+    assert caught.value.filename == str(tmp_path / "other")
+    with pytest.raises(OSError, match=r"^no code$"), atomic_path(tmp_path / "a.npz"):
+        raise OSError("no code")
 
 
 def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:

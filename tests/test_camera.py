@@ -67,8 +67,9 @@ def test_models_have_their_numbers_of_parameters() -> None:
     ("change", "message"),
     [
         (((0, 1), 50.0), "K has a skew of 50; expected 0"),
-        (((0, 0), 0.0), "no positive focal lengths"),
-        (((1, 1), np.nan), "no positive focal lengths"),
+        (((0, 0), 0.0), "^K has focal lengths of 0 and 310 pixels; expected 0.001 to 1e.09$"),
+        (((1, 1), -310.0), "^K has focal lengths of .* and -310 pixels; expected 0.001 to 1e.09$"),
+        (((1, 1), np.nan), r"^K has the rows .*nan.*; expected finite intrinsics$"),
         (((0, 0), 1e-300), "focal lengths of 1e-300 and 310 pixels; expected"),
         (((2, 0), 1.0), "expected an upper triangle"),
     ],
@@ -78,6 +79,11 @@ def test_what_is_no_such_camera_is_refused(change: tuple[tuple[int, int], float]
     wrong[change[0]] = change[1]
     with pytest.raises(ConfigError, match=message):
         Camera(wrong)
+
+
+def test_intrinsics_of_another_shape_are_refused_by_it() -> None:
+    with pytest.raises(ConfigError, match=r"^K has shape \(2, 3\); expected \(3, 3\) intrinsics$"):
+        Camera(K[:2])
 
 
 def test_a_camera_of_several_lines_is_refused_in_one() -> None:

@@ -99,6 +99,14 @@ def test_errors_of_several_lines_are_one(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err == "command: Exception from core: in a  b.png:\n"
 
 
+def test_a_file_where_a_folder_should_be_is_told_with_what_was_expected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").touch()
+    assert run_command("command", lambda: (tmp_path / "a").mkdir(exist_ok=True) or 0) == 2
+    assert capsys.readouterr().err == f"command: {tmp_path / 'a'}: File exists, and is no folder; expected one\n"
+
+
 def test_what_the_library_has_to_say_is_a_line_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     log = logging.getLogger("superpoint")
     before = (log.level, list(log.handlers))
@@ -163,6 +171,19 @@ def test_superpoint_without_a_reader_is_141(lines: int) -> None:
     done = process(script, stdout=writing)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("command", ["match", "superpoint"])
+def test_a_full_disk_behind_stdout_is_told_as_that(images: list[Path], command: str) -> None:
+    script = "import sys; from frontend.cli.main import main; sys.exit(main(['encoders']))"
+    if command == "match":
+        script = matching(*images[:2], "--json", "-")
+    with open("/dev/full", "w") as full:
+        done = process(script, stdout=full)
+    name = {"match": "superpoint-match", "superpoint": "superpoint encoders"}[command]
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"{name}: standard output: No space left on device"
+    assert "Traceback" not in done.stderr
 
 
 def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import cv2
 import numpy as np
@@ -131,6 +132,17 @@ def test_unusable_arrays_and_settings_are_refused(extractor: SuperPoint) -> None
         extractor.preprocess([np.zeros((16, 16), np.uint8), np.zeros((32, 16), np.uint8)])
     with pytest.raises(ConfigError, match="max_keypoints is 0"):
         ExtractorConfig(max_keypoints=0)
+    wrong: list[tuple[str, Any, str]] = [
+        *((name, 9.5, r"9\.5; expected a whole number") for name in ("max_keypoints", "nms_radius", "border")),
+        *((name, "900", "'900'; expected a whole number") for name in ("max_keypoints", "resize", "white")),
+        ("max_keypoints", None, "None; expected a whole number"),
+        ("detection_threshold", "0.5", r"'0\.5'; expected a number"),
+    ]
+    for name, value, told in wrong:
+        with pytest.raises(ConfigError, match=f"^{name} is {told}$"):
+            ExtractorConfig(**{name: value})
+    taken = ExtractorConfig(max_keypoints=np.int32(9), detection_threshold=np.float32(0.5), resize=np.uint16(90))  # type: ignore[arg-type]
+    assert taken == ExtractorConfig(max_keypoints=9, detection_threshold=0.5, resize=90)
     with pytest.raises(ConfigError, match=r"detection_threshold is 1\.5"):
         ExtractorConfig(detection_threshold=1.5)
     with pytest.raises(ConfigError, match="device is 'gpu'"):

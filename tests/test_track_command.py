@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import io
 import json
+import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -330,6 +333,7 @@ def test_stdout_takes_rows_or_the_summary(tmp_path: Path, capfd: pytest.CaptureF
         (["mav0", "--every", "0"], "--every is 0; expected 1 or more"),
         (["mav0", "--limit", "-1"], "--limit is -1"),
         (["mav0", "--fps", "-2"], "frame rate is -2"),
+        (["mav0", "--fps", "0"], "frame rate is 0; expected a number above 0"),
         (["mav0", "--fps", "x"], "invalid float value: 'x'"),
         (["mav0", "--max-keypoints", "0"], "max_keypoints is 0"),
         (["mav0", "--threshold", "0"], "threshold is 0"),
@@ -357,6 +361,24 @@ def test_bad_input_is_one_line(
     before = sorted(tmp_path.iterdir())
     assert reason in refused(capfd, *arguments, "--out", "t.csv")
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "/dev/full"])
+def test_a_disk_that_is_full_is_told_with_the_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Or with a file that may not become larger, which is no device."""
+    euroc(tmp_path)
+    out = tmp_path / name
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        told = refused(capfd, tmp_path / "mav0", "--out", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told in {f"superpoint track: {out}: {os.strerror(code)}\n" for code in (errno.ENOSPC, errno.EFBIG)}
+    assert not list(tmp_path.glob("t.*"))
 
 
 def test_settings_of_the_tracker_have_its_defaults() -> None:

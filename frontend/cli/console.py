@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from frontend.errors import FrontendError, is_lack_of_memory
-from frontend.terminal import emit
+from frontend.terminal import emit, write
 
 BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141
 
@@ -68,7 +68,7 @@ def run_command(
     try:
         with _telling(command, notices):
             code = run()
-        sys.stdout.flush()  # at exit a failure would be no longer ours to tell
+        write(sys.stdout, "")  # at exit a failure would be no longer ours to tell
     except FrontendError as error:
         return refuse(command, str(error))
     except KeyboardInterrupt:
@@ -79,13 +79,24 @@ def run_command(
             emit(stream, "")  # what is left in it goes nowhere
         return READER_GONE
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return refuse(command, f"{where}{error.strerror or error}")
+        where, reason = error.filename or _failing_stream(), error.strerror or str(error)
+        if isinstance(error, FileExistsError):  # of a folder that was to be made
+            reason += ", and is no folder; expected one"
+        return refuse(command, f"{where}: {reason}" if where else reason)
     except Exception as error:
         if is_lack_of_memory(error):
             return refuse(command, f"out of memory; {less_memory}")
         raise
     return code
+
+
+def _failing_stream() -> str | None:
+    """The name of stdout, where what it holds cannot be written: ``print`` does not tell it."""
+    try:
+        write(sys.stdout, "")
+    except OSError as error:
+        return str(error.filename)
+    return None
 
 
 @contextmanager

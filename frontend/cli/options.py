@@ -45,15 +45,21 @@ class Option:
 
     Attributes:
         name: in snake case; the flag is ``--name-with-dashes``.
-        default: also decides the type; a truth value has the flags ``--name`` and ``--no-name``.
+        default: also decides the type; a truth value has the flags ``--name`` and ``--no-name``. None is that of a
+            float that need not be given.
         help: one line.
         choices: allowed values; any where empty.
     """
 
     name: str
-    default: bool | int | float | str
+    default: bool | int | float | str | None
     help: str
     choices: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> type[Any]:
+        """Of its values."""
+        return float if self.default is None else type(self.default)
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:
@@ -71,15 +77,16 @@ def add_options(parser: argparse.ArgumentParser, options: tuple[Option, ...]) ->
     """Add a flag for each option, and ``--config FILE.toml`` that sets them too; flags win over the file."""
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="settings by name; flags win over it")
     for option in options:
-        flag, text = "--" + option.name.replace("_", "-"), f"{option.help} (default: {option.default})"
-        if isinstance(option.default, bool):
+        flag = "--" + option.name.replace("_", "-")
+        text = option.help if option.default is None else f"{option.help} (default: {option.default})"
+        if option.kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
             continue
         parser.add_argument(
             flag,
-            type=type(option.default),
+            type=option.kind,
             choices=option.choices or None,
-            metavar=None if option.choices else type(option.default).__name__.upper(),
+            metavar=None if option.choices else option.kind.__name__.upper(),
             default=None,
             help=text,
         )
@@ -97,7 +104,7 @@ def resolve_options(args: argparse.Namespace, options: tuple[Option, ...]) -> di
         for key, value in read_toml(args.config).items():
             if key not in known:
                 raise ConfigError(f"{args.config}: unknown setting '{key}'; expected one of: {', '.join(known)}")
-            expected = type(known[key].default)
+            expected = known[key].kind
             if expected is float and type(value) is int:
                 value = float(value)
             if type(value) is not expected or (known[key].choices and value not in known[key].choices):

@@ -52,21 +52,20 @@ def _run(args: argparse.Namespace) -> int:
     from pydantic import ValidationError
 
     from service.access import is_local
-    from service.settings import Settings
+    from service.settings import Settings, refusal
 
     flags = ("host", "port", "model", "device", "no_auth")
     given = {name: value for name in flags if (value := getattr(args, name)) is not None}
     try:
         settings = Settings(**given)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"SUPERPOINT_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}") from None
+        raise ConfigError(refusal(error, given)) from None
     # OpenCV reads it when it is loaded, below: its decoders then keep the limit as well, whatever a header claims
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(int(settings.max_pixels_mp * 1e6)))
     for name in (settings.model, *settings.models):
         resolve(name)  # weights that are missing or wrong show before a port is opened
     if not is_local(settings.host) and not settings.api_keys and not settings.no_auth:
-        raise ConfigError(f"{settings.host} is open to others; expected SUPERPOINT_API_KEYS, or --no-auth")
+        raise ConfigError(f"host '{settings.host}' is open to others; expected SUPERPOINT_API_KEYS, or --no-auth")
     from service.server import run
 
     return run(settings)

@@ -41,9 +41,9 @@ _TAKEN = (
     Option("limit", 0, "frames at most; 0 takes all"),
     Option(
         "fps",
-        0.0,
-        "frames a second, instead of the stamps that a folder has or the rate of a video; 0: these, or 30 where there "
-        "are none",
+        None,
+        "frames a second, instead of the stamps that a folder has or the rate of a video; without it these, or 30 "
+        "where there are none",
     ),
 )
 _POSES = Option("poses_format", "tum", "of --poses; see below", ("tum", "kitti"))
@@ -163,8 +163,8 @@ def _run(args: argparse.Namespace) -> int:
     check_outputs(outputs, [None if name is None else str(name) for name in inputs])
     # threads decode while others write, so that the descriptor cannot be turned away frame by frame
     with own_stderr(), quiet_decoders():
-        source = open_source(args.source, fps=fps or None, white=config.white)
-        right = None if args.right is None else open_source(args.right, fps=fps or None, white=config.white)
+        source = open_source(args.source, fps=fps, white=config.white)
+        right = None if args.right is None else open_source(args.right, fps=fps, white=config.white)
         check_inputs(outputs, [*source.files, *([] if right is None else right.files)])
         reader = FrameReader(
             source,
@@ -228,7 +228,7 @@ def _check(args: argparse.Namespace, values: dict[str, Any]) -> None:
     for name, least in (("every", 1), ("limit", 0)):
         if values[name] < least:
             raise ConfigError(f"--{name} is {values[name]}; expected {least} or more")
-    if values["fps"]:
+    if values["fps"] is not None:
         check_rate(values["fps"])
     if values[_POSES.name] != _POSES.default and args.poses is None:
         raise ConfigError(f"--poses-format is {values[_POSES.name]} without --poses; expected both or neither")

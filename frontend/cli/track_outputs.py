@@ -15,6 +15,7 @@ import numpy as np
 
 from frontend.errors import ConfigError, FrontendError
 from frontend.odometry import StereoOdometry
+from frontend.terminal import write
 from frontend.track_files import COLUMNS, STEREO_COLUMNS, TUM_HEADING, TrackStatistics, kitti_line, track_rows, tum_line
 from frontend.track_video import TrackVideo
 from frontend.types import Pose
@@ -135,13 +136,18 @@ class TrackOutputs:
                     file.keep()
                 kept = True
         except OSError as failure:
-            # by the name that the user knows
-            failure.filename = next((f.name for f in self._files if str(f.path) == failure.filename), failure.filename)
+            self._name(failure)
             raise
         finally:
+            if isinstance(error, OSError):
+                self._name(error)
             for file in self._files:
                 file.drop()  # those that have been kept are no longer there
             self._end_video(kept)
+
+    def _name(self, error: OSError) -> None:
+        """Have an error tell the file's name that the user knows."""
+        error.filename = next((f.name for f in self._files if str(f.path) == error.filename), error.filename)
 
     def add(self, frame: TrackedFrame, image: Any = None) -> None:
         """Write a frame; what is written of it is with the system when this returns, but for the video.
@@ -216,8 +222,7 @@ class TrackOutputs:
 
 def _write(stream: TextIO | None, text: str) -> None:
     if stream is not None:
-        stream.write(text)
-        stream.flush()
+        write(stream, text)
 
 
 def check_outputs(outputs: Iterable[tuple[str, str | None]], inputs: Iterable[str | None]) -> None:

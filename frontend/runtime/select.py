@@ -149,6 +149,8 @@ class _Network:
     def tell(self) -> None:
         """Once, before some seconds of work for a weight file; the result is kept where that can be written."""
         if self.digest and not self._told:
+            if self._graphs is None:
+                self._network = self.network  # what is no weight file is refused before
             self._told = True
             _LOG.info("preparing %s for this machine, once", resolve(self._source or "")[0])
 
@@ -248,7 +250,6 @@ def _choose(source: _Network, runtime: str, precision: str, brief: bool = False)
         # what was right once may be broken by now
         with suppress(*_passed_over(precision, kind)):
             return source.build(name, kind)
-    source.tell()
     timed = _timed(source, installed, precision)
     order = [t[:2] for t in sorted(timed, key=lambda t: t.ms)]
     sooner = [t[:2] for t in sorted(timed, key=lambda t: t.load_ms + t.pair_ms)]
@@ -309,20 +310,24 @@ def _timed(source: _Network, runtimes: tuple[str, ...], precision: str) -> list[
     """Candidates that compute the network right, with their times.
 
     Raises:
-        ConfigError: there is none; that of the last one.
+        ConfigError: there is none; that of the first one.
     """
     reference: list[Maps] = []
     right: list[tuple[Runtime, float]] = []
     offered: dict[str, tuple[str, ...]] = {}
     for name in runtimes:
-        with suppress(ConfigError):  # one that does not load is left out; what cannot be exported says so below
+        with suppress(ConfigError):  # one that does not load is left out
             offered[name] = precisions_of(name)
+    having = [name for name, kinds in offered.items() if precision == "auto" or precision in kinds]
+    if offered and not having:
+        _check(next(iter(offered)), precision)  # which refuses, before seconds are spent
+    source.tell()
+    for name in having:
+        with suppress(ConfigError):  # what cannot be exported says so below
             source.prepare(name)  # before the clock runs
     failure: ConfigError | None = None
     images, quantised = parity.trial_images(), bool(source.int8_sha256)
-    # those that have the precision can say what is missing
-    having = [name for name, kinds in offered.items() if precision == "auto" or precision in kinds]
-    for name in having or offered:
+    for name in having:
         able = [kind for kind in offered[name] if kind != "int8" or quantised]
         for kind in able if precision == "auto" else [precision]:
             began = time.perf_counter()

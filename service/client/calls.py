@@ -239,7 +239,7 @@ def match(
         resize: see there.
         white: see there.
         matcher: "mnn" for mutual nearest neighbours, whose scores are cosines in [-1, 1]; "lightglue" for the learned
-            matcher, whose scores are probabilities in (0.1, 1], where ``models()`` tells that the model has one.
+            matcher, whose scores are probabilities, where ``models()`` tells that the model has one.
             A service that is too old to know of matchers takes "mnn".
         ratio: of the ratio test, in (0, 1]; none where None. With "mnn" alone.
         min_similarity: of a match; with "mnn" its cosine, in [-1, 1], none where None; with "lightglue" its

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import Depends, Query, Request, Response
+from starlette.requests import HTTPConnection
 
 from frontend.extractor import SuperPoint
 from frontend.types import Features
@@ -103,31 +105,43 @@ def format_of(request: Request) -> str:
 
 
 async def accepted(request: Request) -> None:
-    """Refuse by the Accept header and by parameters that there are not, as a dependency: before any work is done.
+    """Refuse by the Accept header and by parameters, see below, as a dependency: before any work is done.
 
     Raises:
-        BadRequestError: no format of ours is accepted, or a parameter is misspelt.
+        BadRequestError: no format of ours is accepted, or a parameter is misspelt or repeated.
     """
     format_of(request)
     await parameters_known(request)
 
 
-async def parameters_known(request: Request) -> None:
-    """Refuse by parameters that there are not alone, where the answer has no content.
+async def parameters_known(request: HTTPConnection) -> None:
+    """Refuse parameters that there are not, and those that are given twice and no lists; alone where the answer has no
+    content.
 
     Raises:
-        BadRequestError: a parameter is misspelt.
+        BadRequestError: a parameter is misspelt or repeated.
     """
-    known = _parameters_of(request) if request.query_params else []
-    unknown = next((name for name in request.query_params if name not in known), None)
-    if unknown is not None:
-        raise BadRequestError(f"there is no parameter {unknown[:64]!r}; expected: {', '.join(known) or 'none'}")
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    known = _parameters_of(request) if given else {}
+    for name, count in given.items():
+        if name not in known:
+            raise BadRequestError(f"there is no parameter {name[:64]!r}; expected: {', '.join(known) or 'none'}")
+        if count > 1 and not known[name]:
+            raise BadRequestError(f"parameter '{name}' is given {count} times; expected it once")
 
 
-def _parameters_of(request: Request) -> list[str]:
-    """Names of the query parameters of a request's route, as its interface states them."""
-    operation = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
-    return [parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"]
+def _parameters_of(request: HTTPConnection) -> dict[str, bool]:
+    """The query parameters of a request's route, as its interface states them, and whether they are lists.
+
+    A stream's are those of the plain request at its path.
+    """
+    operation = request.app.openapi()["paths"][request.scope["route"].path][request.scope.get("method", "get").lower()]
+    found = [parameter for parameter in operation.get("parameters", ()) if parameter["in"] == "query"]
+    return {parameter["name"]: _is_list(parameter["schema"]) for parameter in found}
+
+
+def _is_list(schema: dict[str, Any]) -> bool:
+    return any(kind.get("type") == "array" for kind in schema.get("anyOf", [schema]))
 
 
 def answer(request: Request, result: dict[str, Any], status: int = 200) -> Response:

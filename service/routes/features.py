@@ -9,7 +9,16 @@ from pydantic import StringConstraints
 
 from service.bodies import read_images, split_masks
 from service.errors import BadRequestError, FeaturesNotFoundError, StoreFullError
-from service.routes.common import IMAGE_PROBLEMS, Descriptors, Extractor, accepted, answer, core_of, features_document
+from service.routes.common import (
+    IMAGE_PROBLEMS,
+    Descriptors,
+    Extractor,
+    accepted,
+    answer,
+    core_of,
+    features_document,
+    parameters_known,
+)
 from service.schemas import StoredFeaturesDocument, images_body, problems, result
 from service.store import FeatureStore, StoredFeatures
 
@@ -83,7 +92,8 @@ async def get_features(request: Request, feature_id: str, descriptors: Descripto
     summary="Forget stored features",
     status_code=204,
     response_class=Response,
-    responses={204: {"description": "They are gone."}, **problems(FeaturesNotFoundError)},
+    dependencies=[Depends(parameters_known)],
+    responses={204: {"description": "They are gone."}, **problems(BadRequestError, FeaturesNotFoundError)},
 )
 async def delete_features(request: Request, feature_id: str) -> Response:
     """Free their memory before they expire."""

@@ -13,9 +13,10 @@ from frontend.errors import FrontendError
 from frontend.homography_estimation import estimate_homography
 from frontend.ransac_config import SAMPLE_SIZE, RansacConfig, as_variances
 from frontend.types import Float64Array
+from service.bodies import content_type, refuse_members, wrong_kind
 from service.errors import BadRequestError
 from service.routes.common import WORK_PROBLEMS, accepted, answer, core_of
-from service.schemas import HomographyDocument, points_body, problems, result
+from service.schemas import HomographyDocument, PointsDocument, points_body, problems, result
 from service.wire import FORMATS, JSON, MSGPACK, NPZ, decode
 
 # they keep the device from the images of others: 2e9 matches times samples are about a second
@@ -57,9 +58,9 @@ async def homography(
     """`points0` and `points1`, (M, 2) each, row by row a match, and `sigmas` (M,) where they are known; as JSON,
     MessagePack or NPZ by Content-Type."""
     core = core_of(request)
-    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    kind = content_type(request) or JSON
     if kind not in FORMATS:
-        raise BadRequestError(f"content type is '{kind}'; expected one of: {', '.join(FORMATS)}")
+        raise wrong_kind(kind, f"one of: {', '.join(FORMATS)}")
     core.require_places(1, searches=True)
     deadline, body = core.deadline(), await request.body()
     (slot,) = core.reserve(1, searches=True, accepted=True)
@@ -84,6 +85,7 @@ async def homography(
 
 def _matches(data: bytes, kind: str) -> tuple[Float64Array, Float64Array, Float64Array | None]:
     body = decode(data, kind, _MOST_VALUES[kind])
+    refuse_members("body", body, PointsDocument.model_fields)
     points0, points1 = _points(body)
     return points0, points1, _sigmas(body, len(points0))
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response, WebSocket
 
-from service.bodies import read_images, split_masks
+from service.bodies import json_alone, read_images, split_masks
 from service.errors import (
     BadImageError,
     BadRequestError,
@@ -52,6 +52,9 @@ MaskCamera = Annotated[
     Literal["left", "right"],
     Query(description="Whose images the mask is of: the left camera's, or the only one's, or the right one's."),
 ]
+StreamFormat = Annotated[
+    Literal["msgpack", "json"], Query(description="Answers are binary messages of MessagePack, or text ones of JSON.")
+]
 FrameId = Annotated[str | None, Query(max_length=256, description="Echoed.", examples=["cam0/000017"])]
 _IMAGES: dict[str, ImageName] = {"left": "image", "right": "right"}
 
@@ -61,7 +64,7 @@ _IMAGES: dict[str, ImageName] = {"left": "image", "right": "right"}
     operation_id="open_sequence",
     summary="Open a sequence",
     status_code=201,
-    dependencies=[Depends(accepted)],
+    dependencies=[Depends(accepted), Depends(json_alone)],
     responses={
         201: result(OpenedDocument)[200],
         **problems(BadRequestError, NotFoundError, TooLargeError, SequencesFullError, UnavailableError),
@@ -109,7 +112,8 @@ async def get_sequence(request: Request, sequence_id: str) -> Response:
     summary="Close a sequence",
     status_code=204,
     response_class=Response,
-    responses={204: {"description": "It is gone."}, **problems(SequenceNotFoundError)},
+    dependencies=[Depends(parameters_known)],
+    responses={204: {"description": "It is gone."}, **problems(BadRequestError, SequenceNotFoundError)},
 )
 async def close_sequence(request: Request, sequence_id: str) -> Response:
     """Free its memory before it expires."""
@@ -201,19 +205,19 @@ async def track(
     summary="WebSocket: frames in, tracks out, at camera rate",
     status_code=426,
     response_class=Response,
-    responses=problems(UpgradeRequiredError),
+    dependencies=[Depends(parameters_known)],
+    responses=problems(BadRequestError, UpgradeRequiredError),
 )
-async def stream_frames(request: Request, sequence_id: str) -> Response:
+async def stream_frames(
+    request: Request, sequence_id: str, format: StreamFormat = "msgpack", descriptors: Descriptors = "none"
+) -> Response:
     """A WebSocket (`ws://` or `wss://`, RFC 6455) at this path; a plain request gets 426.
-
-    **Query**: `format=msgpack` (default: answers are binary messages) or `json` (text messages);
-    `descriptors=none` (default), `float32`, `float16` or `int8`.
 
     **Key**: in the header `X-API-Key`. A browser cannot set it, and offers two subprotocols instead:
     `new WebSocket(url, ["superpoint", "key." + base64url(key)])`, base64url without padding; the server selects
     `superpoint`. A page of another origin has to be in `SUPERPOINT_CORS_ORIGINS`.
 
-    **Refusals** to open are HTTP answers with a problem document: 401, 403, 404 `sequence_not_found`, 503.
+    **Refusals** to open are HTTP answers with a problem document: 400, 401, 403, 404 `sequence_not_found`, 503.
 
     **A frame** is either
     - one binary message, MessagePack: `{"stamp_ns": int, "frame_id": str or nil, "image": bytes, "right": bytes or

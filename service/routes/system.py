@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import PlainTextResponse
 
-from service.errors import UnavailableError
+from service.errors import BadRequestError, UnavailableError
 from service.metrics import CONTENT_TYPE
-from service.routes.common import core_of
+from service.routes.common import core_of, parameters_known
 from service.schemas import HealthDocument, ModelsDocument, problems
 
 router = APIRouter(tags=["system"])
 
 
-@router.get("/v1/models", operation_id="list_models", response_model=ModelsDocument, responses=problems())
+@router.get(
+    "/v1/models",
+    operation_id="list_models",
+    response_model=ModelsDocument,
+    dependencies=[Depends(parameters_known)],
+    responses=problems(BadRequestError),
+)
 async def models(request: Request) -> dict[str, Any]:
     """The models that requests may name."""
     core = core_of(request)

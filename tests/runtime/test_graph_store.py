@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from runtime_networks import unfolded
 
+from frontend.errors import ConfigError, WeightsError
 from frontend.model import SuperPointNet
 from frontend.runtime import load_runtime, parity, select, store
 from frontend.weights import load_network, save_network, sha256_of
@@ -173,6 +174,20 @@ def test_a_cache_that_cannot_be_written_stops_nothing_and_is_told_of(
     assert load_runtime(weights, "openvino").name == "openvino"
     (line,) = caplog.messages
     assert "cannot be kept in " + str(blocked) in line
+
+
+@pytest.mark.parametrize(("wrong", "precision"), [("precision", "fp16"), ("file", "auto")])
+def test_what_is_refused_is_not_prepared_for(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wrong: str, precision: str
+) -> None:
+    monkeypatch.setattr(select, "precisions_of", lambda _: ("float32",))
+    monkeypatch.setattr(select, "export", no_export)
+    caplog.set_level(logging.INFO, "superpoint")
+    if wrong == "file":
+        weights.write_bytes(b"no weights")
+    with pytest.raises((ConfigError, WeightsError), match=r"^precision is 'fp16'; |are corrupt"):
+        load_runtime(weights, "auto", precision)
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "auto"])

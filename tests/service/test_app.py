@@ -318,7 +318,9 @@ def test_a_real_server_serves_and_finishes_what_it_accepted(
     ("arguments", "environment", "part"),
     [
         (["--host", "0.0.0.0"], {}, "SUPERPOINT_API_KEYS, or --no-auth"),
-        ([], {"SUPERPOINT_MAX_BATCH": "none"}, "SUPERPOINT_MAX_BATCH"),
+        (["--host", ""], {}, "host '' is open to others"),
+        ([], {"SUPERPOINT_MAX_BATCH": "none"}, "SUPERPOINT_MAX_BATCH is 'none'; expected"),
+        ([], {"SUPERPOINT_MAX_PIXELS_MP": "inf"}, "SUPERPOINT_MAX_PIXELS_MP is 'inf'; expected"),
         (["--model", "nobody"], {}, "nobody"),
     ],
 )

@@ -75,5 +75,7 @@ def test_where_a_body_may_be_the_image_its_types_are_named(kind: str) -> None:
     with pytest.raises(BadRequestError) as caught:
         read(kind, b"abc", ("image0", "image1"))
     assert str(caught.value) == f"content type is '{kind}'; expected multipart/form-data with the files image0, image1"
+    with pytest.raises(BadRequestError, match=r"^content type is missing; expected multipart/form-data with the files"):
+        read("", b"abc", ("image0", "image1"))
     for raw in ("image/png", "application/octet-stream"):
         assert read(raw, b"abc") == [("image", b"abc")]

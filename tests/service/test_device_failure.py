@@ -19,6 +19,7 @@ import frontend
 from service import server as server_module
 from service.core import Core
 from service.engine import Engine
+from service.errors import UnavailableError
 from service.settings import Settings
 
 IMAGE = (Path(frontend.__file__).parent / "samples" / "rocket_0.jpg").read_bytes()
@@ -61,6 +62,18 @@ def test_the_exit_code_says_so(monkeypatch: pytest.MonkeyPatch, starting: bool) 
         failing = engine.call(lambda: 1 / 0, time.monotonic() + 60, extractor=cast(Any, stub))
         if starting:
             failing.result(20)
+
+    monkeypatch.setattr("service.core.warm_up", warm_up)
+    monkeypatch.setattr("uvicorn.Config", partial(uvicorn.Config, log_config=None))
+    assert server_module.run(Settings(device="cpu", port=0, warmup=("64x64",))) == 2
+
+
+@pytest.mark.timeout(60)
+def test_a_thread_that_ends_is_a_device_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warm_up(engine: Engine, *_: object) -> None:
+        monkeypatch.setattr(engine, "_ripe", None)
+        with pytest.raises(UnavailableError):
+            engine.call(lambda: None, time.monotonic() + 60, urgent=False).result(20)
 
     monkeypatch.setattr("service.core.warm_up", warm_up)
     monkeypatch.setattr("uvicorn.Config", partial(uvicorn.Config, log_config=None))

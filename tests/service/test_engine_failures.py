@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import time
 import weakref
@@ -156,4 +157,69 @@ def test_an_idle_engine_says_that_it_lives() -> None:
         beat = engine._beat
         wait_until(lambda beat=beat: engine._beat > beat)
     assert engine.silence_s < 10
+    assert engine.stop(10)
+
+
+def test_a_long_delay_is_no_silence() -> None:
+    engine, stub = Engine(EngineConfig(max_delay_s=math.inf, heartbeat_s=0.01)), Stub()
+    engine.start()
+    (coming,) = engine.reserve()  # so that the batch is waited for
+    waiting = send(engine, stub, image(0.5))
+    for _ in range(3):
+        beat = engine._beat
+        wait_until(lambda beat=beat: engine._beat > beat)
+    assert engine.healthy
+    assert not waiting.done()
+    assert engine.stop(10)
+    assert waiting.result(0)
+    coming.release()
+
+
+def test_a_thread_that_ends_refuses_what_waits_and_says_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends() -> None:
+        raise OverflowError("timeout value is too large")
+
+    reasons: list[str] = []
+    engine.when_device_fails = reasons.append
+    gate = threading.Event()
+    running = engine.call(lambda: gate.wait(20), later())
+    wait_until(running.running)
+    waiting = [send(engine, Stub(), image(0.5)), engine.call(lambda: 1, later(), urgent=False)]
+    cancelled = send(engine, Stub(), image(0.5))
+    assert cancelled.cancel()
+    monkeypatch.setattr(engine, "_ripe", ends)
+    gate.set()
+    for future in waiting:
+        with pytest.raises(UnavailableError, match="device has failed"):
+            future.result(10)
+    assert running.result(10)
+    wait_until(lambda: bool(reasons))
+    assert reasons == ["its thread has ended (timeout value is too large)"]
+    assert not engine.healthy
+    with pytest.raises(UnavailableError, match="device has failed"):
+        engine.reserve()
+    wait_until(lambda: engine.depth == 0)
+
+
+@pytest.mark.parametrize("ends", [SystemExit, MemoryError])
+def test_a_thread_that_ends_refuses_what_it_has_in_hand(engine: Engine, log: Log, ends: type[BaseException]) -> None:
+    stub, gate = Stub(), threading.Event()
+    held = engine.call(lambda: gate.wait(20), later())
+    wait_until(held.running)
+    log.dropped = lambda reason: (_ for _ in ()).throw(ends)  # type: ignore[method-assign, assignment]
+    late = send(engine, stub, image(0.5), deadline=0.0)  # to be told of as dropped
+    images = [send(engine, stub, image(0.5)) for _ in range(2)]
+    gate.set()
+    for future in (late, *images):
+        with pytest.raises(UnavailableError, match="device has failed"):
+            future.result(10)
+    wait_until(lambda: engine.depth == 0)
+
+
+def test_a_call_that_ends_the_thread_is_refused(engine: Engine) -> None:
+    def ends() -> None:
+        raise SystemExit
+
+    with pytest.raises(UnavailableError, match="device has failed"):
+        engine.call(ends, later()).result(10)
     assert engine.stop(10)

@@ -353,6 +353,21 @@ def test_a_stream_that_is_refused_early_counts_for_its_route() -> None:
     assert f'superpoint_requests_total{{route="{path}",status="401"}} 1.0' in metrics.text().decode()
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("client", [{"cors_origins": "https://ours.example"}], indirect=True)
+async def test_pages_of_other_origins_have_nothing_done(client: httpx.AsyncClient) -> None:
+    """A browser sends a form without asking before, and without a key where none is wanted."""
+    files = {"image": PNG}
+    for origin in ("https://elsewhere.example", "null", "http://test:81", "http://[", ""):
+        headers = {"origin": origin}
+        for method, path in (("POST", "/v1/features"), ("PUT", "/v1/sequences/a/mask"), ("DELETE", "/v1/features/a")):
+            answer = await client.request(method, path, headers=headers, files=files if method == "POST" else None)
+            check_problem(answer, 403, "forbidden_origin", f"origin {origin!r} may not ask; expected this host")
+        assert (await client.get("/v1/models", headers=headers)).status_code == 200  # which the page cannot read
+    for headers in ({}, {"origin": "http://test"}, {"origin": "https://test"}, {"origin": "https://ours.example"}):
+        assert (await client.post("/v1/features", headers=headers, files=files)).status_code == 200
+
+
 def test_requests_at_a_time_have_a_limit(brisk: Live) -> None:
     connections = [brisk.connect() for _ in range(3)]
     for connection in connections:

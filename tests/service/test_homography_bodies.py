@@ -55,6 +55,12 @@ BODIES = {
     "texts as sigmas": (JSON, SIGMAS, "'sigmas' is no list of numbers"),
     "lists of MessagePack": (MSGPACK, b"\x81\xa1a\xdd\x00\x01\x00\x00" + b"\x90" * 65_536, "at most 64 values"),
     "lists in lists": (MSGPACK, b"\x81\xa1a\x9f" + (b"\x9f" + b"\x90" * 15) * 15, "at most 64 values"),
+    "no MessagePack": (MSGPACK, b"\xc1", "beside those in arrays: FormatError"),
+    "another member": (
+        JSON,
+        b'{"points0": [], "points1": [], "sigma": []}',
+        "body has a member 'sigma'; expected",
+    ),
     "claims": (MSGPACK, b"\x81\xa1a" + (b"\xdd\x00\x00\x08\x00") * 400, "at most 64 values"),
     "a type": (MSGPACK, msgpack.packb({"points0": {"dtype": LONG, "shape": [0], "data": b""}}), "dtype"),
     "members": (NPZ, archive({"meta.npy": array([]), **{str(n): b"" for n in range(5000)}}), "at most 64 values"),

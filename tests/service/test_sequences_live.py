@@ -360,6 +360,23 @@ def test_a_refused_header_has_one_answer(server: Live, client: Client, header: d
         assert json.loads(stream.recv(20))["stamp_ns"] == 7
 
 
+@pytest.mark.parametrize("images", [0, 1])
+def test_a_header_without_its_images_does_not_take_the_next(server: Live, client: Client, images: int) -> None:
+    with client.sequence() as sequence, raw_stream(server, sequence.id, "?format=json") as stream:
+        stream.send(json.dumps({"stamp_ns": 5, "right": True}))
+        for _ in range(images):
+            stream.send(view(0))
+        for stamp_ns in (6, 7):
+            stream.send(json.dumps({"stamp_ns": stamp_ns}))
+        stream.send(view(0))
+        for stamp_ns in (5, 6):
+            refused = json.loads(stream.recv(20))
+            assert (refused["stamp_ns"], refused["problem"]["code"]) == (stamp_ns, "bad_request")
+            assert "text message follows a header" in refused["problem"]["detail"]
+        tracked = json.loads(stream.recv(20))
+        assert (tracked["stamp_ns"], tracked["index"]) == (7, 0)
+
+
 def test_frames_over_the_limit_are_refused(server: Live, client: Client) -> None:
     with client.sequence() as sequence, raw_stream(server, sequence.id) as stream:
         stream.send(msgpack.packb({"stamp_ns": 1, "frame_id": "big", "image": bytes(1_000_001)}))
@@ -388,7 +405,9 @@ def test_a_full_engine_refuses_frames_of_streams(server: Live, client: Client) -
         assert isinstance(stream.receive(), SequenceFrame)
 
 
-def test_bad_queries_and_foreign_pages_open_no_stream(server: Live, client: Client) -> None:
+def test_bad_queries_and_foreign_pages_open_no_stream(
+    server: Live, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
     with client.sequence() as sequence:
         for query, origin, status, code in (
             ("?format=xml", None, 400, "bad_request"),
@@ -401,6 +420,7 @@ def test_bad_queries_and_foreign_pages_open_no_stream(server: Live, client: Clie
             assert (response.status_code, json.loads(response.body)["code"]) == (status, code)
         with raw_stream(server, sequence.id, origin=server.base):
             pass
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_the_message_of_the_client_is_the_one_of_the_docstring(client: Client) -> None:

@@ -92,19 +92,29 @@ def test_refusals_name_what_is_wrong(client: httpx.Client) -> None:
     check_problem(client.post(f"{path}?stamp_ns=1", files=only), 400, "bad_request", "0 files 'image'")
     assert (client.post(f"{path}?stamp_ns=5", content=view(0))).status_code == 200
     check_problem(client.post(f"{path}?stamp_ns=5", content=view(0)), 409, "out_of_order", "after 5 ns")
-    for document in (
-        {"camera": {"K": [[1]]}},
-        {"ttl_s": 0},
-        {"ttl_s": 1e999},
-        {"unknown": 1},
-        {"policy": {"x": 1}},
-        {"camera": 5},
-        [],
+    camera = "expected an object with K, or text: fx,fy,cx,cy"
+    for document, told in (
+        ({"camera": {"K": [[1]]}}, "body.camera.K.0: List should have at least 3 items"),
+        ({"ttl_s": 0}, "body.ttl_s is 0; expected a value greater than 0"),
+        ({"ttl_s": 1e999}, "body.ttl_s is Infinity; expected a finite number"),
+        ({"unknown": 1}, "body.unknown: Extra inputs are not permitted"),
+        ({"policy": {"x": 1}}, "body.policy.x: Extra inputs are not permitted"),
+        ({"policy": 5}, "body.policy is 5; expected an object"),
+        ({"camera": 5}, f"body.camera is 5; {camera}"),
+        ({"camera": [5]}, f"body.camera: {camera}"),
+        ({"model": 5}, "body.model is 5; expected a valid string"),
+        ([], "body: expected an object"),
     ):
         text = str(document).replace("'", '"').replace("inf", "1e999")
         headers = {"content-type": "application/json"}
         response = client.post("/v1/sequences", content=text, headers=headers)
         check_problem(response, 400, "bad_request")
+        assert response.json()["detail"].startswith(told)
+    for headers, given in (({}, "missing"), ({"content-type": "text/plain"}, "'text/plain'")):
+        response = client.post("/v1/sequences", content=b"{}", headers=headers)
+        check_problem(response, 400, "bad_request", f"content type is {given}; expected application/json")
+    merged = {"content-type": "application/merge-patch+json"}
+    assert client.post("/v1/sequences", content=b"{}", headers=merged).status_code == 201
     check_problem(client.post("/v1/sequences", json={"model": "none"}), 404, "not_found", "none")
 
 
@@ -120,7 +130,7 @@ def test_a_camera_may_be_text_as_in_a_query(client: httpx.Client) -> None:
     for wrong, part in (
         ("525", "body.camera: camera has 1 numbers; expected fx,fy,cx,cy[,k1,k2,p1,p2[,k3...]], or fisheye:"),
         ("a\nb", "body.camera: camera is 'a\\nb'; expected fx,fy,cx,cy"),
-        ("0,0,1,1", "body.camera: K has shape (3, 3) or has no positive focal lengths"),
+        ("0,0,1,1", "body.camera: K has focal lengths of 0 and 0 pixels; expected"),
     ):
         check_problem(client.post("/v1/sequences", json={"camera": wrong}), 400, "bad_request", part)
     stereo = {**STEREO, "camera": "x"}

@@ -7,20 +7,23 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from frontend.cli.main import main
+from service import settings
 from service.settings import Settings, warmup_sizes
 
 
-def refusal(**settings: Any) -> str:
+def refusal(**given: Any) -> str:
     """Of the first setting that is wrong, as ``superpoint serve`` tells it."""
     with pytest.raises(ValidationError) as caught:
-        Settings(**settings)
-    (error,) = caught.value.errors()
-    assert "\n" not in error["msg"]
-    return f"SUPERPOINT_{'_'.join(map(str, error['loc'])).upper()}: {error['msg']}"
+        Settings(**given)
+    assert len(caught.value.errors()) == 1
+    told = settings.refusal(caught.value)
+    assert "\n" not in told
+    return told
 
 
 def test_a_queue_has_room_for_two_images() -> None:
-    assert refusal(max_queue=1) == "SUPERPOINT_MAX_QUEUE: Input should be greater than or equal to 2"
+    assert refusal(max_queue=1) == "SUPERPOINT_MAX_QUEUE is 1; expected a value greater than or equal to 2"
     assert Settings(max_queue=2).max_queue == 2
 
 
@@ -32,6 +35,34 @@ def test_bodies_together_may_be_as_large_as_one() -> None:
     assert refusal(max_bodies_mb=20, max_body_mb=20.5) == expected.format(20.5)
     assert refusal(max_body_mb=2000).startswith("SUPERPOINT_MAX_BODIES_MB: 1024 is less")
     assert Settings(max_bodies_mb=20, max_body_mb=20).max_bodies_mb == 20
+
+
+@pytest.mark.parametrize("value", ["inf", "1e13", "nan"])
+def test_what_is_not_finite_or_beyond_use_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for name, field in Settings.model_fields.items() if field.annotation is float]
+    assert {"max_delay_ms", "max_pixels_mp", "shutdown_s"} < set(names)
+    for name in names:
+        variable = f"SUPERPOINT_{name.upper()}"
+        with monkeypatch.context() as patched:
+            patched.setenv(variable, value)
+            assert refusal().startswith(f"{variable} is '{value}'; expected a value ")
+
+
+def test_a_refusal_names_the_flag_or_the_variable_and_the_value(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--port", "-1"]) == 2
+    assert capsys.readouterr().err == ("superpoint serve: --port is -1; expected a value greater than or equal to 0\n")
+    monkeypatch.setenv("SUPERPOINT_MAX_BATCH", "many" * 100)
+    assert main(["serve", "--port", "0"]) == 2
+    assert capsys.readouterr().err == (
+        f"superpoint serve: SUPERPOINT_MAX_BATCH is '{'many' * 16}'; expected a valid integer, unable to parse string "
+        "as an integer\n"
+    )
+
+
+def test_keys_are_not_shown() -> None:
+    assert "12345" not in refusal(api_keys=[12345])
 
 
 @pytest.mark.parametrize("size", ["640x", "x", "4x640", "640x480x3", "-640x480", f"640x{'9' * 400}"])
