@@ -239,5 +239,8 @@ def sample_descriptors(descriptors: Tensor, keypoints: Tensor, size: tuple[int, 
         extent = torch.tensor(size, device=keypoints.device, dtype=torch.float32)
     # cell centres: with align_corners=False, -1 and 1 are the outer edges of the image
     grid = ((keypoints * 2 + 1) / extent - 1)[:, :, None]
+    if learning and not grid.is_cuda:
+        # what a training that diverges gives: PyTorch's backward on CPUs writes anywhere for it
+        grid = grid.nan_to_num()
     sampled = functional.grid_sample(descriptors.float(), grid, padding_mode="border", align_corners=False)
     return functional.normalize(sampled[..., 0].transpose(1, 2), dim=-1)

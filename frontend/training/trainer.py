@@ -289,6 +289,8 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate_at(self.step)
         loss, logged = self._loss(batch)
+        if self.device.type == "cpu":  # a GPU would be waited for; in it, all ranks end as one does
+            self._check_finite([distributed.sum_over_ranks(loss)], self.step + 1)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         distributed.average_gradients(self.parameters)
@@ -375,7 +377,7 @@ class Trainer:
                 note = ""
                 due = time.monotonic() - saved >= self.config.checkpoint_seconds
                 if due or self.step % self.config.log_every == 0 or self.step == self.config.last_step:
-                    self._check_finite(sums)
+                    self._check_finite([sums[name] for name in ("loss/total", "gradient_norm")], self.step)
                 if self.step % self.config.log_every == 0 or self.step == self.config.last_step:
                     total = distributed.mean_over_ranks(torch.stack([value.to(self.device) for value in sums.values()]))
                     means = dict(zip(sums, (total / counted).tolist(), strict=True))
@@ -404,6 +406,6 @@ class Trainer:
         training = json.loads(read_safetensors(self.weights_path)[1].get("training", "{}"))
         return bool(training.get("step", self.step) == self.step)
 
-    def _check_finite(self, sums: dict[str, Tensor]) -> None:
-        if not all(math.isfinite(float(sums[name])) for name in ("loss/total", "gradient_norm")):
-            raise TrainingError(f"the loss is not finite at step {self.step}; try a lower learning rate")
+    def _check_finite(self, values: Sequence[Tensor], step: int) -> None:
+        if not all(math.isfinite(float(value.detach())) for value in values):
+            raise TrainingError(f"the loss is not finite at step {step}; try a lower learning rate")

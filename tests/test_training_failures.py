@@ -1,0 +1,47 @@
+"""Trainings that cannot go on say so in one line, and end as a command ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from processes import finished, start_python
+from training_machine import trainer
+
+from frontend.training.trainer import TrainingError
+
+_SAMPLING = """
+import torch
+from frontend.keypoints import sample_descriptors
+maps = torch.rand(4, 96, 8, 12, requires_grad=True)
+points = torch.rand(4, 192, 2) * 60
+points[1, 7:] = float("nan")
+points[2, 3] = float("inf")
+sample_descriptors(maps, points, (96, 64)).sum().backward()
+print(bool(maps.grad.isfinite().all()))
+"""
+
+
+def test_sampling_at_places_that_are_no_numbers_does_not_end_the_process() -> None:
+    """In a process of its own, which it would end: PyTorch's backward on CPUs takes NaN for an address."""
+    assert finished(start_python("-c", _SAMPLING)) == "True\n"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_training_at_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """Before anything is made of it, and however seldom the run is logged."""
+    made = trainer(tmp_path, steps=9, log_every=100)
+    plain = made.task.loss
+
+    def diverging(*given: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss, logged = plain(*given)  # type: ignore[arg-type]
+        return (loss * value if made.step == 3 else loss), logged
+
+    monkeypatch.setattr(made.task, "loss", diverging)
+    with pytest.raises(TrainingError, match=r"^the loss is not finite at step 4; try a lower learning rate$"):
+        made.run()
+    assert made.step == 3
+    assert all(bool(parameter.isfinite().all()) for parameter in made.network.parameters())
