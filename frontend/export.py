@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import io
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from frontend import __version__
-from frontend.atomic import atomic_path, atomic_write
+from frontend.atomic import atomic_write
 from frontend.converters import original_state_dict
 from frontend.end_to_end import FeatureGraph, PairGraph
-from frontend.errors import ConfigError
+from frontend.errors import ConfigError, is_lack_of_memory
 from frontend.extraction import ExtractorConfig
 from frontend.model import SuperPointNet
 from frontend.runtime.graphs import OPSET, DenseGraph, RefineGraph, info_of, to_onnx
@@ -143,14 +145,15 @@ def export_network(network: SuperPointNet, path: Path, config: ExportConfig, nam
 
     Raises:
         ConfigError: what it takes is not installed, or the network cannot be exported.
+        OSError: a file cannot be written.
     """
     ending = FORMATS[config.format]
     if path.suffix != ending:
         raise ConfigError(f"{path}: expected a name that ends in {ending} for the format {config.format}")
     if config.format == "superpoint-v1":
-        state = original_state_dict(network)
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        data = io.BytesIO()
+        torch.save(original_state_dict(network), data)
+        atomic_write(path, data.getvalue())
         return [path]
     if network.map_layers:
         raise ConfigError("a network that takes a map cannot be exported")
@@ -201,7 +204,12 @@ def _write_openvino(graph: _Graph, path: Path, facts: Mapping[str, str]) -> list
     files = [path.with_suffix(".bin"), path]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         # whole files only, and the weights before the graph that names them
-        openvino.save_model(model, str(Path(folder) / path.name), compress_to_fp16=False)
+        try:
+            openvino.save_model(model, str(Path(folder) / path.name), compress_to_fp16=False)
+        except RuntimeError as error:  # the system's reason is not in it
+            if is_lack_of_memory(error):
+                raise
+            raise OSError(errno.EIO, "OpenVINO could not write it; the disk may be full", str(path)) from None
         for file in files:
             (Path(folder) / file.name).replace(file)
     return files[::-1]
@@ -225,8 +233,10 @@ def _write_torch(graph: _Graph, path: Path, facts: Mapping[str, str]) -> list[Pa
     except Exception as error:  # torch's exporter raises what its user errors are made of, of many types
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(f"torch.export cannot export this network: {reason}") from None
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        torch.export.save(program, file, extra_files=dict(facts))
+    # written to a file that takes no more, PyTorch would end the process
+    data = io.BytesIO()
+    torch.export.save(program, data, extra_files=dict(facts))
+    atomic_write(path, data.getvalue())
     return [path]
 
 

@@ -36,3 +36,20 @@ def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
+
+
+def start_on_a_full_disk(free: int, *arguments: str) -> subprocess.Popen[str]:
+    """The command ``superpoint``, in a process whose files take no more than so many bytes each."""
+    limited = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({free}, {free}));"
+        "from frontend.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    return start_python("-c", limited, *arguments)
+
+
+def refused(process: subprocess.Popen[str]) -> str:
+    """The last line that a process has printed on stderr which refuses, with no traceback before it."""
+    _, err = process.communicate(timeout=LONGEST_S)
+    assert process.returncode == 2, err
+    assert "Traceback" not in err
+    return err.splitlines()[-1]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import finished, start_python
-from training_machine import trainer
+from processes import finished, refused, start_on_a_full_disk, start_python
+from training_machine import EXACT, trainer
 
+from frontend.training.state import export_state
 from frontend.training.trainer import TrainingError
 
 _SAMPLING = """
@@ -45,3 +46,17 @@ def test_a_loss_that_is_not_finite_ends_the_training_at_its_step(
         made.run()
     assert made.step == 3
     assert all(bool(parameter.isfinite().all()) for parameter in made.network.parameters())
+
+
+def test_a_checkpoint_that_finds_no_room_is_told_with_its_name(tmp_path: Path) -> None:
+    trainer(tmp_path / "run").run()
+    export_state(tmp_path / "run", tmp_path / "state")
+    there = tmp_path / "there"
+    imported = start_on_a_full_disk(20_000, "state", "import", str(tmp_path / "state"), "--out", str(there))
+    small = ["--model", "slim-small", "--steps", "1", "--batch-size", "1", "--width", "32", "--height", "32"]
+    begun = start_on_a_full_disk(20_000, "train", "magicpoint", "--out", str(tmp_path / "new"), *small, *EXACT)
+    expected = "superpoint state: {}/checkpoint.pt: File too large"
+    assert refused(imported) == expected.format(there)
+    assert refused(begun) == expected.format(tmp_path / "new").replace("state", "train", 1)
+    for run in (there, tmp_path / "new"):
+        assert not [path.name for path in run.iterdir() if path.name.endswith((".pt", ".tmp"))]

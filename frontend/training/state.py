@@ -11,6 +11,7 @@ of 12, with averaged weights 10 instead of 16.
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import zipfile
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frontend.atomic import atomic_path, atomic_write
+from frontend.atomic import atomic_write
 from frontend.errors import ConfigError, DataError
 
 CHECKPOINT = "checkpoint.pt"
@@ -47,6 +48,18 @@ def read_checkpoint(run: Path) -> dict[str, Any]:
     except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read: {(str(error).splitlines() or ['damaged'])[0]}") from None
     return state
+
+
+def write_checkpoint(run: Path, state: dict[str, Any]) -> None:
+    """Write the checkpoint of a run, atomically.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # PyTorch's own writing to a file knows no OSError: a full disk would be an error of the program
+    data = io.BytesIO()
+    torch.save(state, data)
+    atomic_write(run / CHECKPOINT, data.getvalue())
 
 
 def described_by(run: Path) -> dict[str, Any] | None:
@@ -161,6 +174,5 @@ def import_state(file: Path, run: Path) -> dict[str, Any]:
     lines = [f"{key} = {json.dumps(value)}\n" for key, value in facts["settings"].items()]
     atomic_write(run / SETTINGS, "".join(lines))
     # last: it is what makes the folder a run, which an import that was interrupted did not
-    with atomic_path(run / CHECKPOINT) as temporary:
-        torch.save(state, temporary)
+    write_checkpoint(run, state)
     return facts

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from frontend.atomic import atomic_path, remove_leftovers
+from frontend.atomic import remove_leftovers
 from frontend.device import autocast, check_precision
 from frontend.errors import ConfigError, FrontendError
 from frontend.model import SuperPointNet
@@ -30,7 +30,7 @@ from frontend.training.compilation import compile_parts
 from frontend.training.datasets import Sample, with_plain_errors
 from frontend.training.ema import WeightAverage
 from frontend.training.scalar_log import ScalarLog
-from frontend.training.state import CHECKPOINT, read_checkpoint
+from frontend.training.state import CHECKPOINT, read_checkpoint, write_checkpoint
 from frontend.training.tasks import Task
 from frontend.weights import read_safetensors, save_network
 
@@ -268,8 +268,7 @@ class Trainer:
             state["auxiliary"] = self.auxiliary.state_dict()
         if self.average is not None:
             state["average"] = self.average.state_dict()
-        with atomic_path(self.out / CHECKPOINT) as temporary:
-            torch.save(state, temporary)
+        write_checkpoint(self.out, state)
 
     def _batches(self) -> DataLoader[Sample]:
         config = self.config

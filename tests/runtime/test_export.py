@@ -12,12 +12,13 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from processes import refused, start_on_a_full_disk
 from runtime_networks import network, unfolded
 
 from frontend.cli.main import main
 from frontend.converters import original_state_dict
 from frontend.errors import ConfigError
-from frontend.export import ExportConfig, export_network
+from frontend.export import FORMATS, ExportConfig, export_network
 from frontend.extraction import Batch, ExtractorConfig, Geometry, candidates
 from frontend.extractor import SuperPoint
 from frontend.model import SuperPointNet, heatmap
@@ -302,6 +303,16 @@ def test_the_command_writes(tmp_path: Path, capsys) -> None:
     assert run_onnx(out, images(64, 64, (0,)))["keypoints"].shape == (1, 9, 2)
     assert main([*command, "--with-size"]) == 0
     assert run_onnx(out, images(64, 64, (0,)), np.array([[61, 59]]))["keypoints"].shape == (1, 1024, 2)
+
+
+@pytest.mark.parametrize("kind", ["torch-export", "openvino", "superpoint-v1"])
+def test_a_file_that_finds_no_room_is_told_with_its_name(kind: str, tmp_path: Path) -> None:
+    save_network(tmp_path / "net.safetensors", unfolded("vgg"))
+    target = tmp_path / "out" / f"net{FORMATS[kind]}"
+    options = ["--model", str(tmp_path / "net.safetensors"), "--format", kind, "--out", str(target)]
+    told = refused(start_on_a_full_disk(100_000, "export", *options))
+    assert told.startswith(f"superpoint export: {target}: ")
+    assert list(target.parent.iterdir()) == []
 
 
 def test_the_recipe_for_tensorrt_says_how_many_keypoints_it_can_have() -> None:
