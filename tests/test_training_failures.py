@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from processes import finished, refused, start_on_a_full_disk, start_python
-from training_machine import EXACT, trainer
+from safetensors.torch import load as load_tensors
+from safetensors.torch import load_file
+from training_machine import EXACT, differing, trainer
 
+from frontend.cli.main import main
 from frontend.training.state import export_state
 from frontend.training.trainer import TrainingError
 
@@ -60,3 +63,51 @@ def test_a_checkpoint_that_finds_no_room_is_told_with_its_name(tmp_path: Path) -
     assert refused(begun) == expected.format(tmp_path / "new").replace("state", "train", 1)
     for run in (there, tmp_path / "new"):
         assert not [path.name for path in run.iterdir() if path.name.endswith((".pt", ".tmp"))]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"hello world", "cannot be read: it is no PyTorch file, or holds more than tensors"),
+        (b"steps = 1\n", "cannot be read: it is no PyTorch file, or holds more than tensors"),
+        (b"", "cannot be read: damaged"),
+        ("cut", "cannot be read: PytorchStreamReader failed reading zip archive: failed finding central directory"),
+        ([1, 2], "holds a list; expected the checkpoint of a training run"),
+        ({"step": 1}, "holds a dict without 'described'; expected the checkpoint of a training run"),
+    ],
+)
+def test_a_checkpoint_that_is_none_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: object, reason: str
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(torch.ones(99) if content == "cut" else content, path)
+    if content == "cut":
+        path.write_bytes(path.read_bytes()[:800])
+    for command in (["state", "export", str(tmp_path)], ["train", "magicpoint"]):
+        out = tmp_path / "file" if command[0] == "state" else tmp_path
+        assert main([*command, "--out", str(out)]) == 2
+        assert capsys.readouterr().err == f"superpoint {command[0]}: {path} {reason}\n"
+
+
+def test_a_checkpoint_that_the_memory_does_not_hold_is_not_called_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+
+    (tmp_path / "checkpoint.pt").touch()
+    monkeypatch.setattr("frontend.training.state.torch.load", full)
+    assert main(["state", "export", str(tmp_path), "--out", str(tmp_path / "file")]) == 2
+    assert "out of memory" in capsys.readouterr().err
+
+
+def test_weights_that_are_damaged_are_written_again_from_the_checkpoint(tmp_path: Path) -> None:
+    path = trainer(tmp_path).run()
+    whole = path.read_bytes()
+    for damaged in (whole[:500], b"", b"no weights at all"):
+        path.write_bytes(damaged)
+        assert trainer(tmp_path).run() == path
+        assert differing(load_file(path), load_tensors(whole)) == []

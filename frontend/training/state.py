@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,13 @@ import torch
 from torch import Tensor
 
 from frontend.atomic import atomic_write
-from frontend.errors import ConfigError, DataError
+from frontend.errors import ConfigError, DataError, is_lack_of_memory
 
 CHECKPOINT = "checkpoint.pt"
 SETTINGS = "settings.toml"
 _FORMAT = "superpoint-frontend training state 1"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_REQUIRED = ("described", "network", "optimiser", "step", "seconds")
 # settings that belong to a machine
 _LOCAL = frozenset({"device", "workers"})
 
@@ -36,17 +35,25 @@ def read_checkpoint(run: Path) -> dict[str, Any]:
     """The newest checkpoint of a run, its tensors on the CPU.
 
     Raises:
-        DataError: the folder has none, or it cannot be read.
+        DataError: the folder has none, it cannot be read, or it is something else.
     """
     path = run / CHECKPOINT
     if not path.is_file():
         raise DataError(f"{run} has no {CHECKPOINT}; expected the folder of a training run")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # PyTorch's text is paragraphs of advice to unpickle whatever is in the file
-        raise DataError(f"{path} cannot be read: it is no PyTorch file, or holds more than tensors") from None
-    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read: {(str(error).splitlines() or ['damaged'])[0]}") from None
+    except Exception as error:  # whatever reading other content as a pickle ends in
+        if is_lack_of_memory(error):
+            raise
+        reason = "it is no PyTorch file, or holds more than tensors"
+        if isinstance(error, (OSError, RuntimeError, EOFError, ValueError)):
+            # of PyTorch's text the first sentence; advice follows
+            reason = (str(error).splitlines() or ["damaged"])[0].partition(". ")[0]
+        raise DataError(f"{path} cannot be read: {reason}") from None
+    lacking = [key for key in _REQUIRED if not isinstance(state, dict) or key not in state]
+    if lacking:
+        found = f"a dict without '{lacking[0]}'" if isinstance(state, dict) else f"a {type(state).__name__}"
+        raise DataError(f"{path} holds {found}; expected the checkpoint of a training run")
     return state
 
 

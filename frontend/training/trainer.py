@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from frontend.atomic import remove_leftovers
 from frontend.device import autocast, check_precision
-from frontend.errors import ConfigError, FrontendError
+from frontend.errors import ConfigError, FrontendError, WeightsError
 from frontend.model import SuperPointNet
 from frontend.progress import Progress
 from frontend.runtime.memory import keep_large_blocks
@@ -402,7 +402,10 @@ class Trainer:
         """Whether the weights of this step are there, and not those that the run had before it was prolonged."""
         if not self.weights_path.is_file():
             return False
-        training = json.loads(read_safetensors(self.weights_path)[1].get("training", "{}"))
+        try:
+            training = json.loads(read_safetensors(self.weights_path)[1].get("training", "{}"))
+        except WeightsError:  # damaged; the checkpoint has them
+            return False
         return bool(training.get("step", self.step) == self.step)
 
     def _check_finite(self, values: Sequence[Tensor], step: int) -> None:
