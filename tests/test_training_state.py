@@ -84,7 +84,7 @@ def test_a_run_goes_on_without_the_weights_that_it_began_with(
     there = tmp_path / "there"
     again = pairs_command(photographs, there, "--config", str(there / "settings.toml"), "--device", "cpu")
     assert main([*again, "--workers", "0"]) == 0
-    assert step_of(there) == 2
+    assert step_of(there) == 8  # where it was to stop stays behind
     capsys.readouterr()
     assert main([*again, "--workers", "0", "--model", "edge", "--encoder", "compact"]) == 2
     assert "was trained with model = " in capsys.readouterr().err
@@ -133,6 +133,17 @@ def test_a_checkpoint_of_something_else_is_refused_in_our_words(
     assert main(["state", "export", str(tmp_path), "--out", str(tmp_path / "file")]) == 2
     expected = f"superpoint state: {path} cannot be read: it is no PyTorch file, or holds more than tensors\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_stop_in_a_state_of_an_earlier_version_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(tmp_path / "run", stop=3)
+    made.settings = {"steps": 6, "stop": 3, "workers": 0, "device": "cpu"}
+    made.run()
+    with monkeypatch.context() as patch:
+        patch.setattr("frontend.training.state._LOCAL", {"device", "workers"})
+        export_state(tmp_path / "run", tmp_path / "state")
+    import_state(tmp_path / "state", tmp_path / "there")
+    assert (tmp_path / "there" / "settings.toml").read_text() == "steps = 6\n"
 
 
 def test_what_is_no_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

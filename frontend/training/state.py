@@ -27,8 +27,8 @@ SETTINGS = "settings.toml"
 _FORMAT = "superpoint-frontend training state 1"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _REQUIRED = ("described", "network", "optimiser", "step", "seconds")
-# settings that belong to a machine
-_LOCAL = frozenset({"device", "workers"})
+# settings that belong to a machine, or to the command that was to end there
+_LOCAL = frozenset({"device", "workers", "stop"})
 
 
 def read_checkpoint(run: Path) -> dict[str, Any]:
@@ -178,7 +178,8 @@ def import_state(file: Path, run: Path) -> dict[str, Any]:
         "optimiser": {"state": moments, "param_groups": groups},
     }
     # JSON writes truth values, numbers and strings as TOML does
-    lines = [f"{key} = {json.dumps(value)}\n" for key, value in facts["settings"].items()]
+    # a file of an earlier version may hold what stays behind now
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in facts["settings"].items() if key not in _LOCAL]
     atomic_write(run / SETTINGS, "".join(lines))
     # last: it is what makes the folder a run, which an import that was interrupted did not
     write_checkpoint(run, state)
