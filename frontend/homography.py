@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 
+# beyond these nothing of an image is left to be seen, or a rotation is more than all
+_LARGEST = {"scale": 2.0, "rotation": 2 * np.pi, "perspective": 1.0, "anisotropy": 2.0, "overhang": 1.0}
+
+
 @dataclass(frozen=True)
 class HomographyConfig:
     """Ranges of the random homographies of SuperPoint (DeTone et al. 2018, section 5.2, figure 6).
@@ -48,9 +52,9 @@ class HomographyConfig:
     def __post_init__(self) -> None:
         if not 0 < self.patch <= 1:
             raise ConfigError(f"homography patch is {self.patch}; expected a value in (0, 1]")
-        for name in ("scale", "rotation", "perspective", "anisotropy", "overhang"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"homography {name} is {getattr(self, name)}; expected 0 or more")
+        for name, largest in _LARGEST.items():
+            if not 0 <= getattr(self, name) <= largest:
+                raise ConfigError(f"homography {name} is {getattr(self, name)}; expected 0 to {largest:.4g}")
 
 
 def _truncated_normal(rng: np.random.Generator, sigma: float) -> float:

@@ -244,6 +244,7 @@ def _run_magicpoint(args: argparse.Namespace) -> int:
     require_tensorboard()
     values = resolve_options(args, MAGICPOINT_OPTIONS)
     with joined(values["device"]) as device:
+        _train_config(values, device)  # refuses what is out of range before anything is read
         return _train_magicpoint(args, values, device)
 
 
@@ -254,6 +255,7 @@ def _run_superpoint(args: argparse.Namespace) -> int:
     require_tensorboard()
     values = resolve_options(args, SUPERPOINT_OPTIONS)
     with joined(values["device"]) as device:
+        _train_config(values, device)
         return _train_superpoint(args, values, device)
 
 
@@ -264,6 +266,7 @@ def _run_lightglue(args: argparse.Namespace) -> int:
     require_tensorboard()
     values = resolve_options(args, LIGHTGLUE_OPTIONS)
     with joined(values["device"]) as device:
+        _train_config(values, device)
         task, network, described = train_lightglue(args, values)
         return _train(task, network, args, values, device, described)
 

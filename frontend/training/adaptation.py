@@ -78,7 +78,17 @@ class AdaptationConfig:
             raise ConfigError(f"seed is {self.seed}; expected 0 or more")
         if self.side < 16:
             raise ConfigError(f"side is {self.side}; expected 16 pixels or more")
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"threshold is {self.threshold}; expected a probability in [0, 1]")
+        if self.nms_radius < 0:
+            raise ConfigError(f"nms_radius is {self.nms_radius}; expected 0 or more")
         check_precision(self.precision)
+        _ = self.views
+
+    @property
+    def views(self) -> HomographyConfig:
+        """The range of the homographies."""
+        return HomographyConfig(patch=0.8, scale=0.25 / 2, rotation=self.rotation, perspective=0.25, overhang=0.1)
 
 
 def _warp_batch(images: Tensor, H: Float64Array) -> Tensor:
@@ -106,8 +116,7 @@ def adapt(network: SuperPointNet, gray: Float32Array, config: AdaptationConfig, 
     """
     device = next(network.parameters()).device
     size = (gray.shape[1], gray.shape[0])
-    views = HomographyConfig(patch=0.8, scale=0.25 / 2, rotation=config.rotation, perspective=0.25, overhang=0.1)
-    drawn = [np.eye(3)] + [sample_homography(rng, size, views) for _ in range(config.homographies - 1)]
+    drawn = [np.eye(3)] + [sample_homography(rng, size, config.views) for _ in range(config.homographies - 1)]
     H = np.stack(drawn)
     image = torch.from_numpy(gray).to(device)[None, None]
     total = torch.zeros(gray.shape, device=device)

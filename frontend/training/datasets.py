@@ -159,8 +159,14 @@ class PairConfig:
 
     def __post_init__(self) -> None:
         _check_size(self.size)
-        if self.random_points < 0:
-            raise ConfigError(f"random_points is {self.random_points}; expected 0 or more")
+        if self.photo_side < 16:
+            raise ConfigError(f"photo_side is {self.photo_side}; expected 16 pixels or more")
+        for name in ("any_rotation", "mirror", "label_threshold", "mix_tokens"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a value in [0, 1]")
+        for name in ("random_points", "label_spacing"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
 
 
 class WarpedPairs(Dataset[Sample]):

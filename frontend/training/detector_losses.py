@@ -11,6 +11,7 @@ whenever and wherever it is run, so a resumed training equals one that was never
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -181,8 +182,8 @@ def make_detector_loss(
     for setting, value in (("eql_threshold", eql_threshold), ("eql_gamma", eql_gamma)):
         if not 0 <= value <= 1:
             raise ConfigError(f"{setting} is {value}; expected a value in [0, 1]")
-    if not bags_ratio >= 0:
-        raise ConfigError(f"bags_ratio is {bags_ratio}; expected 0 or more")
+    if not 0 <= bags_ratio < math.inf:
+        raise ConfigError(f"bags_ratio is {bags_ratio}; expected 0 or more, finite")
     losses: dict[str, DetectorLoss] = {
         "ce": detector_loss,
         "eql": partial(equalization_loss, threshold=eql_threshold, gamma=eql_gamma),

@@ -88,11 +88,21 @@ def read_labels(path: Path) -> tuple[Float32Array, Float32Array, tuple[int, int]
     """Read a label file: points, scores and (width, height), as :func:`write_labels` took them.
 
     Raises:
-        DataError: the file is no label file.
+        DataError: the file is no label file, or its numbers do not fit together or are not finite.
     """
     with reading_npz(path, "label file") as file:
         width, height = (int(v) for v in file["image_size"])
-        return file["keypoints"], file["scores"], (width, height)
+        points, scores = file["keypoints"], file["scores"]
+    if points.ndim != 2 or points.shape[1] != 2 or scores.shape != points.shape[:1]:
+        raise DataError(
+            f"label file {path} has keypoints {points.shape} and scores {scores.shape}; expected (N, 2) and (N,)"
+        )
+    for name, values in (("keypoints", points), ("scores", scores)):
+        if values.dtype.kind not in "fiu":
+            raise DataError(f"label file {path} has {name} of type {values.dtype}; expected numbers")
+        if not np.isfinite(values).all():
+            raise DataError(f"label file {path} has {name} that are NaN or infinite; expected finite ones")
+    return points, scores, (width, height)
 
 
 def read_heatmap(path: Path) -> np.ndarray | None:
@@ -185,10 +195,12 @@ def load_labelled_photos(
         heatmaps: whether the heat maps are loaded too; every label must have one then.
 
     Raises:
-        DataError: a folder is missing, a label does not fit its image or lacks its heat map, or no photograph has a
-            label.
+        DataError: a folder is missing, a label does not fit its image or lacks its heat map, no photograph has a
+            label, or no label a point.
     """
     photos = list(_iterate(images, labels, longest_side, threshold, heatmaps))
     if not photos:
         raise DataError(f"no photograph of {images} has a label in {labels}; expected NAME.jpg.npz for NAME.jpg")
+    if not any(len(photo.points) for photo in photos):
+        raise DataError(f"no label in {labels} has a point of score {threshold} or more; expected some to learn from")
     return photos

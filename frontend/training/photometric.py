@@ -11,6 +11,7 @@ from frontend.errors import ConfigError
 from frontend.types import Float32Array
 
 GrayImage = np.ndarray  # (H, W) uint8
+_MOST_STOPS = 16  # every grey level is white by then
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class PhotometricConfig:
     probability: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.exposure < 0:
-            raise ConfigError(f"exposure is {self.exposure}; expected 0 or more")
+        if not 0 <= self.exposure <= _MOST_STOPS:
+            raise ConfigError(f"exposure is {self.exposure}; expected 0 to {_MOST_STOPS} stops")
 
 
 def _shadow_map(rng: np.random.Generator, shape: tuple[int, int], config: PhotometricConfig) -> np.ndarray:

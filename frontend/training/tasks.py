@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -27,11 +28,19 @@ DESCRIPTOR_LOSSES = ("dual_softmax", "hinge")
 _NMS_RADIUS = 3
 _BORDER = 4
 _LEAST_SCORE = 0.0
+# they are compared each with each: four times as many take gigabytes
+_MOST_REFINED = 4096
 
 
 def to_network_input(image: Tensor) -> Tensor:
     """(..., H, W) uint8 to (B, 1, H, W) float32 in [0, 1], leading dimensions joined."""
     return image.reshape(-1, 1, *image.shape[-2:]).float() / 255
+
+
+def _check_weights(**weights: float) -> None:
+    for name, value in weights.items():
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{name} is {value}; expected 0 or more, finite")
 
 
 class Task(Protocol):
@@ -60,6 +69,9 @@ class MagicPointTask:
         data: of :class:`frontend.training.datasets.SyntheticShapes`.
         detector: the detector's loss, see :func:`frontend.training.detector_losses.make_detector_loss`.
         auxiliary_weight: of the context modules' own losses.
+
+    Raises:
+        ConfigError: the weight is out of its range.
     """
 
     name = "magicpoint"
@@ -67,6 +79,7 @@ class MagicPointTask:
     def __init__(
         self, data: Dataset[Sample], detector: DetectorLoss = detector_loss, auxiliary_weight: float = 0.4
     ) -> None:
+        _check_weights(auxiliary_weight=auxiliary_weight)
         self.data = data
         self.detector = detector
         self.auxiliary_weight = auxiliary_weight
@@ -128,7 +141,7 @@ class SuperPointTask:
         token_labelling: soft labels and MixToken; its module is trained along.
 
     Raises:
-        ConfigError: the loss is unknown, or the refiner is to learn from no keypoints.
+        ConfigError: the loss is unknown, or a number is out of its range.
     """
 
     name = "superpoint"
@@ -151,11 +164,17 @@ class SuperPointTask:
             raise ConfigError(
                 f"unknown descriptor loss '{descriptor_loss}'; expected one of: {', '.join(DESCRIPTOR_LOSSES)}"
             )
-        if refined_points < 1:
-            raise ConfigError(f"refined_points is {refined_points}; expected 1 or more")
-        for name, value in (("near_weight", near_weight), ("peak_weight", peak_weight)):
-            if value < 0:
-                raise ConfigError(f"{name} is {value}; expected 0 or more")
+        if not 1 <= refined_points <= _MOST_REFINED:
+            raise ConfigError(f"refined_points is {refined_points}; expected 1 to {_MOST_REFINED}")
+        if not 0 < temperature < math.inf:
+            raise ConfigError(f"temperature is {temperature}; expected more than 0, finite")
+        _check_weights(
+            descriptor_weight=weight,
+            lambda_d=lambda_d,
+            position_weight=position_weight,
+            near_weight=near_weight,
+            peak_weight=peak_weight,
+        )
         self.data = data
         self.descriptor_loss = descriptor_loss
         self.weight = weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import cast
 
@@ -50,8 +51,8 @@ class TokenLabelling(nn.Module):
         self, network: SuperPointNet, token_weight: float = 0.0, soft_weight: float = 0.0, mix_tokens: float = 0.0
     ) -> None:
         super().__init__()
-        if token_weight < 0:
-            raise ConfigError(f"token_weight is {token_weight}; expected 0 or more")
+        if not 0 <= token_weight < math.inf:
+            raise ConfigError(f"token_weight is {token_weight}; expected 0 or more, finite")
         for name, value in (("soft_weight", soft_weight), ("mix_tokens", mix_tokens)):
             if not 0 <= value <= 1:
                 raise ConfigError(f"{name} is {value}; expected a share in [0, 1]")

@@ -87,9 +87,11 @@ class TrainConfig:
         for name in ("steps", "batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        for name in ("workers", "seed", "learning_rate", "weight_decay", "warmup_steps", "stop"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        for name in ("workers", "learning_rate", "weight_decay", "warmup_steps", "stop", "checkpoint_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more, finite")
+        if not 0 <= self.seed < 1 << 63:  # PyTorch's are that long
+            raise ConfigError(f"seed is {self.seed}; expected 0 or more, below 2^63")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema is {self.ema}; expected a decay between 0 and 1, or 0 for none")
 
