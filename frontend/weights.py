@@ -326,14 +326,18 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file and its metadata.
 
     Raises:
-        WeightsError: it is damaged or no such file.
+        WeightsError: it is missing, cannot be read, is damaged or no such file.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise WeightsError(f"weights {path} are missing; expected a safetensors file") from None
     except (SafetensorError, OSError, ValueError) as error:
+        if path.is_dir():
+            raise WeightsError(f"weights {path} are a folder; expected a safetensors file") from None
         raise WeightsError(f"weights {path} are corrupt or no safetensors file: {error}") from None
 
 

@@ -207,6 +207,10 @@ def test_bad_files_are_refused(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:200])
     with pytest.raises(WeightsError, match="corrupt or no safetensors file"):
         load_matcher(tmp_path / "cut.safetensors")
+    with pytest.raises(WeightsError, match=r"none\.safetensors are missing; expected a safetensors file$"):
+        load_matcher(tmp_path / "none.safetensors")
+    with pytest.raises(WeightsError, match="are a folder; expected a safetensors file$"):
+        load_matcher(tmp_path)
     large = network(LightGlueConfig(16, 32, 3, 2, "toy"))
     large.config = SMALL  # says two layers, holds three
     save_matcher(tmp_path / "wrong.safetensors", large)

@@ -25,6 +25,7 @@ from frontend.training.matching_task import (
     matching_loss,
     recall_and_precision,
 )
+from frontend.training.state import read_checkpoint
 from frontend.training.view_groups import (
     APART_PX,
     NO_MATCH,
@@ -33,6 +34,7 @@ from frontend.training.view_groups import (
     find_groups,
 )
 from frontend.types import Features
+from frontend.weights import sha256_of
 
 
 @pytest.fixture
@@ -204,6 +206,31 @@ def test_another_training_starts_from_a_matcher(
         assert torch.equal(load_matcher(tmp_path / "second" / "lightglue.safetensors").state_dict()[name], tensor), name
     assert train("third", *short, "--init", str(first), "--layers", "3") == 2
     assert "is a matcher of" in capsys.readouterr().err
+
+
+def test_a_training_starts_from_a_released_matcher_by_its_name(
+    groups: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(out: str, *more: str) -> int:
+        return main(["train", "lightglue", "--views", str(groups), "--out", str(tmp_path / out), *ARGUMENTS, *more])
+
+    short = ("--steps", "1", "--warmup-steps", "0", "--ema", "0", "--learning-rate", "0")
+    assert train("first", *short) == 0
+    first = tmp_path / "first" / "lightglue.safetensors"
+    facts = {"version": "1", "file": str(first), "sha256": sha256_of(first), "features": "toy"}
+    facts |= dict.fromkeys(("licence", "trained_on", "recipe"), "none")
+    lines = ["[matchers.lightglue-toy]", *(f'{key} = "{value}"' for key, value in facts.items())]
+    (tmp_path / "manifest.toml").write_text("\n".join(lines))
+    monkeypatch.setenv("SUPERPOINT_WEIGHTS_DIR", str(tmp_path))
+    assert train("second", *short, "--init", "lightglue-toy") == 0
+    second = load_matcher(tmp_path / "second" / "lightglue.safetensors").state_dict()
+    assert all(torch.equal(second[name], tensor) for name, tensor in load_matcher(first).state_dict().items())
+    assert read_checkpoint(tmp_path / "second")["described"]["init_sha256"] == facts["sha256"]
+
+    capsys.readouterr()
+    assert train("third", *short, "--init", "nowhere.safetensors") == 2
+    told = "there is no matcher 'nowhere.safetensors': expected a weight file's path or one of: lightglue-toy"
+    assert capsys.readouterr().err == f"superpoint train: {told}\n"
 
 
 def test_a_changed_group_is_noticed(groups: Path, tmp_path: Path) -> None:

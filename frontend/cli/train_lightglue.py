@@ -43,7 +43,7 @@ def add_lightglue(tasks: Any, options: tuple[Option, ...], description: str) -> 
     )
     parser.add_argument("--views", type=Path, required=True, help="folder that 'superpoint make-views' made")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; a run in it is resumed")
-    parser.add_argument("--init", type=Path, default=None, metavar="PATH", help="matcher to start from")
+    parser.add_argument("--init", default=None, metavar="NAME|PATH", help="matcher to start from")
     add_options(parser, options)
     return parser
 
@@ -57,7 +57,7 @@ def train_lightglue(args: argparse.Namespace, values: dict[str, Any]) -> tuple[A
     from frontend.matching.lightglue_weights import load_matcher
     from frontend.training.matching_task import MatchingConfig, MatchingTask, ViewPairs
     from frontend.training.state import described_by
-    from frontend.weights import sha256_of
+    from frontend.weights import find_matcher_file, sha256_of
 
     data = ViewPairs(
         values["seed"],
@@ -71,20 +71,21 @@ def train_lightglue(args: argparse.Namespace, values: dict[str, Any]) -> tuple[A
             described[name] = values[name]
     begun = described_by(args.out)
     if begun is None and args.init is None and values["freeze"]:
-        raise ConfigError("freeze was given without a matcher to start from; expected --init PATH")
+        raise ConfigError("freeze was given without a matcher to start from; expected --init NAME|PATH")
     if begun is not None and args.init is None:
         described |= {key: begun[key] for key in ("init_sha256", "project") if key in begun}
-    started = None if args.init is None else load_matcher(args.init)
+    source = None if args.init is None else find_matcher_file(args.init)
+    started = None if source is None else load_matcher(source)
     if started is not None and started.config.project:
         described["project"] = True
     project = bool(described.get("project", False))
     wanted = LightGlueConfig(data.descriptor_dim, values["dim"], values["layers"], values["heads"], features, project)
     torch.manual_seed(values["seed"])
     network = LightGlueNet(wanted)
-    if started is not None:
+    if source is not None and started is not None:
         if (held := started.config.to_dict() | {"features": features}) != wanted.to_dict():
             raise ConfigError(f"--init {args.init} is a matcher of {held}; expected {wanted.to_dict()}")
         network.load_state_dict(started.state_dict())
-        described["init_sha256"] = sha256_of(args.init)
+        described["init_sha256"] = sha256_of(source)
     described |= {"groups": len(data.groups)}
     return MatchingTask(data), network, described
