@@ -209,7 +209,7 @@ def test_bad_files_are_refused(weights: Path, tmp_path: Path) -> None:
         load_matcher(tmp_path / "cut.safetensors")
     with pytest.raises(WeightsError, match=r"none\.safetensors are missing; expected a safetensors file$"):
         load_matcher(tmp_path / "none.safetensors")
-    with pytest.raises(WeightsError, match="are a folder; expected a safetensors file$"):
+    with pytest.raises(WeightsError, match=r"are a folder; expected a safetensors file$"):
         load_matcher(tmp_path)
     large = network(LightGlueConfig(16, 32, 3, 2, "toy"))
     large.config = SMALL  # says two layers, holds three

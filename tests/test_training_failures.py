@@ -111,3 +111,11 @@ def test_weights_that_are_damaged_are_written_again_from_the_checkpoint(tmp_path
         path.write_bytes(damaged)
         assert trainer(tmp_path).run() == path
         assert differing(load_file(path), load_tensors(whole)) == []
+
+
+def test_a_run_of_another_task_is_told_by_its_task(tmp_path: Path) -> None:
+    trainer(tmp_path, steps=2).run()
+    other = trainer(tmp_path, steps=3, learning_rate=1.0)
+    other.described |= {"anisotropy": 0.5, "task": "superpoint"}
+    with pytest.raises(TrainingError, match="was trained with task = magicpoint; got superpoint "):
+        other.run()

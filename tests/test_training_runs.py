@@ -233,6 +233,7 @@ def test_configuration_file_and_flags(tmp_path: Path, capsys: pytest.CaptureFixt
         ("stepz = 2", "unknown setting 'stepz'"),
         ("steps = 2.5", "steps is 2.5; expected int"),
         ('precision = "fp8"', "precision is 'fp8'; expected auto or bf16 or fp32"),
+        ('model = "foo"', "model is 'foo'; expected edge or edge-dense or"),
         ("steps = ", "no valid TOML"),
         ("width = 36", "views are 36 x 120; expected multiples of 8"),
         ("seed = -1", "seed is -1; expected 0 or more"),

@@ -108,7 +108,8 @@ def resolve_options(args: argparse.Namespace, options: tuple[Option, ...]) -> di
             if expected is float and type(value) is int:
                 value = float(value)
             if type(value) is not expected or (known[key].choices and value not in known[key].choices):
-                wanted = " or ".join(known[key].choices) or expected.__name__
+                # an empty choice is the same as not given
+                wanted = " or ".join(filter(None, known[key].choices)) or expected.__name__
                 raise ConfigError(f"{args.config}: {key} is {value!r}; expected {wanted}")
             values[key] = value
     for name in known:

@@ -228,7 +228,8 @@ class Trainer:
                 distributed.share_tensors(module.state_dict().values())
             return
         before = state["described"]
-        for key in sorted((set(before) | set(self.described)) - FREE_TO_CHANGE):
+        # the task first: of another one everything else differs, too
+        for key in sorted((set(before) | set(self.described)) - FREE_TO_CHANGE, key=lambda key: (key != "task", key)):
             if before.get(key) != self.described.get(key):
                 raise TrainingError(
                     f"{path} was trained with {key} = {before.get(key)}; got {self.described.get(key)}"
