@@ -24,7 +24,7 @@ EXPORT_OPTIONS = (
     Option("nms_radius", 3, "pixels kept free around a keypoint, with post-processing"),
     Option("border", 4, "pixels along the edge without keypoints, with post-processing"),
     Option("precision", "float32", "int8 needs --calibration; see above", ("float32", "int8")),
-    Option("calibration", "", "folder of photographs like those to come, for int8"),
+    Option("calibration", "", "folder of photographs like those to come, for int8; those in folders below, too"),
     Option("keep_float", "", "modules that stay in float32, for int8, comma-separated, such as encoder"),
     Option("tuning_steps", 300, "of learning to give in int8 what float32 gives; 0 leaves the weights as they are"),
     Option("refiner_passes", 0, "of the weight file, for weights-*: how often keypoints are refined; 0 as it was"),

@@ -26,7 +26,8 @@ from frontend.evaluation.int8_graph import convolution_steps, quantise_dense
 from frontend.evaluation.pairs import load_bgr, photo_pairs, reduce_image
 from frontend.extraction import ExtractorConfig
 from frontend.extractor import SuperPoint
-from frontend.image import is_image_name, pad_to_multiple, to_gray
+from frontend.folders import find_images
+from frontend.image import pad_to_multiple, to_gray
 from frontend.progress import Progress
 from frontend.runtime import select, store
 from frontend.types import Features, Float32Array, Float64Array
@@ -111,7 +112,7 @@ def quantise_model(
 
     Args:
         name_or_path: see :func:`frontend.weights.load_network`.
-        folder: of photographs; every second one that can be read calibrates and tunes, the others measure.
+        folder: of photographs, in it and below; every second one that can be read calibrates and tunes, the others measure.
         runtime: that measures.
         out: a file to write it to as well; ends in .onnx, or in .onnx.gz for a third less.
         keep_float: modules whose convolutions stay in float32, see
@@ -124,6 +125,7 @@ def quantise_model(
     Raises:
         ConfigError: there are too few photographs; a module is none, or the steps are below 0; or homography accuracy
             drops by more than a point.
+        DataError: the folder is missing or has no image.
         WeightsError: there are no such weights.
     """
     name, path = resolve(name_or_path)
@@ -131,10 +133,7 @@ def quantise_model(
         raise ConfigError(f"{out}: expected a file that ends in .onnx or .onnx.gz, in a folder that is there")
     if tuning_steps < 0:
         raise ConfigError(f"tuning steps are {tuning_steps}; expected 0 or more")
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: is no folder; expected one of photographs")
-    files = sorted(file for file in folder.iterdir() if file.is_file() and is_image_name(file))
-    photographs = [file for file in files if _readable(file)]
+    photographs = [folder / image for image in find_images(folder) if _readable(folder / image)]
     if len(photographs) < LEAST_PHOTOGRAPHS:
         raise ConfigError(f"{folder}: has {len(photographs)} photographs; expected {LEAST_PHOTOGRAPHS} or more")
     digest = sha256_of(path)

@@ -14,7 +14,7 @@ from released_networks import write_manifest
 from runtime_networks import unfolded
 
 from frontend.cli.main import main
-from frontend.errors import ConfigError, WeightsError
+from frontend.errors import ConfigError, DataError, WeightsError
 from frontend.evaluation import quantisation
 from frontend.evaluation.homography import MMA_THRESHOLDS, PairResult
 from frontend.runtime import load_runtime
@@ -86,14 +86,16 @@ def test_too_few_photographs_are_refused(photographs: Path, tmp_path: Path) -> N
     save_network(tmp_path / "net.safetensors", unfolded("edge"))
     # one that cannot be read does not count, wherever it comes in the order
     almost = tmp_path / "almost"
-    almost.mkdir()
-    for file in sorted(photographs.iterdir())[:7]:
-        (almost / file.name).write_bytes(file.read_bytes())
+    for n, file in enumerate(sorted(photographs.iterdir())[:7]):
+        target = almost / ("", "below", "below/that")[n % 3] / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file.read_bytes())
     (almost / "00.png").write_bytes(b"no image")
     with pytest.raises(ConfigError, match="has 7 photographs; expected 8"):
         quantisation.quantise_model(tmp_path / "net.safetensors", almost)
-    for missing, message in ((tmp_path, "has 0 photographs; expected 8"), (tmp_path / "no", "is no folder")):
-        with pytest.raises(ConfigError, match=message):
+    (tmp_path / "empty").mkdir()
+    for missing, message in ((tmp_path / "empty", "has no image"), (tmp_path / "no", "is missing")):
+        with pytest.raises(DataError, match=message):
             quantisation.quantise_model(tmp_path / "net.safetensors", missing)
 
 
