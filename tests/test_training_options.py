@@ -71,6 +71,22 @@ def test_settings_of_pairs_that_are_out_of_range(
         assert error == message.format(given)
 
 
+def test_labels_whose_photographs_are_gone_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_photographs(tmp_path)
+    command = pairs_command(tmp_path, tmp_path / "whole", *PAIRS, *EXACT, "--stop", "1")
+    assert main(command) == 0
+    assert "photograph" not in capsys.readouterr().err
+    for name in ("001.png", "004.png"):
+        (tmp_path / "images" / name).unlink()
+    command[command.index(str(tmp_path / "whole"))] = str(tmp_path / "fewer")
+    told = f"2 labels of {tmp_path}/labels have no photograph in {tmp_path}/images"
+    assert main(command) == 0
+    assert capsys.readouterr().err.splitlines()[0] == told
+    # told once: a run that goes on was begun with what there is
+    assert main(command) == 0
+    assert told not in capsys.readouterr().err
+
+
 def test_settings_of_other_trainings_that_are_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shapes = ["train", "magicpoint", "--out", str(tmp_path), *EXACT]
     assert refusal(capsys, *shapes, "--seed", HUGE) == f"seed is {HUGE}; expected 0 or more, below 2^63"

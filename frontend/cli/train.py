@@ -314,6 +314,8 @@ def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: 
     import dataclasses
 
     from frontend.training.datasets import VIEWS, PairConfig, WarpedPairs
+    from frontend.training.distributed import rank
+    from frontend.training.labels import count_unused
     from frontend.training.photometric import PhotometricConfig
     from frontend.training.state import described_by
     from frontend.training.tasks import SuperPointTask
@@ -354,6 +356,8 @@ def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: 
     weights = {option.name: values[option.name] for option in _TOKEN_OPTIONS}
     token_labelling = TokenLabelling(network, **weights) if any(weights.values()) else None
     data = WarpedPairs(values["seed"], args.images, args.labels, config)
+    if begun is None and rank() == 0 and (unused := count_unused(args.images, args.labels)):
+        print(f"{unused} labels of {args.labels} have no photograph in {args.images}", file=sys.stderr)
     described |= {"photographs": len(data.photos), "views": VIEWS}
     task = SuperPointTask(
         data,

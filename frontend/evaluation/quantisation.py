@@ -112,7 +112,8 @@ def quantise_model(
 
     Args:
         name_or_path: see :func:`frontend.weights.load_network`.
-        folder: of photographs, in it and below; every second one that can be read calibrates and tunes, the others measure.
+        folder: of photographs, in it and below; every second one that can be read calibrates and tunes, the others
+            measure.
         runtime: that measures.
         out: a file to write it to as well; ends in .onnx, or in .onnx.gz for a third less.
         keep_float: modules whose convolutions stay in float32, see

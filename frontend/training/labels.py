@@ -118,6 +118,16 @@ def read_heatmap(path: Path) -> np.ndarray | None:
     return coded
 
 
+def count_unused(images: Path, labels: Path) -> int:
+    """How many label files are of no photograph below a folder.
+
+    Raises:
+        DataError: the folder of photographs is missing or has none.
+    """
+    used = {output_path(labels, name) for name in find_images(images)}
+    return sum(path not in used for path in labels.rglob("*.npz") if not path.name.startswith("."))
+
+
 def content_digest(images: Path, labels: Path, heatmaps: bool = False) -> str:
     """SHA-256 of a set of labelled photographs, hexadecimal: of their files and of the numbers in the label files.
 
