@@ -241,5 +241,5 @@ def test_a_training_step_reaches_the_refiner() -> None:
 
 
 def test_a_refiner_that_is_to_learn_from_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="refined_points is 0; expected 1 or more"):
+    with pytest.raises(ConfigError, match="refined_points is 0; expected 1 to 4096"):
         SuperPointTask(WarpedPairs.__new__(WarpedPairs), refined_points=0)
