@@ -185,7 +185,8 @@ def test_the_command_goes_on_after_kill_9(folder: Path, tmp_path: Path, capsys: 
     assert len(list(out.rglob("*.npz"))) == 65
     assert all(len(read_features(path)) == 30 for path in out.rglob("*.npz"))
     assert main([*arguments, "--out", str(weights)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == f"superpoint extract: {weights}: File exists"
+    expected = f"superpoint extract: {weights}: File exists, and is no folder; expected one"
+    assert capsys.readouterr().err.splitlines()[-1] == expected
     assert main([*arguments, "--half"]) == 2
     assert "holds features made with half = False; got True" in capsys.readouterr().err
 
