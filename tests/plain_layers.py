@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from frontend.encoders.dbb import Kernel
+
 
 def array(tensor: Tensor | None) -> np.ndarray:
     assert tensor is not None
@@ -66,3 +68,9 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
             ):
                 assert tensor is not None
                 tensor.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
+
+
+def kernel(outputs: int, inputs: int, side: int, seed: int = 0) -> Kernel:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(outputs, inputs, side, side, generator=generator, dtype=torch.float64)
+    return Kernel(weight, torch.randn(outputs, generator=generator, dtype=torch.float64))
