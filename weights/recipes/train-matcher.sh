@@ -59,18 +59,27 @@ superpoint train lightglue --device cpu --views "$runs/views5" --init "$runs/lig
     --config "$recipes/matcher-lightglue5.toml" --workers 1 --out "$runs/matcher5"
 superpoint export --format weights-float16 --model "$runs/matcher5/lightglue.safetensors" --average "$runs/lightglue-edge-5.safetensors" \
     --out "$runs/lightglue-edge-6.safetensors"
-superpoint export --format weights-int8 --model "$runs/lightglue-edge-6.safetensors" --out "$runs/lightglue-edge.safetensors"
+superpoint export --format weights-int8 --model "$runs/lightglue-edge-6.safetensors" --out "$runs/lightglue-edge-7.safetensors"
+
+# and once more, with as many others; again the mean of this run and of what it began with
+SUPERPOINT_THREADS=1 superpoint make-views "$runs/views5" --model "$runs/superpoint-edge.safetensors" --scenes 700 --seed 111 --views 4
+SUPERPOINT_THREADS=1 superpoint make-views "$runs/views5" --model "$runs/superpoint-edge.safetensors" --images "$photographs" --seed 112 --views 4
+superpoint train lightglue --device cpu --views "$runs/views5" --init "$runs/lightglue-edge-7.safetensors" \
+    --config "$recipes/matcher-lightglue6.toml" --workers 1 --out "$runs/matcher6"
+superpoint export --format weights-float16 --model "$runs/matcher6/lightglue.safetensors" --average "$runs/lightglue-edge-7.safetensors" \
+    --out "$runs/lightglue-edge-8.safetensors"
+superpoint export --format weights-int8 --model "$runs/lightglue-edge-8.safetensors" --out "$runs/lightglue-edge.safetensors"
 
 # the same for the features of superpoint-slim and superpoint-vgg, where train-slim.sh and train-vgg.sh have made them: a map alone, stored as what differs
 if [ -f "$runs/superpoint-slim.safetensors" ]; then
     superpoint align-matcher --from "$runs/superpoint-edge.safetensors" --to "$runs/superpoint-slim.safetensors" \
-        --matcher "$runs/lightglue-edge-6.safetensors" --images "$photographs" --limit 128 --out "$runs/aligned/lightglue-slim.safetensors"
+        --matcher "$runs/lightglue-edge-8.safetensors" --images "$photographs" --limit 128 --out "$runs/aligned/lightglue-slim.safetensors"
     superpoint export --format weights-int8 --model "$runs/aligned/lightglue-slim.safetensors" \
         --base "$runs/lightglue-edge.safetensors" --out "$runs/lightglue-slim.safetensors"
 fi
 if [ -f "$runs/superpoint-vgg.safetensors" ]; then
     superpoint align-matcher --from "$runs/superpoint-edge.safetensors" --to "$runs/superpoint-vgg.safetensors" \
-        --matcher "$runs/lightglue-edge-6.safetensors" --images "$photographs" --limit 128 --out "$runs/aligned/lightglue-vgg.safetensors"
+        --matcher "$runs/lightglue-edge-8.safetensors" --images "$photographs" --limit 128 --out "$runs/aligned/lightglue-vgg.safetensors"
     superpoint export --format weights-int8 --model "$runs/aligned/lightglue-vgg.safetensors" \
         --base "$runs/lightglue-edge.safetensors" --out "$runs/lightglue-vgg.safetensors"
 fi
