@@ -200,10 +200,15 @@ def test_rounds_with_settings_that_do_not_fit_are_refused(
 ) -> None:
     base = ["label", str(photographs), "--model", str(detector), "--out", str(tmp_path / "out")]
     wrong = toml(tmp_path / "wrong.toml", stepz=2)
+    low = toml(tmp_path / "low.toml", temperature=-1.0)
+    frozen = toml(tmp_path / "frozen.toml", freeze="tail")
+    released = ["--model", "superpoint-slim"]
     for options, message in [
         (["--rounds", "2"], "--rounds is 2, --train-config None; expected both, or neither"),
         (["--train-config", str(recipe)], "--rounds is 0"),
         (["--rounds", "1", "--train-config", str(wrong), "--heatmaps"], "unknown setting 'stepz'"),
+        (["--rounds", "1", "--train-config", str(low), *released], "temperature is -1.0; expected more than 0"),
+        (["--rounds", "1", "--train-config", str(frozen), *released], "freeze is 'tail'; expected modules of"),
         (["--rounds", "1", "--train-config", str(recipe)], "asks for soft labels; they need labels with heat maps"),
     ]:
         assert main([*base, *options]) == 2

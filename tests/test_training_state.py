@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from training_machine import EXACT, PAIRS, differing, pairs_command, single_thread, step_of, trainer, write_photographs
 
 from frontend.cli.main import main
+from frontend.errors import DataError
 from frontend.model import MODEL_PRESETS, SuperPointNet
 from frontend.training.state import export_state, import_state, read_checkpoint
 from frontend.training.trainer import Trainer
@@ -133,6 +134,17 @@ def test_a_checkpoint_of_something_else_is_refused_in_our_words(
     assert main(["state", "export", str(tmp_path), "--out", str(tmp_path / "file")]) == 2
     expected = f"superpoint state: {path} cannot be read: it is no PyTorch file, or holds more than tensors\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_bit_that_changed_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+    trainer(tmp_path).run()
+    path = tmp_path / "checkpoint.pt"
+    whole = path.read_bytes()
+    weights = max(read_checkpoint(tmp_path)["network"].values(), key=torch.numel)
+    place = whole.index(bytes(weights.untyped_storage())[:64])
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(DataError, match=r"checkpoint\.pt cannot be read: .*data/\d+ is damaged"):
+        read_checkpoint(tmp_path)
 
 
 def test_a_stop_in_a_state_of_an_earlier_version_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,7 @@ def run_rounds(
     if (values["token_weight"] or values["soft_weight"]) and not config.heatmaps:
         raise ConfigError(f"{train_config} asks for soft labels; they need labels with heat maps (give --heatmaps)")
     name, network = load_network(model)
+    train.check_superpoint(network, values, device)  # not once the first labels are made, which takes hours
     out.mkdir(parents=True, exist_ok=True)
     # those that came later are left out at their defaults: rounds begun by earlier versions go on
     defaults = {option.name: option.default for option in train.SUPERPOINT_OPTIONS}

@@ -310,15 +310,73 @@ def _train_magicpoint(args: argparse.Namespace, values: dict[str, Any], device: 
     return _train(task, network, args, values, device, described)
 
 
-def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: Any) -> int:
+def _pair_config(values: dict[str, Any], on_device: bool) -> Any:
     import dataclasses
 
-    from frontend.training.datasets import VIEWS, PairConfig, WarpedPairs
+    from frontend.training.datasets import PairConfig
+    from frontend.training.photometric import PhotometricConfig
+
+    config = PairConfig()
+    return dataclasses.replace(
+        config,
+        size=(values["width"], values["height"]),
+        photo_side=values["photo_side"],
+        label_threshold=values["label_threshold"],
+        label_spacing=values["label_spacing"],
+        relative=dataclasses.replace(
+            config.relative, **{name: values[name] for name in ("scale", "rotation", "anisotropy")}
+        ),
+        any_rotation=values["any_rotation"],
+        noise=dataclasses.replace(config.noise or PhotometricConfig(), exposure=values["exposure"]),
+        random_points=values["random_points"],
+        soft=values["token_weight"] > 0 or values["soft_weight"] > 0,
+        mix_tokens=values["mix_tokens"],
+        on_device=on_device,
+    )
+
+
+def _superpoint_task(data: Any, values: dict[str, Any], token_labelling: Any) -> Any:
+    from frontend.training.tasks import SuperPointTask
+
+    return SuperPointTask(
+        data,
+        values["descriptor_loss"],
+        values["descriptor_weight"],
+        values["lambda_d"],
+        values["temperature"],
+        values["position_weight"],
+        values["refined_points"],
+        values["near_weight"],
+        detector=_detector_loss(values),
+        token_labelling=token_labelling,
+        peak_weight=values["peak_weight"],
+    )
+
+
+def check_superpoint(network: Any, values: dict[str, Any], device: Any) -> None:
+    """Refuse settings of ``superpoint train superpoint --init``, before there are labels.
+
+    Args:
+        network: that training would begin with.
+        values: the settings.
+        device: of the training.
+
+    Raises:
+        ConfigError: a setting is unknown, out of its range, or not for this network.
+    """
+    from frontend.model import SuperPointNet
+
+    _train_config(values, device)
+    _frozen(SuperPointNet(_model_config(network.config, values)), values)
+    _pair_config(values, False)
+    _superpoint_task((), values, None)
+
+
+def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: Any) -> int:
+    from frontend.training.datasets import VIEWS, WarpedPairs
     from frontend.training.distributed import rank
     from frontend.training.labels import count_unused
-    from frontend.training.photometric import PhotometricConfig
     from frontend.training.state import described_by
-    from frontend.training.tasks import SuperPointTask
     from frontend.training.token_labelling import TokenLabelling
 
     network, described = _initial_network(args, values)
@@ -336,40 +394,12 @@ def _train_superpoint(args: argparse.Namespace, values: dict[str, Any], device: 
     on_device = choice == "on" or (choice == "auto" and own_choice)
     if on_device:
         described["device_augment"] = True
-    config = PairConfig()
-    config = dataclasses.replace(
-        config,
-        size=(values["width"], values["height"]),
-        photo_side=values["photo_side"],
-        label_threshold=values["label_threshold"],
-        label_spacing=values["label_spacing"],
-        relative=dataclasses.replace(
-            config.relative, **{name: values[name] for name in ("scale", "rotation", "anisotropy")}
-        ),
-        any_rotation=values["any_rotation"],
-        noise=dataclasses.replace(config.noise or PhotometricConfig(), exposure=values["exposure"]),
-        random_points=values["random_points"],
-        soft=values["token_weight"] > 0 or values["soft_weight"] > 0,
-        mix_tokens=values["mix_tokens"],
-        on_device=on_device,
-    )
+    config = _pair_config(values, on_device)
     weights = {option.name: values[option.name] for option in _TOKEN_OPTIONS}
     token_labelling = TokenLabelling(network, **weights) if any(weights.values()) else None
     data = WarpedPairs(values["seed"], args.images, args.labels, config)
     if begun is None and rank() == 0 and (unused := count_unused(args.images, args.labels)):
         print(f"{unused} labels of {args.labels} have no photograph in {args.images}", file=sys.stderr)
     described |= {"photographs": len(data.photos), "views": VIEWS}
-    task = SuperPointTask(
-        data,
-        values["descriptor_loss"],
-        values["descriptor_weight"],
-        values["lambda_d"],
-        values["temperature"],
-        values["position_weight"],
-        values["refined_points"],
-        values["near_weight"],
-        detector=_detector_loss(values),
-        token_labelling=token_labelling,
-        peak_weight=values["peak_weight"],
-    )
+    task = _superpoint_task(data, values, token_labelling)
     return _train(task, network, args, values, device, described)

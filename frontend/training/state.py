@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def read_checkpoint(run: Path) -> dict[str, Any]:
     path = run / CHECKPOINT
     if not path.is_file():
         raise DataError(f"{run} has no {CHECKPOINT}; expected the folder of a training run")
+    if (damaged := _damaged_record(path)) is not None:
+        raise DataError(f"{path} cannot be read: {damaged} is damaged (another checksum)")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever reading other content as a pickle ends in
@@ -55,6 +58,15 @@ def read_checkpoint(run: Path) -> dict[str, Any]:
         found = f"a dict without '{lacking[0]}'" if isinstance(state, dict) else f"a {type(state).__name__}"
         raise DataError(f"{path} holds {found}; expected the checkpoint of a training run")
     return state
+
+
+def _damaged_record(path: Path) -> str | None:
+    """The first record of a PyTorch file that is not as it was written, which torch.load does not notice."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except zipfile.BadZipFile:
+        return None  # torch.load refuses what is no archive
 
 
 def write_checkpoint(run: Path, state: dict[str, Any]) -> None:
