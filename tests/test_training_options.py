@@ -161,3 +161,11 @@ def test_labels_without_any_point_are_refused(tmp_path: Path) -> None:
     np.savez(first, keypoints=points, scores=np.ones_like(scores), image_size=np.array(size))
     photos = load_labelled_photos(tmp_path / "images", tmp_path / "labels", 96, threshold=1.0)
     assert sum(len(photo.points) for photo in photos) == len(points)
+
+
+def test_help_shows_no_empty_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "superpoint", "--help"])
+    text = capsys.readouterr().out
+    assert "--model {edge,edge-dense," in text
+    assert "(default: )" not in text

@@ -78,15 +78,17 @@ def add_options(parser: argparse.ArgumentParser, options: tuple[Option, ...]) ->
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="settings by name; flags win over it")
     for option in options:
         flag = "--" + option.name.replace("_", "-")
-        text = option.help if option.default is None else f"{option.help} (default: {option.default})"
+        text = option.help if option.default in (None, "") else f"{option.help} (default: {option.default})"
         if option.kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
             continue
+        # an empty choice is the same as not given
+        metavar = "{" + ",".join(filter(None, option.choices)) + "}" if option.choices else option.kind.__name__.upper()
         parser.add_argument(
             flag,
             type=option.kind,
             choices=option.choices or None,
-            metavar=None if option.choices else option.kind.__name__.upper(),
+            metavar=metavar,
             default=None,
             help=text,
         )
