@@ -48,6 +48,11 @@ def read_quietly(path: str | Path, *, white: int | None = None, oriented: bool =
     return image, damage[0] if damage else ""
 
 
+def is_file_or_dangling(path: Path) -> bool:
+    """Whether it is a file, or a link to nothing, which is to be reported as unreadable rather than passed over."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
 def find_images(folder: Path) -> list[Path]:
     """All images below a folder, sorted, as paths relative to it; those in folders behind symbolic links, too.
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from frontend.errors import DataError
+from frontend.folders import is_file_or_dangling
 from frontend.image import is_image_name
 
 FARTHEST_NS = 2**63 - 1
@@ -32,7 +33,7 @@ _Rows = list[tuple[Path, int | None]]
 def images_in(folder: Path) -> list[Path]:
     """Images of a folder, by the numbers in their names; a link to nothing is one, too, that cannot be read."""
     found = (path for path in folder.iterdir() if is_image_name(path) and not path.name.startswith("."))
-    return sorted((path for path in found if path.is_file() or (path.is_symlink() and not path.exists())), key=_natural)
+    return sorted((path for path in found if is_file_or_dangling(path)), key=_natural)
 
 
 def _natural(path: Path) -> tuple[list[str | int], str]:

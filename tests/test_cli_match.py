@@ -124,6 +124,7 @@ class TestCommand:
         paths = [image_file(folder / f"{name}.png", level) for name, level in levels.items()]
         image_file(folder / "sub" / "ignored.png", 250)
         (folder / "broken.png").write_bytes(b"no picture")
+        (folder / "gone.png").symlink_to("nothing.png")
         (folder / "notes.txt").write_text("no picture and not named like one")
         given = {
             "directory": [folder],
@@ -135,8 +136,8 @@ class TestCommand:
         assert code == 0
         assert [line.rsplit("/", 1)[1] for line in out.splitlines()[1:]] == ["c.png", "b.png", "a.png"]
         skipped = [f"superpoint-match: skipped {folder / 'broken.png'}: is not an image"]
-        if form == "names":
-            skipped.append(f"superpoint-match: skipped {folder / 'missing.png'}: no such file")
+        missing = folder / ("missing.png" if form == "names" else "gone.png")
+        skipped.append(f"superpoint-match: skipped {missing}: no such file")
         skipped.append("superpoint-match: no overlay of 1 of 3 images: no homography")
         assert len(err.splitlines()) == len(skipped)
         for line, start in zip(err.splitlines(), skipped, strict=True):

@@ -134,4 +134,6 @@ def test_the_command_makes_images_goes_on_and_refuses_nonsense(
     assert "made 2 images, 2 were there" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert main([*command, "--count", "0"]) == 2
-    assert "expected at least 1" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("count is 0; expected 1 or more\n")
+    assert main([*command, "--count", "1", "--width", "63"]) == 2
+    assert "size is 63 x 120; expected at least 64 x 64" in capsys.readouterr().err

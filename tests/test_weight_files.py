@@ -177,7 +177,7 @@ def test_means_of_different_networks_are_refused(tmp_path: Path, capsys: pytest.
     with pytest.raises(WeightsError, match="have other tensors than"):
         write_small(slim, out, average=other)
     assert main(["export", "--average", str(other), "--out", str(out.with_suffix(".onnx"))]) == 2
-    assert "--average without --format weights-float16; expected both or neither" in capsys.readouterr().err
+    assert "--average without --format weights-*; expected both or neither" in capsys.readouterr().err
     assert not out.exists()
 
 

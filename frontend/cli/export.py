@@ -91,6 +91,8 @@ def _run(args: argparse.Namespace) -> int:
     size = parse_size(values["size"])
     if args.dynamic and (size is not None or values["batch"]):
         raise ConfigError("--dynamic with --size or --batch; expected one of them")
+    if values["batch"] < 0:
+        raise ConfigError(f"--batch is {values['batch']}; expected 1 or more, or 0 for any number")
     if args.dynamic and values["format"] in (*_WEIGHTS, "superpoint-v1"):
         raise ConfigError(f"--dynamic has no effect: --format {values['format']} has weights alone; expected none")
     if values["precision"] == "int8":
@@ -103,7 +105,7 @@ def _run(args: argparse.Namespace) -> int:
         _refuse_others(values, ("format", *_SMALLER), f"--format {values['format']} has weights alone")
         bits = 8 if values["format"] == "weights-int8" else 16
         return _write_small(args.model, args.out, bits, values)
-    _refuse_without(f"--format {_WEIGHTS[0]}", values, _SMALLER)
+    _refuse_without("--format weights-*", values, _SMALLER)
     if not (values["with_postprocessing"] or values["with_matching"]):
         others = [option.name for option in EXPORT_OPTIONS if option.name not in _POST_PROCESSING]
         _refuse_others(values, others, "without --with-postprocessing the graph ends with the dense maps")

@@ -166,6 +166,7 @@ def _targets(args: argparse.Namespace) -> tuple[list[str], bool]:
 
     How many files a pattern finds, the shell's included, need not decide what the outputs are.
     """
+    from frontend.folders import is_file_or_dangling
     from frontend.image import is_image_name
 
     image0, images1 = args.image0, args.image1
@@ -174,12 +175,14 @@ def _targets(args: argparse.Namespace) -> tuple[list[str], bool]:
     for name in images1:
         if Path(name).is_dir():
             many = True
-            found = sorted(str(path) for path in Path(name).iterdir() if path.is_file() and is_image_name(path))
+            found = sorted(
+                str(path) for path in Path(name).iterdir() if is_file_or_dangling(path) and is_image_name(path)
+            )
             if not found:
                 raise ImageError(f"{name}: is a directory without images")
         elif glob.has_magic(name) and not Path(name).exists():
             many = True
-            found = sorted(path for path in glob.glob(name, recursive=True) if Path(path).is_file())
+            found = sorted(path for path in glob.glob(name, recursive=True) if is_file_or_dangling(Path(path)))
             if not found:
                 raise ImageError(f"{name}: no file matches this pattern")
         else:

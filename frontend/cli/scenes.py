@@ -21,8 +21,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the images, made if missing")
     parser.add_argument("--count", type=int, default=1000, metavar="N", help="images (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the whole set (default: 0)")
-    parser.add_argument("--width", type=int, default=640, metavar="PX", help="of the images (default: 640)")
-    parser.add_argument("--height", type=int, default=480, metavar="PX", help="of the images (default: 480)")
+    parser.add_argument("--width", type=int, default=640, metavar="PX", help="64 or more (default: 640)")
+    parser.add_argument("--height", type=int, default=480, metavar="PX", help="64 or more (default: 480)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.set_defaults(run=_run)
 

@@ -91,7 +91,7 @@ class PoseConfig:
         if self.seeds < 1:
             raise ConfigError(f"seeds is {self.seeds}; expected at least 1")
         if self.resize is not None and self.resize < 32:
-            raise ConfigError(f"resize is {self.resize}; expected at least 32 pixels, or none")
+            raise ConfigError(f"resize is {self.resize}; expected at least 32 pixels, or none (0)")
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def rotation_dataset(
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; expected at least 1")
     if resize is not None and resize < 32:
-        raise ConfigError(f"resize is {resize}; expected at least 32 pixels, or none")
+        raise ConfigError(f"resize is {resize}; expected at least 32 pixels, or none (0)")
     if not path.is_dir():
         raise DataError(f"{path}: no such folder")
     photos = sorted(entry for entry in path.iterdir() if entry.is_file() and is_image_name(entry))[:limit]

@@ -385,11 +385,11 @@ def make_scenes(
         ConfigError: a number is out of its range.
         DataError: a process has been killed, for want of memory for instance.
     """
-    if count < 1 or workers < 1 or seed < 0 or min(size) < 64:
-        raise ConfigError(
-            f"count {count}, workers {workers}, seed {seed}, size {size[0]} x {size[1]};"
-            " expected at least 1, 1, 0 and 64"
-        )
+    for name, value, least in (("count", count, 1), ("workers", workers, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ConfigError(f"{name} is {value}; expected {least} or more")
+    if min(size) < 64:
+        raise ConfigError(f"size is {size[0]} x {size[1]}; expected at least 64 x 64")
     out.mkdir(parents=True, exist_ok=True)
     write = partial(_write, out=out, seed=seed, size=size)
     made = 0

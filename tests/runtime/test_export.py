@@ -277,7 +277,7 @@ def test_dense_maps_and_the_refiner_beside_them_of_one_size(tmp_path: Path) -> N
         (("--format", "weights-float16", "--dynamic"), "--dynamic has no effect: --format weights-float16 has weights"),
         (("--format", "superpoint-v1", "--dynamic"), "--dynamic has no effect: --format superpoint-v1 has weights"),
         (("--format", "openvino"), "expected a name that ends in .xml"),
-        (("--batch", "-1"), "export batch is -1; expected 1 or more"),
+        (("--batch", "-1"), "--batch is -1; expected 1 or more, or 0 for any number"),
         (("--precision", "int8"), "--calibration is missing"),
         (("--precision", "int8", "--with-postprocessing"), "--with-postprocessing has no effect: --precision int8"),
         (("--calibration", "photos"), "--calibration without --precision int8"),
