@@ -18,6 +18,8 @@ from frontend.verification_cpu import count_distinct
 
 MIN_MATCHES = 8  # what OpenCV's robust estimator needs
 _SEVEN_POINT = (7, 3)  # matches in a sample, and models that it may give: the algorithm solves a cubic
+_STRIP = 4.0  # times the threshold: what errors of inliers alone would fill of points on a line
+_OTHER_PAIRS = 4096  # enough to tell a chance of a hundredth; a millisecond
 _FIVE_POINT = (5, 10)  # the five-point algorithm solves a polynomial of tenth degree
 
 
@@ -54,14 +56,23 @@ def symmetric_epipolar_distance(
 
 
 def _significant(
-    points0: Float64Array, points1: Float64Array, inliers: BoolArray, threshold: float, sample: tuple[int, int]
+    fundamental: Float64Array,
+    points0: Float64Array,
+    points1: Float64Array,
+    inliers: BoolArray,
+    threshold: float,
+    sample: tuple[int, int],
 ) -> bool:
     """The a-contrario test: a random match fits if it lies in a band of half-width sqrt(2) t around a line.
 
-    The area is that of :func:`frontend.significance.middle_extent`; repeated matches are no further evidence.
+    The area is that of :func:`frontend.significance.middle_extent`; repeated matches are no further evidence. Where
+    points are not spread over it, but lie along a line or in clusters, other pairs of them fit more often than that,
+    and the chance is theirs. Inliers on one line determine no geometry, whatever they are.
 
     ``sample`` is the number of matches in a minimal sample, and that of the models it may give.
     """
+    if _on_a_line(points0[inliers], threshold) or _on_a_line(points1[inliers], threshold):
+        return False
     chances = []
     for points in (points0, points1):
         extent = middle_extent(points)
@@ -71,7 +82,26 @@ def _significant(
     total, count = count_distinct((_normalised(points0), _normalised(points1)), inliers)
     if count < MIN_MATCHES:
         return False
-    return log10_false_alarms(total, count, min(1.0, *chances), *sample) < MAX_LOG10_NFA
+    chance = max(min(1.0, *chances), _chance_of_others(fundamental, points0, points1, threshold))
+    return log10_false_alarms(total, count, chance, *sample) < MAX_LOG10_NFA
+
+
+def _on_a_line(points: Float64Array, threshold: float) -> bool:
+    """Whether (M, 2) points, but for the outermost, lie in a strip that is as wide as their errors."""
+    centred = points - points.mean(axis=0)
+    axes = np.linalg.svd(centred.T @ centred)[0]
+    return bool(middle_extent(centred @ axes)[1] < _STRIP * threshold)
+
+
+def _chance_of_others(
+    fundamental: Float64Array, points0: Float64Array, points1: Float64Array, threshold: float
+) -> float:
+    """Share of pairs that fit among those of a point of image 0 with a point of image 1 that is not its match."""
+    count = len(points0)
+    shifts = range(1, count, max(1, (count - 1) // max(1, _OTHER_PAIRS // count)))
+    partner = np.concatenate([np.roll(np.arange(count), shift) for shift in shifts])
+    distance = symmetric_epipolar_distance(fundamental, np.tile(points0, (len(shifts), 1)), points1[partner])
+    return float((distance <= 2 * threshold**2).mean())
 
 
 def _normalised(points: Float64Array) -> Float64Array:
@@ -126,7 +156,7 @@ def estimate_fundamental(
         return Fundamental(None, inliers, Status.NO_MODEL)
     fundamental: Float64Array = np.asarray(found / np.linalg.norm(found), dtype=np.float64)
     fits = symmetric_epipolar_distance(fundamental, y0, y1) <= 2 * threshold**2
-    if not fits.any() or not _significant(y0, y1, fits, threshold, _SEVEN_POINT):
+    if not fits.any() or not _significant(fundamental, y0, y1, fits, threshold, _SEVEN_POINT):
         return Fundamental(None, inliers, Status.NO_MODEL)
     inliers[finite] = fits
     return Fundamental(fundamental, inliers, Status.OK)
@@ -208,7 +238,8 @@ def estimate_essential(
     if better.sum() >= KEPT * fits.sum():
         fits = better
         pose = decompose_essential(essential_matrix(refined), y0[fits], y1[fits])
-    if not fits.any() or not _significant(y0 * focals[0], y1 * focals[1], fits, threshold, _FIVE_POINT):
+    matrix = _in_pixels(essential_matrix(pose), focals)
+    if not fits.any() or not _significant(matrix, y0 * focals[0], y1 * focals[1], fits, threshold, _FIVE_POINT):
         return Essential(None, None, None, inliers, Status.NO_MODEL)
     inliers[finite] = fits
     return Essential(essential_matrix(pose), pose.R, pose.t, inliers, Status.OK)
@@ -218,7 +249,12 @@ def _calibrated_fits(
     essential: Float64Array, y0: Float64Array, y1: Float64Array, focals: tuple[float, float], threshold: float
 ) -> BoolArray:
     """Inliers of an essential matrix among normalised points, by distances in pixels."""
-    scale0, scale1 = np.array([1 / focals[0], 1 / focals[0], 1.0]), np.array([1 / focals[1], 1 / focals[1], 1.0])
-    matrix = scale1[:, None] * essential * scale0
-    distance = symmetric_epipolar_distance(matrix, y0 * focals[0], y1 * focals[1])
+    distance = symmetric_epipolar_distance(_in_pixels(essential, focals), y0 * focals[0], y1 * focals[1])
     return np.asarray(distance <= 2 * threshold**2, np.bool_)
+
+
+def _in_pixels(essential: Float64Array, focals: tuple[float, float]) -> Float64Array:
+    """The fundamental matrix of ideal cameras of these focal lengths, with the principal point at 0."""
+    scale0, scale1 = (np.array([1 / focal, 1 / focal, 1.0]) for focal in focals)
+    matrix: Float64Array = scale1[:, None] * essential * scale0
+    return matrix

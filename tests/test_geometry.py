@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from frontend.camera import Camera
 from frontend.errors import ConfigError, ShapeError
-from frontend.geometry import estimate_fundamental, symmetric_epipolar_distance
+from frontend.geometry import estimate_essential, estimate_fundamental, symmetric_epipolar_distance
 from frontend.types import Status
 
 CAMERA = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
@@ -115,6 +116,42 @@ def test_degenerate_matches() -> None:
     line = np.linspace(0, 400, 50)[:, None] * [1.0, 0.5]
     for points in (np.ones((50, 2)), line):
         assert estimate_fundamental(points, points + 2).status is Status.NO_MODEL
+
+
+@pytest.mark.parametrize("degrees", [0, 5, 37, 45, 70, 90])
+@pytest.mark.parametrize("elsewhere", [0, 60])
+def test_unrelated_matches_along_a_line_give_no_model(degrees: float, elsewhere: int) -> None:
+    along = np.array([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        line = [320, 240] + rng.uniform(-220, 220, (2, 60, 1)) * along + rng.normal(0, 0.5, (2, 60, 2))
+        points = np.concatenate([line, rng.uniform(0, 1, (2, elsewhere, 2)) * [639, 479]], axis=1)
+        assert estimate_fundamental(*points).status is Status.NO_MODEL
+        camera = Camera(CAMERA)
+        assert estimate_essential(*points, camera, camera).status is Status.NO_MODEL
+
+
+def test_matches_of_one_line_determine_nothing() -> None:
+    rng = np.random.default_rng(0)
+    across = np.linspace(-0.4, 0.4, 80)
+    # in a plane through the first camera: a line for it alone
+    points = np.c_[across, 0.4 * across + 0.02, np.ones(80)] * rng.uniform(4, 8, (80, 1))
+    first, second = points @ CAMERA.T, (points @ ROTATION.T + SHIFT) @ CAMERA.T
+    matches = first[:, :2] / first[:, 2:], second[:, :2] / second[:, 2:]
+    camera = Camera(CAMERA)
+    for points0, points1 in (matches, matches[::-1]):
+        assert estimate_fundamental(points0, points1).status is Status.NO_MODEL
+        assert estimate_essential(points0, points1, camera, camera).status is Status.NO_MODEL
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90])
+def test_a_scene_in_a_strip_is_found(degrees: float) -> None:
+    """Matches along a line that is wider than their errors, such as a skyline, are evidence."""
+    points0, points1, good = scene(400, 0.3)
+    turned = np.array([math.sin(math.radians(degrees)), -math.cos(math.radians(degrees))])
+    near = np.abs((points0 - [320, 240]) @ turned) < 40
+    assert near.sum() > 60
+    assert estimate_fundamental(points0[near], points1[near]).inliers[good[near]].mean() > 0.9
 
 
 def test_not_finite_is_an_outlier() -> None:
