@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 
-from frontend.errors import ConfigError
+from frontend.errors import ConfigError, ShapeError
 from frontend.types import Float64Array
 
 # OpenCV's default of five steps leaves errors of a tenth of a pixel at the corners of a wide lens
@@ -33,11 +34,17 @@ class Camera:
     K: Float64Array
     distortion: tuple[float, ...] = ()
     model: str = "opencv"
+    _fold: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        K = np.asarray(self.K, np.float64)
+        try:
+            K = np.array(self.K, np.float64)  # a copy, which nobody else changes
+            distortion = tuple(float(value) for value in np.ravel(self.distortion))
+        except (TypeError, ValueError):
+            raise ConfigError(f"K is {self.K!r:.60}; expected (3, 3) intrinsics, and numbers of distortion") from None
+        K.flags.writeable = False
         object.__setattr__(self, "K", K)
-        object.__setattr__(self, "distortion", tuple(float(value) for value in np.ravel(self.distortion)))
+        object.__setattr__(self, "distortion", distortion)
         if K.shape != (3, 3):
             raise ConfigError(f"K has shape {K.shape}; expected (3, 3) intrinsics")
         if not K.any():
@@ -58,6 +65,7 @@ class Camera:
         if len(self.distortion) not in counts or not np.isfinite(self.distortion).all():
             given = f"distortion of the model '{self.model}' has {len(self.distortion)} values"
             raise ConfigError(f"{given}; expected one of {counts}, finite")
+        object.__setattr__(self, "_fold", _fold(self.distortion, self.model))
 
     @classmethod
     def parse(cls, text: str) -> Camera:
@@ -96,10 +104,14 @@ class Camera:
         Returns:
             (N, 2) float64: x/z, y/z in the camera's frame; NaN where the distortion is found to have no inverse, as in
             the corners of a wide lens.
+
+        Raises:
+            ShapeError: the points are not (N, 2).
         """
-        if not len(points):
+        pixels = _as_points(points)
+        if not len(pixels):
             return np.zeros((0, 2))
-        given = np.ascontiguousarray(points, np.float64)[:, None]
+        given = np.ascontiguousarray(pixels)[:, None]
         distortion = np.asarray(self.distortion, np.float64) if self.distortion else None
         if self.model == "fisheye":
             found = cv2.fisheye.undistortPoints(given, self.K, np.asarray(self.distortion), criteria=_CRITERIA)
@@ -109,13 +121,15 @@ class Camera:
         if distortion is not None:
             # where there is no inverse OpenCV leaves what its iteration came to
             error = np.linalg.norm(self._distort(flat) - given[:, 0], axis=1)
-            flat[~(error <= _LARGEST_ERROR_PX)] = np.nan
+            # and beyond where the polynomial turns back there are pixels that it comes to once more
+            beyond = np.linalg.norm(flat, axis=1) > self._fold
+            flat[beyond | ~(error <= _LARGEST_ERROR_PX)] = np.nan
         return flat
 
     def undistort(self, points: np.ndarray) -> Float64Array:
-        """Pixels of the same camera without distortion, (N, 2) float64; NaN as for :meth:`normalise`."""
+        """Pixels of the same camera without distortion, (N, 2) float64; NaN and errors as for :meth:`normalise`."""
         if not self.distortion:
-            return np.asarray(points, np.float64)
+            return _as_points(points).copy()
         flat = self.normalise(points)
         return np.asarray(flat * (self.K[0, 0], self.K[1, 1]) + self.K[:2, 2], np.float64)
 
@@ -126,3 +140,42 @@ class Camera:
         project = cv2.fisheye.projectPoints if self.model == "fisheye" else cv2.projectPoints
         pixels = project(rays, still, still, self.K, distortion)[0]
         return np.asarray(pixels, np.float64).reshape(-1, 2)
+
+
+def _as_points(points: np.ndarray) -> Float64Array:
+    """Points as (N, 2) float64; an empty list has no other shape to give."""
+    try:
+        given = np.asarray(points, np.float64)
+    except (TypeError, ValueError):
+        raise ShapeError(f"points are {points!r:.60}; expected numbers, (N, 2)") from None
+    if given.size and (given.ndim != 2 or given.shape[1] != 2):
+        raise ShapeError(f"points have shape {given.shape}; expected (N, 2)")
+    return given.reshape(-1, 2)
+
+
+def _fold(distortion: tuple[float, ...], model: str) -> float:
+    """The undistorted radius, x/z and y/z, up to which the distorted one grows; inf where it always does.
+
+    Beyond, a lens would put two rays on one pixel, so that the model holds only up to there. Tangential and thin-prism
+    terms, and a tilt, are small beside the radial ones and left out.
+    """
+    if not distortion:
+        return math.inf
+    k = np.zeros(8)
+    k[: min(len(distortion), 8)] = distortion[:8]
+    if model == "fisheye":
+        above, below = [1.0, *k[:4]], [1.0]  # theta (1 + k1 theta^2 + ...)
+    else:
+        above, below = [1.0, k[0], k[1], k[4]], [1.0, *k[5:8]]  # r (1 + k1 r^2 + ...) / (1 + k4 r^2 + ...)
+    powers = np.polynomial.polynomial
+    numerator, denominator = np.zeros(2 * len(above)), np.zeros(2 * len(below) - 1)
+    numerator[1::2], denominator[::2] = above, below
+    slope = powers.polysub(
+        powers.polymul(powers.polyder(numerator), denominator), powers.polymul(numerator, powers.polyder(denominator))
+    )
+    roots = np.concatenate([powers.polyroots(powers.polytrim(p)) for p in (slope, denominator)])
+    real = roots.real[(np.abs(roots.imag) < 1e-9) & (roots.real > 0)]
+    least = float(real.min()) if len(real) else math.inf
+    if model != "fisheye":
+        return least
+    return math.tan(least) if least < math.pi / 2 else math.inf  # an angle to the axis

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from frontend.camera import Camera
-from frontend.errors import ConfigError
+from frontend.errors import ConfigError, ShapeError
 
 K = np.array([[300.0, 0, 320], [0, 310, 240], [0, 0, 1]])
 
@@ -37,6 +37,59 @@ def test_where_the_distortion_has_no_inverse_a_point_is_not_a_number() -> None:
     assert np.isfinite(found).all(axis=1).tolist() == [True, True, True, False, False, False]
     assert np.isnan(found[3:]).all()
     np.testing.assert_allclose(distort(found[:3], -0.5, 0, 0, 0), pixels[:3], atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("model", "distortion"),
+    [
+        ("opencv", (-0.35, 0.05, 0, 0)),
+        ("opencv", (-0.5, 0.1, 0, 0)),
+        ("opencv", (-0.3, 0.03, 0, 0, 0.002)),
+        ("opencv", (0.1, -0.2, 0, 0, 0.01, 0.3, 0.05, 0.0)),
+        ("fisheye", (-0.25, 0.01, 0.0, 0.0)),
+    ],
+)
+def test_beyond_its_fold_a_lens_shows_nothing(model: str, distortion: tuple[float, ...]) -> None:
+    """Found by walking outwards until the distorted radius no longer grows."""
+    k = np.zeros(8)
+    k[: len(distortion)] = distortion
+    walk = np.linspace(0, np.pi / 2 if model == "fisheye" else 6, 600_001)
+    if model == "fisheye":
+        bent = walk * (1 + sum(c * walk ** (2 * n + 2) for n, c in enumerate(k[:4])))
+    else:
+        s = walk**2
+        bent = walk * (1 + k[0] * s + k[1] * s**2 + k[4] * s**3) / (1 + k[5] * s + k[6] * s**2 + k[7] * s**3)
+    turn = int(np.argmax(np.diff(bent) <= 0))
+    assert 0 < turn < len(walk) - 1
+    radii = np.linspace(0.01, 1.6, 60) * bent[turn]
+    found = Camera(K, distortion, model).normalise(np.stack([300 * radii + 320, np.full(60, 240.0)], axis=1))[:, 0]
+    within = radii < 0.995 * bent[turn]
+    there = np.interp(radii[within], bent[: turn + 1], walk[: turn + 1])
+    np.testing.assert_allclose(found[within], np.tan(there) if model == "fisheye" else there, rtol=1e-3)
+    assert np.isnan(found[radii > 1.002 * bent[turn]]).all()
+
+
+def test_points_and_intrinsics_of_another_kind_are_refused() -> None:
+    for camera in (Camera(K), Camera(K, (-0.1, 0, 0, 0))):
+        for points in (np.zeros((2, 3)), np.zeros((1, 1, 2)), np.zeros(2)):
+            for method in (camera.normalise, camera.undistort):
+                with pytest.raises(ShapeError, match="expected \\(N, 2\\)"):
+                    method(points)
+    for wrong in ("x", [[1, 2], [3]]):
+        with pytest.raises(ConfigError, match="expected \\(3, 3\\) intrinsics"):
+            Camera(wrong)  # type: ignore[arg-type]
+
+
+def test_a_camera_shares_no_memory() -> None:
+    intrinsics = K.copy()
+    camera = Camera(intrinsics)
+    intrinsics[0, 0] = 999
+    assert camera.K[0, 0] == 300
+    with pytest.raises(ValueError, match="read-only"):
+        camera.K[0, 0] = 1
+    points = np.ones((3, 2))
+    camera.undistort(points)[:] = 7
+    assert (points == 1).all()
 
 
 def test_a_fisheye_s_radius_is_a_polynomial_of_the_angle(rng: np.random.Generator) -> None:
