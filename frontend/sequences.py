@@ -3,9 +3,9 @@
 Where the stamps of a folder come from, in this order: ``data.csv`` (EuRoC: nanoseconds and names of files in
 ``data/``), ``rgb.txt`` (TUM: seconds and names), ``timestamps.txt`` (KITTI's raw data: dates and times, a line for each
 image in ``data/``), ``times.txt`` (KITTI's odometry: seconds, a line for each image, which may be named by its line's
-number, from 0), names that are stamps (``1403636579763555584.png`` in nanoseconds, ``1305031102.175304.png`` in
-seconds), else the number of the image and a frame rate. The folder may be that of the images, or one above them, as the
-data sets are unpacked.
+number, from 0), names that are stamps (``1403636579763555584.png`` in nanoseconds of 18 or 19 digits,
+``1305031102.175304.png`` in seconds), else the number of the image and a frame rate; names that are times of another
+kind are refused without one. The folder may be that of the images, or one above them, as the data sets are unpacked.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ _SAME_NS = 1_000_000  # stamps of a pair's images: those of two cameras that are
 _SAME_RAW_NS = 20_000_000  # of KITTI's raw data: each camera has a list of its own, of frames 100 ms apart
 _NANOSECONDS = re.compile(r"\d{18,19}")  # of the years since 1973
 _SECONDS = re.compile(r"\d+\.\d+")
+# numbers that do not count frames: a clock's milliseconds since 1970, or steps of so many ticks
+_CLOCK = re.compile(r"[1-9]\d{12,}")
+_CLOCK_STEP = 1000
 
 _Image = NDArray[np.uint8]
 
@@ -299,6 +302,8 @@ def _open_folder(folder: Path, fps: float | None, white: int | None) -> ImageFol
         if 0 < others < len(paths) and fps is None:
             odd = paths[stamps.index(None)].name
             raise DataError(f"{folder}: the name of {odd} is no stamp, those of {others} others are; expected all")
+        if not others and fps is None:
+            _refuse_unknown_clock(folder, [path.stem for path in paths])
         if others == len(paths):
             order = sorted(range(len(paths)), key=lambda n: stamps[n] or 0)
             paths, stamps = [paths[n] for n in order], [stamps[n] for n in order]
@@ -311,6 +316,18 @@ def _open_folder(folder: Path, fps: float | None, white: int | None) -> ImageFol
         if times[n] <= times[n - 1]:
             raise DataError(f"{paths[n]}: has the stamp {times[n]} ns in {words}; expected one after {times[n - 1]} ns")
     return ImageFolder(str(home), words, True, paths, times, white, listed)
+
+
+def _refuse_unknown_clock(folder: Path, stems: Sequence[str]) -> None:
+    """Names that are times of an unknown unit would make a sequence at a wrong rate, and nobody would notice."""
+    if len(stems) < 2 or not all(stem.isdecimal() for stem in stems):
+        return
+    step = float(np.median(np.diff([float(stem) for stem in stems])))
+    if step >= _CLOCK_STEP or (step > 1 and all(_CLOCK.fullmatch(stem) for stem in stems)):
+        raise DataError(
+            f"{folder}: names such as {stems[1]} rise by {step:.0f}, so that they count no frames, and are no stamps; "
+            "expected nanoseconds of 18 or 19 digits, seconds with a point, or --fps"
+        )
 
 
 def _stamp_of(stem: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -225,6 +226,26 @@ def test_other_names_go_by_their_numbers_and_a_rate(tmp_path: Path) -> None:
     assert told(source) == [(0, 1), (33333333, 9), (66666667, 10), (100000000, 100)]
     assert not source.stamped
     assert [stamp for stamp, _ in told(open_source(folder, fps=4))] == [0, 250000000, 500000000, 750000000]
+
+
+@pytest.mark.parametrize(
+    "names", [("1000000000", "1050000000", "1100000000"), ("1733000000000", "1733000000050"), ("0", "33333")]
+)
+def test_names_that_are_times_of_an_unknown_unit_are_refused(tmp_path: Path, names: Sequence[str]) -> None:
+    for name in names:
+        write(tmp_path / f"{name}.png")
+    with pytest.raises(DataError, match=rf"names such as {names[1]} rise by \d+, .* 18 or 19 digits, .* or --fps"):
+        open_source(tmp_path)
+    assert open_source(tmp_path, fps=20).interval_ns == 50_000_000
+
+
+@pytest.mark.parametrize(
+    "names", [("0000000000", "0000000010", "0000000020"), ("8", "108"), ("20261201", "20261202"), ("7",)]
+)
+def test_numbers_that_count_frames_are_no_times(tmp_path: Path, names: Sequence[str]) -> None:
+    for name in names:
+        write(tmp_path / f"{name}.png")
+    assert not open_source(tmp_path).stamped
 
 
 def test_a_rate_that_is_given_wins_over_stamps(tmp_path: Path) -> None:

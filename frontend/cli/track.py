@@ -54,8 +54,9 @@ _DESCRIPTION = """\
 Track keypoints through a folder of images or a video: the front-end of a SLAM system, its result in a CSV file.
 
 SOURCE is a folder of EuRoC (mav0/cam0, with data.csv), TUM (with rgb.txt) or KITTI (with times.txt, or of its raw data:
-the drive, image_00 or image_00/data), a folder of images whose names are stamps (nanoseconds, or seconds with a point)
-or numbers, or a video file. Images that cannot be read are told and left out; the sequence goes on without them.
+the drive, image_00 or image_00/data), a folder of images whose names are stamps (nanoseconds of 18 or 19 digits, or
+seconds with a point) or numbers, or a video file. Images that cannot be read are told and left out; the sequence goes
+on without them.
 
 Calibrations are numbers or files: EuRoC's sensor.yaml, ROS's camera_info (as a file, or a message as it is echoed),
 Kalibr's camchain, or JSON as the service takes it. Images as the cameras took them need --rig, or --camera and

@@ -48,7 +48,8 @@ class TrackReport:
         parts = [
             f"tracked {counts.frames} frames of {width} x {height} at {self._rate:.1f} frames/s: {counts.tracks} "
             f"tracks, median length {counts.median_length():g} ({counts.median_length(2):g} of those seen twice), "
-            f"{counts.keyframes} keyframes, {counts.motion_share:.0%} of frames with a motion model"
+            f"{counts.keyframes} keyframes, {counts.motion_share:.0%} of frames with a motion model",
+            f"stamps by {reader.source.stamps}",
         ]
         if reader.skipped:
             parts.append(f"{reader.skipped} skipped as unreadable")
