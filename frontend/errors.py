@@ -65,9 +65,12 @@ def whole_nanoseconds(stamp_ns: int, refusal: type[FrontendError]) -> int:
 
     Args:
         stamp_ns: as a caller gave it.
-        refusal: raised where it is no whole number.
+        refusal: raised where it is no whole number, or one of more than 64 bits.
     """
     try:
-        return operator.index(stamp_ns)
+        whole = operator.index(stamp_ns)
     except TypeError:
         raise refusal(f"stamp_ns is {stamp_ns}; expected nanoseconds, a whole number") from None
+    if not -(2**63) <= whole < 2**63:
+        raise refusal(f"stamp_ns is {whole}; expected nanoseconds, of 64 bits")
+    return whole

@@ -105,10 +105,12 @@ def _on_device(
 ) -> tuple[Float64Array | None, BoolArray]:
     import torch
 
+    from frontend.device import pick_device
     from frontend.ransac import batched_ransac
 
-    batch0, batch1 = (torch.from_numpy(points)[None].to(device) for points in (points0, points1))
-    weights = None if variances is None else torch.from_numpy(variances)[None].to(device)
+    there = pick_device(device)
+    batch0, batch1 = (torch.from_numpy(points)[None].to(there) for points in (points0, points1))
+    weights = None if variances is None else torch.from_numpy(variances)[None].to(there)
     result = batched_ransac(batch0, batch1, torch.ones_like(batch0[..., 0], dtype=torch.bool), config, weights)
     if not bool(result.ok[0]):
         return None, np.zeros(len(points0), np.bool_)

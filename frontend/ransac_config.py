@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -42,6 +43,9 @@ class RansacConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_numbers(
+            self, whole=("max_iterations", "min_inliers", "seed"), real=("threshold", "confidence"), of="RANSAC "
+        )
         # squares of less are lost in float32, and no image is as exact; no point that counts is farther away than that
         if not LEAST_THRESHOLD <= self.threshold <= FARTHEST:
             expected = f"{LEAST_THRESHOLD:g} to {FARTHEST:g} pixels"
@@ -54,6 +58,24 @@ class RansacConfig:
             raise ConfigError(f"RANSAC min_inliers is {self.min_inliers}; expected {SAMPLE_SIZE} or more")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"RANSAC seed is {self.seed}; expected an integer from 0 to 2^63 - 1")
+
+
+def check_numbers(config: object, *, whole: tuple[str, ...], real: tuple[str, ...], of: str = "") -> None:
+    """Refuse settings that are no numbers, which would fail only where they are used.
+
+    Args:
+        config: that has them as attributes.
+        whole: names of those that are integers.
+        real: names of those that are any real numbers.
+        of: before a name in the error.
+
+    Raises:
+        ConfigError: one is of another type.
+    """
+    for names, kind, expected in ((whole, Integral, "a whole number"), (real, Real, "a number")):
+        for name in names:
+            if not isinstance(value := getattr(config, name), kind):
+                raise ConfigError(f"{of}{name} is {value!r:.64}; expected {expected}")
 
 
 def as_matches(points0: ArrayLike, points1: ArrayLike) -> tuple[Float64Array, Float64Array]:

@@ -16,7 +16,7 @@ from frontend.camera import Camera
 from frontend.errors import ConfigError, SequenceError, whole_nanoseconds
 from frontend.motion import Motion, estimate_motion
 from frontend.mutual import NEVER, mutual_best
-from frontend.ransac_config import RansacConfig
+from frontend.ransac_config import RansacConfig, check_numbers
 from frontend.stereo import StereoRig, match_stereo
 from frontend.types import Features, Float32Array, Float64Array, IntArray, TrackedFrame
 
@@ -52,6 +52,8 @@ class TrackerConfig:
     keyframe_parallax: float = 0.1
 
     def __post_init__(self) -> None:
+        limits = ("min_similarity", "threshold", "search_radius", "keyframe_parallax", "keyframe_share")
+        check_numbers(self, whole=("max_gap", "max_tracks"), real=limits)
         if not -1 <= self.min_similarity <= 1:
             raise ConfigError(f"min_similarity is {self.min_similarity}; expected a value in [-1, 1]")
         RansacConfig(self.threshold)  # refuses what the estimators of the motion would

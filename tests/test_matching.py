@@ -205,3 +205,9 @@ def test_a_broken_descriptor_is_nobodys_neighbour_in_the_exported_graph_either(r
         expected[7] = -1
         assert torch.equal(matches[0], expected)
         assert (matched[0] > 0).sum() == 49
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    one = features(np.eye(4, dtype=np.float32))
+    with pytest.raises(ConfigError, match="device is 'xx'; expected auto, cpu, cuda or cuda:N"):
+        match_features(one, one, device="xx")

@@ -14,7 +14,9 @@ from frontend import homography_cpu as cpu
 from frontend import homography_native as native
 from frontend import homography_solver as reference
 from frontend import kernels
+from frontend.errors import ConfigError
 from frontend.homography import corner_error
+from frontend.homography_estimation import estimate_homography
 from frontend.kernels import HomographyKernels, load_kernels
 from frontend.ransac import batched_ransac
 from frontend.ransac_config import RansacConfig
@@ -271,3 +273,15 @@ def test_areas_are_those_between_quantiles_also_in_batches(rng: np.random.Genera
         batch = torch.from_numpy(np.stack([padded, padded]))
         got = batched_middle_extent(batch, torch.cat([mask, torch.zeros_like(mask)]))
         np.testing.assert_allclose(got, [(high - low) / 0.96, [0, 0]], atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", 1.5), ("max_iterations", 10.5), ("threshold", "3")])
+def test_settings_of_another_type_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"RANSAC {name} is .*; expected a (whole )?number"):
+        RansacConfig(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", ["xyz", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(ConfigError, match=f"device is '{device}'"):
+        estimate_homography(np.zeros((9, 2)), np.zeros((9, 2)), device=device)

@@ -258,3 +258,17 @@ def test_normalised_coordinates_project_back(distortion: tuple[float, ...]) -> N
 def test_cameras_that_are_none(intrinsics: np.ndarray, distortion: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError):
         Camera(intrinsics, distortion)
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_gap", 1.5), ("max_tracks", 700.5), ("threshold", "3")])
+def test_settings_of_another_type_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} is .*; expected a (whole )?number"):
+        TrackerConfig(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_stamp_of_more_than_64_bits_is_refused() -> None:
+    empty = np.zeros((0, 2), np.float32)
+    nothing = Features(empty, empty[:, 0], np.zeros((0, 8), np.float32), (64, 48))
+    for stamp in (2**63, -(2**70)):
+        with pytest.raises(SequenceError, match="expected nanoseconds, of 64 bits"):
+            Tracker().update(nothing, stamp)

@@ -28,10 +28,12 @@ def match_mutual(
         )
     import torch
 
+    from frontend.device import pick_device
     from frontend.matching import nearest
 
-    descriptors = [torch.from_numpy(np.ascontiguousarray(f.descriptors)).to(device) for f in (features0, features1)]
-    valid = [torch.ones(1, len(d), dtype=torch.bool, device=device) for d in descriptors]
+    there = pick_device(device)
+    descriptors = [torch.from_numpy(np.ascontiguousarray(f.descriptors)).to(there) for f in (features0, features1)]
+    valid = [torch.ones(1, len(d), dtype=torch.bool, device=there) for d in descriptors]
     found = nearest.mutual_nearest_neighbours(
         descriptors[0][None], valid[0], descriptors[1][None], valid[1], ratio=ratio, min_similarity=min_similarity
     )
