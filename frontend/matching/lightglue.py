@@ -158,8 +158,9 @@ class LightGlue:
         """Match the features of two images.
 
         Args:
-            features0: of image 0, made by the model that the weights are for.
-            features1: of image 1.
+            features0: of image 0, made by the model that the weights are for; a keypoint whose position or descriptor
+                is not finite has no match, and no part in those of the others.
+            features1: of image 1, the same.
             threshold: least probability of a match; the matcher's own where None.
 
         Returns:
@@ -167,7 +168,7 @@ class LightGlue:
 
         Raises:
             ConfigError: the threshold is out of its range.
-            ShapeError: the descriptors have another dimension than the weights are for.
+            ShapeError: the descriptors have another dimension than the weights are for, or an image has no size.
             WeightsError: they are of another released model than the weights are for.
             ConfigError: there are more pairs of keypoints than :data:`MOST_PAIRS`.
         """
@@ -189,11 +190,29 @@ class LightGlue:
             )
         if not len(features0) or not len(features1):
             return Matches(np.zeros((0, 2), np.int64), np.zeros(0, np.float32))
-        partner, scores = self._run(
-            features0.descriptors, normalised(features0), features1.descriptors, normalised(features1)
-        )
+        inputs0, rows0 = _finite(features0.descriptors, normalised(features0))
+        inputs1, rows1 = _finite(features1.descriptors, normalised(features1))
+        if not len(inputs0[0]) or not len(inputs1[0]):
+            return Matches(np.zeros((0, 2), np.int64), np.zeros(0, np.float32))
+        partner, scores = self._run(*inputs0, *inputs1)
         first = np.flatnonzero((partner >= 0) & (scores > threshold))
-        return Matches(np.stack([first, partner[first]], axis=1), scores[first])
+        second = partner[first]
+        pairs = (first if rows0 is None else rows0[first]), (second if rows1 is None else rows1[second])
+        return Matches(np.stack(pairs, axis=1), scores[first])
+
+
+def _finite(descriptors: np.ndarray, positions: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray | None]:
+    """The rows that are finite, and which these are; None for all of them.
+
+    A single NaN would go through the attention into every row, of which runtimes then make no match, or one of no
+    meaning.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        # sums of squares, which take less time than a look at each value; one that overflows is looked into
+        if all(np.isfinite(np.vdot(part, part)) for part in (descriptors, positions)):
+            return (descriptors, positions), None
+    rows = np.flatnonzero(np.isfinite(descriptors).all(axis=1) & np.isfinite(positions).all(axis=1))
+    return (descriptors[rows], positions[rows]), rows
 
 
 def _in_torch(network: LightGlueNet, device: str) -> Run:
@@ -233,7 +252,13 @@ def _from_graph(path: Path, runtimes: list[str], lenient: bool) -> tuple[Run, Ma
 
 
 def normalised(features: Features) -> np.ndarray:
-    """Positions of keypoints as the network takes them, (N, 2) float32: [-1, 1] along the image's longer side."""
+    """Positions of keypoints as the network takes them, (N, 2) float32: [-1, 1] along the image's longer side.
+
+    Raises:
+        ShapeError: the image's size is not positive.
+    """
+    if not min(features.image_size) > 0:
+        raise ShapeError(f"image_size is {features.image_size}; expected (width, height) of an image, 1 pixel or more")
     half = np.array(features.image_size, np.float32) / 2
     return np.asarray((features.keypoints - half) / half.max(), np.float32)
 
