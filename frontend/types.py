@@ -13,6 +13,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from frontend.errors import ShapeError
+
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -40,6 +42,9 @@ class Features:
         model: name of the model that made them.
         sigmas: (N,) float32, standard deviation of the position along an axis, pixels of the original image; None where
             the model does not know it.
+
+    Raises:
+        ShapeError: the arrays are not of these shapes, or not of one N; their values are not looked at.
     """
 
     keypoints: Float32Array
@@ -48,6 +53,20 @@ class Features:
     image_size: tuple[int, int]
     model: str = ""
     sigmas: Float32Array | None = None
+
+    def __post_init__(self) -> None:
+        given = {"keypoints": self.keypoints, "scores": self.scores, "descriptors": self.descriptors}
+        if self.sigmas is not None:
+            given["sigmas"] = self.sigmas
+        shapes = [getattr(array, "shape", ()) for array in given.values()]
+        count, width = shapes[0][:1], shapes[2][1:]
+        # matchers and trackers index one by rows of another, and would fail long after, or not at all
+        if not count or len(width) != 1 or shapes != [(*count, 2), count, (*count, *width), count][: len(shapes)]:
+            said = ", ".join(
+                f"{name} {shape if hasattr(array, 'shape') else type(array).__name__}"
+                for (name, array), shape in zip(given.items(), shapes, strict=True)
+            )
+            raise ShapeError(f"features have {said}; expected (N, 2), (N,), (N, D) and, where there are any, (N,)")
 
     def __len__(self) -> int:
         return int(self.keypoints.shape[0])
