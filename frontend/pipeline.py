@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -14,8 +15,8 @@ from frontend.extractor import StageTimes, SuperPoint
 from frontend.geometry import estimate_essential, estimate_fundamental
 from frontend.homography_estimation import estimate_homography, match_sigmas
 from frontend.image import check_pixels
-from frontend.matching import check_matcher, match_features
-from frontend.matching.base import check_limits
+from frontend.matching import match_features
+from frontend.matching.base import check_limits_of
 from frontend.ransac_config import RansacConfig
 from frontend.types import Essential, Features, Float32Array, Fundamental, Homography, Matches, MatchResult, Status
 from frontend.weights import released_matcher
@@ -38,6 +39,10 @@ class PipelineConfig:
             :class:`frontend.ransac_config.RansacConfig`.
         rotations: 1, or 4 to try image 1 at 0, 90, 180 and 270 degrees and keep the best.
         seed: of the robust estimation.
+
+    Raises:
+        ConfigError: a setting is out of its range, or the matcher has no such limit.
+        RegistryError: the matcher is unknown.
     """
 
     matcher: str = "mnn"
@@ -56,9 +61,12 @@ class PipelineConfig:
             raise ConfigError(f"ransac_method is '{self.ransac_method}'; expected one of: {', '.join(RANSAC_METHODS)}")
         if self.rotations not in (1, 4):
             raise ConfigError(f"rotations is {self.rotations}; expected 1 or 4")
-        check_matcher(self.matcher)
         # refused here, and not when the first pair has been extracted
-        check_limits(self.ratio, self.min_similarity)
+        check_limits_of(self.matcher, self.ratio, self.min_similarity)
+        if not isinstance(self.seed, Integral):
+            raise ConfigError(f"seed is {self.seed!r:.64}; expected a whole number")
+        if not isinstance(self.ransac_threshold, Real):
+            raise ConfigError(f"ransac_threshold is {self.ransac_threshold!r:.64}; expected a number of pixels")
         RansacConfig(self.ransac_threshold, seed=self.seed)
 
 

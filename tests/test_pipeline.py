@@ -10,7 +10,7 @@ from runtime_networks import network
 
 from frontend import pipeline as pipelines
 from frontend.camera import Camera
-from frontend.errors import ConfigError, ShapeError, WeightsError
+from frontend.errors import ConfigError, RegistryError, ShapeError, WeightsError
 from frontend.extractor import SuperPoint
 from frontend.pipeline import MatchPipeline, PipelineConfig
 from frontend.types import Features, Homography, Status
@@ -51,11 +51,23 @@ def test_what_is_no_image_is_refused(
         ({"min_similarity": 2.0}, r"min_similarity is 2\.0; expected"),
         ({"seed": -1}, "seed is -1; expected"),
         ({"seed": 2**63}, "seed is .*; expected"),
+        ({"seed": 1.5}, r"^seed is 1\.5; expected a whole number$"),
+        ({"ransac_threshold": "3"}, "^ransac_threshold is '3'; expected a number of pixels$"),
+        ({"ratio": "a"}, "^ratio is 'a'; expected a number$"),
+        ({"matcher": "lightglue", "ratio": 0.8}, r"^ratio is 0\.8; a learned matcher has none, matcher 'mnn' does$"),
+        ({"matcher": __file__, "ratio": 0.8}, r"^ratio is 0\.8; a learned matcher has none, matcher 'mnn' does$"),
+        ({"matcher": "lightglue", "min_similarity": 1.0}, r"^min_similarity is 1\.0; expected a probability below 1"),
     ],
 )
 def test_settings_out_of_range_are_refused_at_once(wrong: dict[str, float], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         PipelineConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ["mnn"]])
+def test_what_is_no_name_of_a_matcher_is_refused(wrong: object) -> None:
+    with pytest.raises(RegistryError, match=r"^matcher is .*; expected a matcher's name or its weight file$"):
+        PipelineConfig(matcher=wrong)  # type: ignore[arg-type]
 
 
 def test_a_model_without_a_learned_matcher_is_refused_before_it_extracts(

@@ -18,7 +18,7 @@ import numpy as np
 
 from frontend.device import pick_name
 from frontend.errors import ConfigError, ShapeError, WeightsError
-from frontend.matching.base import MATCHERS, Matcher
+from frontend.matching.base import MATCHERS, Matcher, check_learned_limits, check_probability
 from frontend.matching.lightglue_graph import (
     Answer,
     MatcherGraph,
@@ -41,21 +41,6 @@ _MOST = 8  # matchers that stay loaded
 
 MOST_PAIRS = 64_000_000
 """Keypoints of image 0 times those of image 1, at most: each pair takes some 16 bytes and more."""
-
-
-def check_probability(value: float, name: str = "threshold") -> float:
-    """Refuse what is no least probability of a match.
-
-    Args:
-        value: to be in [0, 1).
-        name: of the setting, for the error.
-
-    Raises:
-        ConfigError: it is out of that range.
-    """
-    if not 0 <= value < 1:
-        raise ConfigError(f"{name} is {value}; expected a probability below 1 for a learned matcher")
-    return value
 
 
 class LightGlue:
@@ -322,10 +307,7 @@ def _matcher(find: Callable[[str, str], LightGlue]) -> Matcher:
         min_similarity: float | None = None,
         device: str = "cpu",
     ) -> Matches:
-        if ratio is not None:
-            raise ConfigError(f"ratio is {ratio}; a learned matcher has none, matcher 'mnn' does")
-        if min_similarity is not None:
-            check_probability(min_similarity, "min_similarity")
+        check_learned_limits(ratio, min_similarity)
         return find(features0.model, device).match(features0, features1, threshold=min_similarity)
 
     return match
