@@ -160,6 +160,13 @@ class SuperPoint:
         return self.backend.refines
 
     @property
+    def takes_raster(self) -> bool:
+        """Whether a map given with an image may matter, to a context module such as map_fusion; in torch alone."""
+        network = getattr(self.backend, "network", None)
+        # another package's module need not be one of ours
+        return network is not None and any(getattr(context, "takes_raster", True) for context in network.contexts)
+
+    @property
     def descriptor_dim(self) -> int:
         """D, the length of a descriptor."""
         return self.backend.descriptor_dim
@@ -179,7 +186,7 @@ class SuperPoint:
 
         Raises:
             ShapeError: an image has another shape or type, or a raster or a mask does not fit its image.
-            ConfigError: the images' padded sizes differ, or there is none.
+            ConfigError: the images' padded sizes differ, or there is none; or the network takes no rasters.
         """
         prepared = self._prepare_all(images, rasters, masks)
         sizes = sorted({item.gray.shape[::-1] for item in prepared})
@@ -216,6 +223,7 @@ class SuperPoint:
 
         Raises:
             ShapeError: the image has another shape or type, or the raster or the mask does not fit it.
+            ConfigError: there is a raster, and the network does not look at it.
         """
         # resizing rounds less in floats
         in_bytes = getattr(self.backend, "takes_bytes", False) and self.config.resize is None
@@ -223,6 +231,11 @@ class SuperPoint:
         original = (gray.shape[1], gray.shape[0])
         layers: list[Float32Array] = []
         if raster is not None:
+            if not self.takes_raster:
+                raise ConfigError(
+                    f"got a raster for encoder '{self.encoder}' in {self.runtime}; expected none, or an encoder with a"
+                    " context module that takes one, such as map_fusion, in torch"
+                )
             if raster.ndim != 3 or raster.shape[1:] != gray.shape:
                 raise ShapeError(f"raster has shape {raster.shape}; expected (M, {gray.shape[0]}, {gray.shape[1]})")
             layers = [layer.astype(np.float32) for layer in raster]

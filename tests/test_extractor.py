@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import cv2
@@ -210,6 +211,16 @@ class SeesTheRaster(torch.nn.Module):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         self.seen = raster
         return features, {}
+
+
+@pytest.mark.parametrize(("context", "runtime"), [("", "torch"), ("+strip_pooling", "torch"), ("", "onnxruntime")])
+def test_a_raster_that_nothing_looks_at_is_refused(context: str, runtime: str) -> None:
+    pytest.importorskip(runtime)
+    network = SuperPointNet(dataclasses.replace(MODEL_PRESETS["edge-dense"], encoder=f"compact{context}"))
+    extractor = SuperPoint(network.fold(), device="cpu", runtime=runtime)
+    said = rf"^got a raster for encoder 'compact{re.escape(context)}' in {runtime}; expected none, or an encoder with"
+    with pytest.raises(ConfigError, match=said):
+        extractor.extract(np.zeros((64, 64), np.uint8), np.full((7, 64, 64), np.nan))
 
 
 def test_a_raster_reaches_the_network_at_the_size_of_its_input() -> None:
