@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from frontend.errors import ConfigError
+from frontend.errors import ConfigError, ShapeError
 from frontend.types import BoolArray, Float32Array
 
 
@@ -136,6 +136,24 @@ def allowed_pixels(prepared: Sequence[Prepared]) -> tuple[BoolArray | None, list
         target[:] = False
         target[:height, :width] = cv2.resize(mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
     return allowed, masks
+
+
+def check_mask(mask: Any, height: int, width: int) -> None:
+    """Refuse what says not where keypoints may be in an image of a size.
+
+    Args:
+        mask: to be (height, width) bool or uint8.
+        height: of the image, pixels.
+        width: the same.
+
+    Raises:
+        ShapeError: it is not that.
+    """
+    expected = f"expected ({height}, {width}) bool or uint8"
+    if not isinstance(mask, np.ndarray):
+        raise ShapeError(f"mask is a {type(mask).__name__}; {expected}")
+    if mask.shape != (height, width) or mask.dtype not in (np.bool_, np.uint8):
+        raise ShapeError(f"mask is {mask.shape} {mask.dtype}; {expected}")
 
 
 class HostKeypoints(NamedTuple):

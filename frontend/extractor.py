@@ -21,6 +21,7 @@ from frontend.extraction import (
     HostKeypoints,
     Prepared,
     StageTimes,
+    check_mask,
 )
 from frontend.image import pad_to_multiple, rescale_points, resize_to, to_gray, to_gray_bytes
 from frontend.types import BoolArray, Features, Float32Array
@@ -236,14 +237,16 @@ class SuperPoint:
                     f"got a raster for encoder '{self.encoder}' in {self.runtime}; expected none, or an encoder with a"
                     " context module that takes one, such as map_fusion, in torch"
                 )
+            expected = f"expected (M, {gray.shape[0]}, {gray.shape[1]})"
+            if not isinstance(raster, np.ndarray):
+                raise ShapeError(f"raster is a {type(raster).__name__}; {expected} real numbers")
             if raster.ndim != 3 or raster.shape[1:] != gray.shape:
-                raise ShapeError(f"raster has shape {raster.shape}; expected (M, {gray.shape[0]}, {gray.shape[1]})")
+                raise ShapeError(f"raster has shape {raster.shape}; {expected}")
+            if not len(raster) or raster.dtype.kind not in "fiub":
+                raise ShapeError(f"raster is {raster.shape} {raster.dtype}; {expected} real numbers, M of 1 or more")
             layers = [layer.astype(np.float32) for layer in raster]
         if mask is not None:
-            if mask.shape != gray.shape or mask.dtype not in (np.bool_, np.uint8):
-                raise ShapeError(
-                    f"mask is {mask.shape} {mask.dtype}; expected ({gray.shape[0]}, {gray.shape[1]}) bool or uint8"
-                )
+            check_mask(mask, *gray.shape)
             mask = mask != 0
         scale = (1.0, 1.0)
         if self.config.resize is not None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from frontend.camera import Camera
 from frontend.errors import ConfigError
+from frontend.extraction import check_mask
 from frontend.extractor import StageTimes, SuperPoint
 from frontend.geometry import estimate_essential, estimate_fundamental
 from frontend.homography_estimation import estimate_homography, match_sigmas
@@ -126,6 +127,10 @@ class MatchPipeline:
             self._sure = True
         for image in (image1,) if features0 is not None else (image0, image1):
             check_pixels(image)
+        # before they are turned, which asks for two axes
+        for image, mask in ((image1, mask1),) if features0 is not None else ((image0, mask0), (image1, mask1)):
+            if mask is not None:
+                check_mask(mask, *image.shape[:2])
         times = StageTimes()
         turns = range(self.config.rotations)
         views = [np.ascontiguousarray(np.rot90(image1, turn)) for turn in turns]

@@ -241,5 +241,14 @@ def test_a_raster_reaches_the_network_at_the_size_of_its_input() -> None:
     assert context.seen is None
     with pytest.raises(ShapeError, match=r"raster has shape \(2, 100, 60\); expected \(M, 60, 100\)"):
         extractor.extract(image, raster.transpose(0, 2, 1))
+    for wrong, said in (
+        ([[1]], "raster is a list"),
+        (np.zeros((0, 60, 100)), r"raster is \(0, 60, 100\) float64"),
+        (np.zeros((1, 60, 100), complex), r"raster is \(1, 60, 100\) complex128"),
+    ):
+        with pytest.raises(ShapeError, match=rf"^{said}; expected \(M, 60, 100\) real numbers"):
+            extractor.extract(image, wrong)  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match=r"^mask is a list; expected \(60, 100\) bool or uint8$"):
+        extractor.extract(image, mask=[[1]])  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="got 1 rasters for 2 images"):
         extractor.extract_batch([image, image], rasters=[raster])

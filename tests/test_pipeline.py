@@ -43,6 +43,25 @@ def test_what_is_no_image_is_refused(
             pipeline.match(*pair, extractor.extract(pair[0]))
 
 
+@pytest.mark.parametrize("rotations", [1, 4])
+@pytest.mark.parametrize("name", ["mask0", "mask1"])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ([[1]], "mask is a list"),
+        (np.ones(5, np.bool_), r"mask is \(5,\) bool"),
+        (np.ones((80, 64), np.bool_), r"mask is \(80, 64\) bool"),
+        (np.ones((64, 80), np.float32), r"mask is \(64, 80\) float32"),
+    ],
+)
+def test_what_is_no_mask_is_refused(
+    extractor: SuperPoint, wrong: np.ndarray, said: str, name: str, rotations: int
+) -> None:
+    pipeline = MatchPipeline(extractor, PipelineConfig(rotations=rotations))
+    with pytest.raises(ShapeError, match=rf"^{said}; expected \(64, 80\) bool or uint8$"):
+        pipeline.match(*[np.zeros((64, 80), np.uint8)] * 2, **{name: wrong})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
