@@ -46,6 +46,8 @@ class ExtractorConfig:
                 raise ConfigError(f"{name} is {value!r:.64}; expected a whole number")
         if not isinstance(self.detection_threshold, Real):
             raise ConfigError(f"detection_threshold is {self.detection_threshold!r:.64}; expected a number")
+        if not isinstance(self.subpixel, (bool, np.bool_)):
+            raise ConfigError(f"subpixel is {self.subpixel!r:.64}; expected True or False")
         if self.max_keypoints < 1:
             raise ConfigError(f"max_keypoints is {self.max_keypoints}; expected 1 or more")
         if not 0 <= self.detection_threshold < 1:

@@ -46,6 +46,14 @@ def _has_bytes(image: Any) -> bool:
     return isinstance(image, np.ndarray) and image.dtype == np.uint8
 
 
+def _checked(config: ExtractorConfig | None) -> ExtractorConfig:
+    if config is None:
+        return ExtractorConfig()
+    if not isinstance(config, ExtractorConfig):
+        raise ConfigError(f"config is a {type(config).__name__}; expected an ExtractorConfig")
+    return config
+
+
 class SuperPoint:
     """Detects and describes keypoints.
 
@@ -78,15 +86,14 @@ class SuperPoint:
     ) -> None:
         from frontend.backends import backend_of_network
 
+        self.name, self.config = name, _checked(config)
         self.backend = backend_of_network(network, device, runtime, precision)
-        self.name = name
-        self.config = config or ExtractorConfig()
 
     @classmethod
     def of(cls, backend: Backend, *, name: str = "custom", config: ExtractorConfig | None = None) -> SuperPoint:
         """An extractor on a backend at hand."""
         extractor = object.__new__(cls)
-        extractor.backend, extractor.name, extractor.config = backend, name, config or ExtractorConfig()
+        extractor.backend, extractor.name, extractor.config = backend, name, _checked(config)
         return extractor
 
     @classmethod
@@ -112,10 +119,11 @@ class SuperPoint:
 
         Raises:
             WeightsError: there are no such weights, or they cannot be used.
-            ConfigError: there is no such device or runtime, or it has no such precision.
+            ConfigError: there is no such device or runtime, or it has no such precision; or the config is none.
         """
         from frontend.backends import load_backend
 
+        config = _checked(config)  # before seconds are spent
         name, backend = load_backend(name_or_path, device, runtime, precision, brief)
         return cls.of(backend, name=name, config=config)
 

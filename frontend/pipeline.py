@@ -80,7 +80,7 @@ class MatchPipeline:
         cameras: those of image 0 and image 1; only an essential matrix needs them.
 
     Raises:
-        ConfigError: an essential matrix is asked for without cameras.
+        ConfigError: an essential matrix is asked for without cameras, or the config is none.
     """
 
     def __init__(
@@ -90,6 +90,8 @@ class MatchPipeline:
         cameras: tuple[Camera, Camera] | None = None,
     ) -> None:
         self.extractor = extractor
+        if not isinstance(config, (PipelineConfig, type(None))):
+            raise ConfigError(f"config is a {type(config).__name__}; expected a PipelineConfig")
         self.config = config or PipelineConfig()
         self.cameras = cameras
         self._sure = self.config.matcher != "lightglue"  # that there is a matcher for what the extractor makes

@@ -137,6 +137,7 @@ def test_unusable_arrays_and_settings_are_refused(extractor: SuperPoint) -> None
         *((name, 9.5, r"9\.5; expected a whole number") for name in ("max_keypoints", "nms_radius", "border")),
         *((name, "900", "'900'; expected a whole number") for name in ("max_keypoints", "resize", "white")),
         ("max_keypoints", None, "None; expected a whole number"),
+        ("subpixel", "no", "'no'; expected True or False"),
         ("detection_threshold", "0.5", r"'0\.5'; expected a number"),
     ]
     for name, value, told in wrong:
@@ -152,6 +153,23 @@ def test_unusable_arrays_and_settings_are_refused(extractor: SuperPoint) -> None
         PipelineConfig(geometry="affine")
     with pytest.raises(ConfigError, match="rotations is 2"):
         PipelineConfig(rotations=2)
+
+
+def test_settings_of_another_type_are_refused_before_anything_is_loaded(extractor: SuperPoint) -> None:
+    wrong: Any = {"max_keypoints": 5}
+    said = "^config is a dict; expected an ExtractorConfig$"
+    with pytest.raises(ConfigError, match=said):
+        SuperPoint.from_pretrained("no such model", config=wrong)
+    with pytest.raises(ConfigError, match=said):
+        SuperPoint(extractor.network, config=wrong)
+    with pytest.raises(ConfigError, match=said):
+        extractor.configured(wrong)
+    with pytest.raises(ConfigError, match=r"^config is a dict; expected a PipelineConfig$"):
+        MatchPipeline(extractor, wrong)
+    device: Any
+    for device in (None, 0):
+        with pytest.raises(ConfigError, match=f"^device is {device}; expected auto, cpu, cuda or cuda:N$"):
+            SuperPoint.from_pretrained(device=device)
 
 
 def test_pipeline_finds_a_shift(dot_extractor: SuperPoint, constellation: np.ndarray) -> None:
