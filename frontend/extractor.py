@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +56,16 @@ def _checked(config: ExtractorConfig | None) -> ExtractorConfig:
     return config
 
 
+def _loaded_again(kind: type[SuperPoint], origin: str, config: ExtractorConfig, **how: Any) -> SuperPoint:
+    return kind.from_pretrained(origin, config=config, **how)
+
+
 class SuperPoint:
     """Detects and describes keypoints.
 
     ``SuperPoint.from_pretrained()`` loads the released weights; the constructor takes a network at hand, and
-    :meth:`of` anything that computes one.
+    :meth:`of` anything that computes one. Those that were loaded can be copied and sent to other processes, where they
+    are loaded again, from the same name or file, for the same device, runtime and precision.
 
     Args:
         network: in evaluation mode.
@@ -73,6 +80,7 @@ class SuperPoint:
     backend: Backend
     name: str
     config: ExtractorConfig
+    _origin: str | None = None  # what it was loaded from
 
     def __init__(
         self,
@@ -125,11 +133,33 @@ class SuperPoint:
 
         config = _checked(config)  # before seconds are spent
         name, backend = load_backend(name_or_path, device, runtime, precision, brief)
-        return cls.of(backend, name=name, config=config)
+        extractor = cls.of(backend, name=name, config=config)
+        # another process may have another working directory
+        extractor._origin = name if name == str(name_or_path) else os.path.abspath(name_or_path)
+        return extractor
 
     def configured(self, config: ExtractorConfig) -> SuperPoint:
         """The same network, not copied, with other settings."""
-        return self if config == self.config else self.of(self.backend, name=self.name, config=config)
+        if config == self.config:
+            return self
+        extractor = self.of(self.backend, name=self.name, config=config)
+        extractor._origin = self._origin
+        return extractor
+
+    def __reduce__(self) -> tuple[Callable[[], SuperPoint], tuple[()]]:
+        """For pickle and copy.
+
+        Raises:
+            ConfigError: it was not loaded by :meth:`from_pretrained`.
+        """
+        if self._origin is None:
+            raise ConfigError(
+                f"extractor '{self.name}' of a network at hand cannot be pickled or copied; expected one that"
+                " SuperPoint.from_pretrained loaded"
+            )
+        # what was chosen, which "auto" may not choose again
+        how = {"device": str(self.device), "runtime": self.runtime, "precision": self.precision}
+        return partial(_loaded_again, type(self), self._origin, self.config, **how), ()
 
     @property
     def device(self) -> Device:

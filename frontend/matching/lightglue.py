@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,8 +44,14 @@ MOST_PAIRS = 64_000_000
 """Keypoints of image 0 times those of image 1, at most: each pair takes some 16 bytes and more."""
 
 
+def _loaded_again(origin: Path, device: str, runtime: str, threshold: float) -> LightGlue:
+    return LightGlue.from_pretrained(origin, device=device, runtime=runtime, threshold=threshold)
+
+
 class LightGlue:
     """A matcher with its weights: :meth:`from_pretrained` loads them.
+
+    Those that were loaded can be copied and sent to other processes, where they are loaded again, from the same file.
 
     Args:
         run: computes the network.
@@ -72,6 +79,7 @@ class LightGlue:
         self.input_dim, self.features, self.runtime = input_dim, features, runtime
         self.threshold, self.name = threshold, name
         self._run = run
+        self._origin: tuple[Path, str] | None = None  # the file that it was loaded from, and the device
         released: frozenset[str] = frozenset()
         with suppress(WeightsError):  # none but the user's own
             released = frozenset(list_models())
@@ -125,7 +133,7 @@ class LightGlue:
             made = _from_graph(path, [name for name in candidates if name != "torch"], runtime == "auto")
             if made is not None:
                 run, graph, name = made
-                return cls(
+                matcher = cls(
                     run,
                     graph.input_dim,
                     features=graph.features,
@@ -133,11 +141,26 @@ class LightGlue:
                     threshold=threshold,
                     name=path.stem,
                 )
+                matcher._origin = path.absolute(), device
+                return matcher
         from frontend.matching.lightglue_weights import load_matcher
 
         matcher = cls.of(load_matcher(path), device=device, threshold=threshold)
-        matcher.name = path.stem
+        matcher.name, matcher._origin = path.stem, (path.absolute(), device)
         return matcher
+
+    def __reduce__(self) -> tuple[Callable[..., LightGlue], tuple[Path, str, str, float]]:
+        """For pickle and copy.
+
+        Raises:
+            ConfigError: it was not loaded by :meth:`from_pretrained`.
+        """
+        if self._origin is None:
+            raise ConfigError(
+                f"matcher '{self.name}' of a network at hand cannot be pickled or copied; expected one that"
+                " LightGlue.from_pretrained loaded"
+            )
+        return _loaded_again, (*self._origin, self.runtime, self.threshold)
 
     def match(self, features0: Features, features1: Features, *, threshold: float | None = None) -> Matches:
         """Match the features of two images.
@@ -296,10 +319,19 @@ def load_briefly(matcher: str, model: str, device: str) -> None:
         _of_file(Path(matcher), device, brief=True)
 
 
-def _matcher(find: Callable[[str, str], LightGlue]) -> Matcher:
-    """A matcher that looks its weights up by the features' model and the device."""
+@dataclass(frozen=True)
+class _Learned:
+    """A matcher that looks its weights up when it matches: a class, since a function within one cannot be pickled.
 
-    def match(
+    Attributes:
+        path: of its weights, loaded at their first use, and again when they have changed; those that were released for
+            the features' model where None.
+    """
+
+    path: Path | None = None
+
+    def __call__(
+        self,
         features0: Features,
         features1: Features,
         *,
@@ -308,15 +340,14 @@ def _matcher(find: Callable[[str, str], LightGlue]) -> Matcher:
         device: str = "cpu",
     ) -> Matches:
         check_learned_limits(ratio, min_similarity)
-        return find(features0.model, device).match(features0, features1, threshold=min_similarity)
-
-    return match
+        matcher = _of_model(features0.model, device) if self.path is None else _of_file(self.path, device)
+        return matcher.match(features0, features1, threshold=min_similarity)
 
 
 def lightglue_of(path: Path) -> Matcher:
     """The matcher of a weight file, loaded at its first use; a file that has changed is loaded again."""
-    return _matcher(lambda _, device: _of_file(path, device))
+    return _Learned(path)
 
 
 # with the LightGlue that was released for the features' model
-MATCHERS.register("lightglue")(_matcher(_of_model))
+MATCHERS.register("lightglue")(_Learned())
