@@ -1,5 +1,7 @@
 """What crosses the public boundary: frozen dataclasses of NumPy arrays.
 
+Two of them are equal where they are one and the same, since arrays have no single truth; what holds them may be hashed.
+
 Coordinate contract: a keypoint is (x, y), float32, in pixels of the image as it was given; (0, 0) is the
 centre of its top-left pixel. Sizes are (width, height). ``H`` maps points of image 0 to image 1.
 """
@@ -30,7 +32,7 @@ class Status(str, Enum):
     NOT_REQUESTED = "not_requested"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Features:
     """Keypoints of one image, best score first.
 
@@ -72,7 +74,7 @@ class Features:
         return int(self.keypoints.shape[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matches:
     """Correspondences between two sets of features.
 
@@ -88,7 +90,7 @@ class Matches:
         return int(self.matches.shape[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Homography:
     """A planar transform between two images.
 
@@ -117,7 +119,7 @@ class Homography:
         return int(self.inliers.sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fundamental:
     """The epipolar geometry of two images: x1^T F x0 = 0.
 
@@ -146,7 +148,7 @@ class Fundamental:
         return int(self.inliers.sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Essential:
     """The motion between two calibrated cameras: y1^T E y0 = 0 for normalised points, E = [t]x R, X1 = R X0 + t.
 
@@ -179,7 +181,7 @@ class Essential:
         return int(self.inliers.sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pose:
     """A rigid motion between two cameras: X1 = R X0 + t.
 
@@ -192,7 +194,7 @@ class Pose:
     t: Float64Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StereoPoints:
     """What the right image of a stereo pair adds to the left one's keypoints.
 
@@ -208,7 +210,7 @@ class StereoPoints:
     points: Float64Array | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrackedFrame:
     """What a frame of a sequence shows.
 
@@ -256,7 +258,7 @@ class TrackedFrame:
     stereo: StereoPoints | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MatchResult:
     """Two images matched.
 

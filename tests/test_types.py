@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from frontend.errors import ShapeError
-from frontend.types import Features
+from frontend.types import Features, Homography, Matches, MatchResult, Pose, Status
 
 
 def features(count: int = 4) -> Features:
@@ -41,3 +42,14 @@ def test_arrays_of_features_belong_together(name: str, wrong: Any, said: str) ->
 def test_no_keypoints_and_no_descriptors_are_features() -> None:
     assert len(features(0)) == 0
     assert len(replace(features(), sigmas=np.ones(4, np.float32), descriptors=np.zeros((4, 0), np.float32))) == 4
+
+
+def test_results_are_compared_and_hashed_by_identity() -> None:
+    one = features()
+    matches = Matches(np.zeros((0, 2), np.int64), np.zeros(0, np.float32))
+    geometry = Homography(np.eye(3), np.zeros(0, np.bool_), Status.OK)
+    for given in (one, matches, geometry, Pose(np.eye(3), np.zeros(3)), MatchResult(one, one, matches, geometry)):
+        other = copy.deepcopy(given)
+        assert given == given
+        assert given != other
+        assert len({given, other, given}) == 2

@@ -18,7 +18,7 @@ LEAST_DISTANCE = 1e-6
 """1 - cosine below which two descriptors are one: float32 tells no smaller differences, and may find less than 0."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchedMatches:
     """For every keypoint of image 0, its match in image 1.
 
