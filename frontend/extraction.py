@@ -20,13 +20,21 @@ class ExtractorConfig:
     """Settings of the extractor.
 
     Attributes:
-        max_keypoints: K, keypoints of an image.
-        detection_threshold: probability that a keypoint exceeds, in [0, 1).
-        nms_radius: suppression radius, pixels of the network's input.
-        border: pixels along the edge without keypoints, where a keypoint's surroundings are unknown.
+        max_keypoints: K, keypoints of an image: those that the detector's heat map rates highest.
+        detection_threshold: probability in the detector's heat map that a keypoint exceeds, in [0, 1). A refiner gives
+            keypoints scores of its own afterwards, :attr:`frontend.types.Features.scores`, which may be below it; and
+            there may be more whose score would be above than are found.
+        nms_radius: suppression radius of the heat map, pixels of the network's input. A refiner moves keypoints
+            afterwards: those that meet between its passes are one, those that its last pass brings within a pixel of
+            each other both stay.
+        border: pixels along the edge without keypoints, where a keypoint's surroundings are unknown; of the network's
+            input. What a refiner moves may end up nearer to the edge, by as much as it moves it.
         subpixel: whether keypoints are refined below the pixel: by the network's refiner, or, where it has none, to the
             heat map's centre of mass. Without it a refiner still scores and describes.
-        resize: longest side that images are brought to, pixels; as given where None.
+        resize: longest side that images are brought to, pixels; as given where None. The shorter side follows, but for
+            rounding and the 8 pixels that it has at least: an image so narrow is scaled otherwise across than along,
+            and a keypoint's one sigma, brought back by the mean of both, is then too large along one axis and too small
+            along the other.
         white: value of white in images of integers beyond 8 bits, 4095 for a camera of 12 bits, say; where None, see
             :func:`frontend.image.to_uint8`, each image's own: the frames of a sequence may then differ in brightness.
     """

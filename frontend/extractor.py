@@ -321,7 +321,8 @@ class SuperPoint:
                 descriptors=described[i] if kept else described[i, :count].copy(),
                 image_size=geometry.original,
                 model=self.name,
-                # one figure for both axes: their scales differ by rounding only
+                # one figure for both axes: their scales differ by rounding only, unless the image is so narrow that
+                # its shorter side stops at 8 pixels
                 sigmas=None if sigmas is None else sigmas[i, :count] * np.float32(sum(back) / 2),
             )
             mask = None if batch.masks is None else batch.masks[i]

@@ -37,13 +37,16 @@ class Features:
     """Keypoints of one image, best score first.
 
     Attributes:
-        keypoints: (N, 2) float32, (x, y) in pixels of the original image.
-        scores: (N,) float32 in (0, 1], non-increasing.
+        keypoints: (N, 2) float32, (x, y) in pixels of the original image. A model with a refiner may put some within a
+            pixel of each other, and nearer to the edge than the extractor's border by what it has moved them.
+        scores: (N,) float32 in (0, 1], non-increasing: the refiner's, where the model has one, and not the detector's,
+            by which the extractor's threshold and number of keypoints choose.
         descriptors: (N, D) float32, each of unit L2 norm.
         image_size: (width, height) of the original image.
         model: name of the model that made them.
         sigmas: (N,) float32, standard deviation of the position along an axis, pixels of the original image; None where
-            the model does not know it.
+            the model does not know it. One for both axes, also where ``resize`` scaled them differently, see
+            :class:`frontend.extraction.ExtractorConfig`.
 
     Raises:
         ShapeError: the arrays are not of these shapes, or not of one N; their values are not looked at.
