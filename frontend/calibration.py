@@ -39,7 +39,7 @@ Size = tuple[int, int]
 """(width, height) of images, pixels."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CalibratedCamera:
     """A camera, and what else a file says of it.
 

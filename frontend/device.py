@@ -44,6 +44,11 @@ def _may_have_cuda() -> bool:
     return any(Path("/dev", name).exists() for name in ("nvidia0", "nvidiactl", "nvhost-ctrl-gpu", "nvmap", "dxg"))
 
 
+def _check_name(name: str) -> None:
+    if not isinstance(name, str):
+        raise ConfigError(f"device is {name!r:.64}; expected auto, cpu, cuda or cuda:N")
+
+
 def pick_name(name: str = "auto") -> Device:
     """Turn a device's name into a device; loads torch only where there may be a GPU.
 
@@ -53,6 +58,7 @@ def pick_name(name: str = "auto") -> Device:
     Raises:
         ConfigError: as there.
     """
+    _check_name(name)
     if name == "cpu" or (name == "auto" and not _may_have_cuda()):
         return Device("cpu")
     device = pick_device(name)
@@ -68,6 +74,7 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         ConfigError: the name is none of these, or there is no such device.
     """
+    _check_name(name)
     import torch
 
     if name == "auto":

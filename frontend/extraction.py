@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from frontend.errors import ConfigError
+from frontend.errors import ConfigError, ShapeError
 from frontend.types import BoolArray, Float32Array
 
 
@@ -20,13 +20,21 @@ class ExtractorConfig:
     """Settings of the extractor.
 
     Attributes:
-        max_keypoints: K, keypoints of an image.
-        detection_threshold: probability that a keypoint exceeds, in [0, 1).
-        nms_radius: suppression radius, pixels of the network's input.
-        border: pixels along the edge without keypoints, where a keypoint's surroundings are unknown.
+        max_keypoints: K, keypoints of an image: those that the detector's heat map rates highest.
+        detection_threshold: probability in the detector's heat map that a keypoint exceeds, in [0, 1). A refiner gives
+            keypoints scores of its own afterwards, :attr:`frontend.types.Features.scores`, which may be below it; and
+            there may be more whose score would be above than are found.
+        nms_radius: suppression radius of the heat map, pixels of the network's input. A refiner moves keypoints
+            afterwards: those that meet between its passes are one, those that its last pass brings within a pixel of
+            each other both stay.
+        border: pixels along the edge without keypoints, where a keypoint's surroundings are unknown; of the network's
+            input. What a refiner moves may end up nearer to the edge, by as much as it moves it.
         subpixel: whether keypoints are refined below the pixel: by the network's refiner, or, where it has none, to the
             heat map's centre of mass. Without it a refiner still scores and describes.
-        resize: longest side that images are brought to, pixels; as given where None.
+        resize: longest side that images are brought to, pixels; as given where None. The shorter side follows, but for
+            rounding and the 8 pixels that it has at least: an image so narrow is scaled otherwise across than along,
+            and a keypoint's one sigma, brought back by the mean of both, is then too large along one axis and too small
+            along the other.
         white: value of white in images of integers beyond 8 bits, 4095 for a camera of 12 bits, say; where None, see
             :func:`frontend.image.to_uint8`, each image's own: the frames of a sequence may then differ in brightness.
     """
@@ -46,6 +54,8 @@ class ExtractorConfig:
                 raise ConfigError(f"{name} is {value!r:.64}; expected a whole number")
         if not isinstance(self.detection_threshold, Real):
             raise ConfigError(f"detection_threshold is {self.detection_threshold!r:.64}; expected a number")
+        if not isinstance(self.subpixel, (bool, np.bool_)):
+            raise ConfigError(f"subpixel is {self.subpixel!r:.64}; expected True or False")
         if self.max_keypoints < 1:
             raise ConfigError(f"max_keypoints is {self.max_keypoints}; expected 1 or more")
         if not 0 <= self.detection_threshold < 1:
@@ -136,6 +146,24 @@ def allowed_pixels(prepared: Sequence[Prepared]) -> tuple[BoolArray | None, list
         target[:] = False
         target[:height, :width] = cv2.resize(mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
     return allowed, masks
+
+
+def check_mask(mask: Any, height: int, width: int) -> None:
+    """Refuse what says not where keypoints may be in an image of a size.
+
+    Args:
+        mask: to be (height, width) bool or uint8.
+        height: of the image, pixels.
+        width: the same.
+
+    Raises:
+        ShapeError: it is not that.
+    """
+    expected = f"expected ({height}, {width}) bool or uint8"
+    if not isinstance(mask, np.ndarray):
+        raise ShapeError(f"mask is a {type(mask).__name__}; {expected}")
+    if mask.shape != (height, width) or mask.dtype not in (np.bool_, np.uint8):
+        raise ShapeError(f"mask is {mask.shape} {mask.dtype}; {expected}")
 
 
 class HostKeypoints(NamedTuple):

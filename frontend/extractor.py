@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from frontend.extraction import (
     HostKeypoints,
     Prepared,
     StageTimes,
+    check_mask,
 )
 from frontend.image import pad_to_multiple, rescale_points, resize_to, to_gray, to_gray_bytes
 from frontend.types import BoolArray, Features, Float32Array
@@ -45,11 +48,24 @@ def _has_bytes(image: Any) -> bool:
     return isinstance(image, np.ndarray) and image.dtype == np.uint8
 
 
+def _checked(config: ExtractorConfig | None) -> ExtractorConfig:
+    if config is None:
+        return ExtractorConfig()
+    if not isinstance(config, ExtractorConfig):
+        raise ConfigError(f"config is a {type(config).__name__}; expected an ExtractorConfig")
+    return config
+
+
+def _loaded_again(kind: type[SuperPoint], origin: str, config: ExtractorConfig, **how: Any) -> SuperPoint:
+    return kind.from_pretrained(origin, config=config, **how)
+
+
 class SuperPoint:
     """Detects and describes keypoints.
 
     ``SuperPoint.from_pretrained()`` loads the released weights; the constructor takes a network at hand, and
-    :meth:`of` anything that computes one.
+    :meth:`of` anything that computes one. Those that were loaded can be copied and sent to other processes, where they
+    are loaded again, from the same name or file, for the same device, runtime and precision.
 
     Args:
         network: in evaluation mode.
@@ -64,6 +80,7 @@ class SuperPoint:
     backend: Backend
     name: str
     config: ExtractorConfig
+    _origin: str | None = None  # what it was loaded from
 
     def __init__(
         self,
@@ -77,15 +94,14 @@ class SuperPoint:
     ) -> None:
         from frontend.backends import backend_of_network
 
+        self.name, self.config = name, _checked(config)
         self.backend = backend_of_network(network, device, runtime, precision)
-        self.name = name
-        self.config = config or ExtractorConfig()
 
     @classmethod
     def of(cls, backend: Backend, *, name: str = "custom", config: ExtractorConfig | None = None) -> SuperPoint:
         """An extractor on a backend at hand."""
         extractor = object.__new__(cls)
-        extractor.backend, extractor.name, extractor.config = backend, name, config or ExtractorConfig()
+        extractor.backend, extractor.name, extractor.config = backend, name, _checked(config)
         return extractor
 
     @classmethod
@@ -111,16 +127,39 @@ class SuperPoint:
 
         Raises:
             WeightsError: there are no such weights, or they cannot be used.
-            ConfigError: there is no such device or runtime, or it has no such precision.
+            ConfigError: there is no such device or runtime, or it has no such precision; or the config is none.
         """
         from frontend.backends import load_backend
 
+        config = _checked(config)  # before seconds are spent
         name, backend = load_backend(name_or_path, device, runtime, precision, brief)
-        return cls.of(backend, name=name, config=config)
+        extractor = cls.of(backend, name=name, config=config)
+        # another process may have another working directory
+        extractor._origin = name if name == str(name_or_path) else os.path.abspath(name_or_path)
+        return extractor
 
     def configured(self, config: ExtractorConfig) -> SuperPoint:
         """The same network, not copied, with other settings."""
-        return self if config == self.config else self.of(self.backend, name=self.name, config=config)
+        if config == self.config:
+            return self
+        extractor = self.of(self.backend, name=self.name, config=config)
+        extractor._origin = self._origin
+        return extractor
+
+    def __reduce__(self) -> tuple[Callable[[], SuperPoint], tuple[()]]:
+        """For pickle and copy.
+
+        Raises:
+            ConfigError: it was not loaded by :meth:`from_pretrained`.
+        """
+        if self._origin is None:
+            raise ConfigError(
+                f"extractor '{self.name}' of a network at hand cannot be pickled or copied; expected one that"
+                " SuperPoint.from_pretrained loaded"
+            )
+        # what was chosen, which "auto" may not choose again
+        how = {"device": str(self.device), "runtime": self.runtime, "precision": self.precision}
+        return partial(_loaded_again, type(self), self._origin, self.config, **how), ()
 
     @property
     def device(self) -> Device:
@@ -160,6 +199,13 @@ class SuperPoint:
         return self.backend.refines
 
     @property
+    def takes_raster(self) -> bool:
+        """Whether a map given with an image may matter, to a context module such as map_fusion; in torch alone."""
+        network = getattr(self.backend, "network", None)
+        # another package's module need not be one of ours
+        return network is not None and any(getattr(context, "takes_raster", True) for context in network.contexts)
+
+    @property
     def descriptor_dim(self) -> int:
         """D, the length of a descriptor."""
         return self.backend.descriptor_dim
@@ -179,7 +225,7 @@ class SuperPoint:
 
         Raises:
             ShapeError: an image has another shape or type, or a raster or a mask does not fit its image.
-            ConfigError: the images' padded sizes differ, or there is none.
+            ConfigError: the images' padded sizes differ, or there is none; or the network takes no rasters.
         """
         prepared = self._prepare_all(images, rasters, masks)
         sizes = sorted({item.gray.shape[::-1] for item in prepared})
@@ -216,6 +262,7 @@ class SuperPoint:
 
         Raises:
             ShapeError: the image has another shape or type, or the raster or the mask does not fit it.
+            ConfigError: there is a raster, and the network does not look at it.
         """
         # resizing rounds less in floats
         in_bytes = getattr(self.backend, "takes_bytes", False) and self.config.resize is None
@@ -223,14 +270,21 @@ class SuperPoint:
         original = (gray.shape[1], gray.shape[0])
         layers: list[Float32Array] = []
         if raster is not None:
+            if not self.takes_raster:
+                raise ConfigError(
+                    f"got a raster for encoder '{self.encoder}' in {self.runtime}; expected none, or an encoder with a"
+                    " context module that takes one, such as map_fusion, in torch"
+                )
+            expected = f"expected (M, {gray.shape[0]}, {gray.shape[1]})"
+            if not isinstance(raster, np.ndarray):
+                raise ShapeError(f"raster is a {type(raster).__name__}; {expected} real numbers")
             if raster.ndim != 3 or raster.shape[1:] != gray.shape:
-                raise ShapeError(f"raster has shape {raster.shape}; expected (M, {gray.shape[0]}, {gray.shape[1]})")
+                raise ShapeError(f"raster has shape {raster.shape}; {expected}")
+            if not len(raster) or raster.dtype.kind not in "fiub":
+                raise ShapeError(f"raster is {raster.shape} {raster.dtype}; {expected} real numbers, M of 1 or more")
             layers = [layer.astype(np.float32) for layer in raster]
         if mask is not None:
-            if mask.shape != gray.shape or mask.dtype not in (np.bool_, np.uint8):
-                raise ShapeError(
-                    f"mask is {mask.shape} {mask.dtype}; expected ({gray.shape[0]}, {gray.shape[1]}) bool or uint8"
-                )
+            check_mask(mask, *gray.shape)
             mask = mask != 0
         scale = (1.0, 1.0)
         if self.config.resize is not None:
@@ -267,7 +321,8 @@ class SuperPoint:
                 descriptors=described[i] if kept else described[i, :count].copy(),
                 image_size=geometry.original,
                 model=self.name,
-                # one figure for both axes: their scales differ by rounding only
+                # one figure for both axes: their scales differ by rounding only, unless the image is so narrow that
+                # its shorter side stops at 8 pixels
                 sigmas=None if sigmas is None else sigmas[i, :count] * np.float32(sum(back) / 2),
             )
             mask = None if batch.masks is None else batch.masks[i]

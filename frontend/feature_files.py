@@ -107,7 +107,7 @@ def _of_batch(
     return [(paths[0], ImageError(f"{paths[0]}: {reason}"))]
 
 
-def write_features(path: Path, features: Features, *, half: bool = False) -> None:
+def write_features(path: str | Path, features: Features, *, half: bool = False) -> None:
     """Write a feature file, atomically.
 
     Args:
@@ -125,16 +125,21 @@ def write_features(path: Path, features: Features, *, half: bool = False) -> Non
     }
     if features.sigmas is not None:
         arrays["sigmas"] = features.sigmas
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    with atomic_path(Path(path)) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def read_features(path: Path) -> Features:
+def read_features(path: str | Path) -> Features:
     """Read a feature file; descriptors in float16 become float32 of unit norm again.
 
+    Args:
+        path: of the file, see :func:`write_features`; its numbers may be real ones of any width.
+
     Raises:
-        DataError: the file is no feature file, its arrays do not belong together, or a number is NaN or infinite.
+        DataError: the file is no feature file, its arrays do not belong together, are no real numbers, or have one that
+            is NaN or infinite, or the image has no size.
     """
+    path = Path(path)
     with reading_npz(path, "feature file") as file:
         arrays = {name: file[name] for name in ("keypoints", "scores", "descriptors", "image_size")}
         if "sigmas" in file:
@@ -142,7 +147,8 @@ def read_features(path: Path) -> Features:
         _check_arrays(path, arrays)
         width, height = (int(value) for value in arrays.pop("image_size"))
         half = arrays["descriptors"].dtype == np.float16
-        numbers = {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
+        with np.errstate(over="ignore"):  # what float32 does not hold is infinite there, and refused so
+            numbers = {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
         _check_finite(path, numbers)
         descriptors = numbers["descriptors"]
         if half:
@@ -174,6 +180,12 @@ def _check_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         refuse("descriptors", f"({count}, D)")
     if arrays["image_size"].shape != (2,):
         refuse("image_size", "(2,)")
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiu":
+            raise DataError(f"feature file {path} has {name} of {array.dtype}; expected real numbers")
+    size = arrays["image_size"]
+    if not all(float(side).is_integer() and side > 0 for side in size):
+        raise DataError(f"feature file {path} has image_size {size.tolist()}; expected whole pixels, 1 or more")
 
 
 def _check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -25,7 +25,7 @@ _ESSENTIAL_SHARE = 0.9
 _ROTATION_SHARE = 0.95
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Motion:
     """The model chosen.
 

@@ -25,7 +25,7 @@ _ITERATIONS = 10
 _HUBER = 1.5  # standard deviations
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Reference:
     """A frame with a pose, and what it saw.
 

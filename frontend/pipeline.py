@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 
 from frontend.camera import Camera
 from frontend.errors import ConfigError
+from frontend.extraction import check_mask
 from frontend.extractor import StageTimes, SuperPoint
 from frontend.geometry import estimate_essential, estimate_fundamental
 from frontend.homography_estimation import estimate_homography, match_sigmas
 from frontend.image import check_pixels
-from frontend.matching import check_matcher, match_features
-from frontend.matching.base import check_limits
+from frontend.matching import match_features
+from frontend.matching.base import check_limits_of
 from frontend.ransac_config import RansacConfig
 from frontend.types import Essential, Features, Float32Array, Fundamental, Homography, Matches, MatchResult, Status
 from frontend.weights import released_matcher
@@ -38,6 +40,10 @@ class PipelineConfig:
             :class:`frontend.ransac_config.RansacConfig`.
         rotations: 1, or 4 to try image 1 at 0, 90, 180 and 270 degrees and keep the best.
         seed: of the robust estimation.
+
+    Raises:
+        ConfigError: a setting is out of its range, or the matcher has no such limit.
+        RegistryError: the matcher is unknown.
     """
 
     matcher: str = "mnn"
@@ -56,9 +62,12 @@ class PipelineConfig:
             raise ConfigError(f"ransac_method is '{self.ransac_method}'; expected one of: {', '.join(RANSAC_METHODS)}")
         if self.rotations not in (1, 4):
             raise ConfigError(f"rotations is {self.rotations}; expected 1 or 4")
-        check_matcher(self.matcher)
         # refused here, and not when the first pair has been extracted
-        check_limits(self.ratio, self.min_similarity)
+        check_limits_of(self.matcher, self.ratio, self.min_similarity)
+        if not isinstance(self.seed, Integral):
+            raise ConfigError(f"seed is {self.seed!r:.64}; expected a whole number")
+        if not isinstance(self.ransac_threshold, Real):
+            raise ConfigError(f"ransac_threshold is {self.ransac_threshold!r:.64}; expected a number of pixels")
         RansacConfig(self.ransac_threshold, seed=self.seed)
 
 
@@ -71,7 +80,7 @@ class MatchPipeline:
         cameras: those of image 0 and image 1; only an essential matrix needs them.
 
     Raises:
-        ConfigError: an essential matrix is asked for without cameras.
+        ConfigError: an essential matrix is asked for without cameras, or the config is none.
     """
 
     def __init__(
@@ -81,6 +90,8 @@ class MatchPipeline:
         cameras: tuple[Camera, Camera] | None = None,
     ) -> None:
         self.extractor = extractor
+        if not isinstance(config, (PipelineConfig, type(None))):
+            raise ConfigError(f"config is a {type(config).__name__}; expected a PipelineConfig")
         self.config = config or PipelineConfig()
         self.cameras = cameras
         self._sure = self.config.matcher != "lightglue"  # that there is a matcher for what the extractor makes
@@ -118,6 +129,10 @@ class MatchPipeline:
             self._sure = True
         for image in (image1,) if features0 is not None else (image0, image1):
             check_pixels(image)
+        # before they are turned, which asks for two axes
+        for image, mask in ((image1, mask1),) if features0 is not None else ((image0, mask0), (image1, mask1)):
+            if mask is not None:
+                check_mask(mask, *image.shape[:2])
         times = StageTimes()
         turns = range(self.config.rotations)
         views = [np.ascontiguousarray(np.rot90(image1, turn)) for turn in turns]

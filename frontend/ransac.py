@@ -30,7 +30,7 @@ from frontend.ransac_search import NormalisedMatches, polish, prepare, search
 from frontend.verification import verify_homography
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchedHomography:
     """Homographies of a batch, on the device of the matches.
 

@@ -38,7 +38,7 @@ POLISH_NARROWEST = 0.05  # and at least: noise-free matches have no scale
 SCORE_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NormalisedMatches:
     """Valid matches first, normalised; everything has the batch as its first dimension."""
 

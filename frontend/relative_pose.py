@@ -104,7 +104,7 @@ def in_front(pose: Pose, points0: Float64Array, points1: Float64Array) -> int:
     return int(((z0 > 0) & (z1 > 0)).sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Residuals:
     values: Float64Array
     slopes: Float64Array

@@ -16,7 +16,7 @@ from frontend.types import Features, Float32Array, Float64Array, IntArray, Pose,
 _ORTHOGONAL = 1e-3  # a rotation in a file has three digits or more
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StereoRig:
     """Two calibrated cameras that do not move against each other: X_right = R X_left + t.
 

@@ -1,5 +1,7 @@
 """What crosses the public boundary: frozen dataclasses of NumPy arrays.
 
+Two of them are equal where they are one and the same, since arrays have no single truth; what holds them may be hashed.
+
 Coordinate contract: a keypoint is (x, y), float32, in pixels of the image as it was given; (0, 0) is the
 centre of its top-left pixel. Sizes are (width, height). ``H`` maps points of image 0 to image 1.
 """
@@ -12,6 +14,8 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from frontend.errors import ShapeError
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
@@ -28,18 +32,24 @@ class Status(str, Enum):
     NOT_REQUESTED = "not_requested"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Features:
     """Keypoints of one image, best score first.
 
     Attributes:
-        keypoints: (N, 2) float32, (x, y) in pixels of the original image.
-        scores: (N,) float32 in (0, 1], non-increasing.
+        keypoints: (N, 2) float32, (x, y) in pixels of the original image. A model with a refiner may put some within a
+            pixel of each other, and nearer to the edge than the extractor's border by what it has moved them.
+        scores: (N,) float32 in (0, 1], non-increasing: the refiner's, where the model has one, and not the detector's,
+            by which the extractor's threshold and number of keypoints choose.
         descriptors: (N, D) float32, each of unit L2 norm.
         image_size: (width, height) of the original image.
         model: name of the model that made them.
         sigmas: (N,) float32, standard deviation of the position along an axis, pixels of the original image; None where
-            the model does not know it.
+            the model does not know it. One for both axes, also where ``resize`` scaled them differently, see
+            :class:`frontend.extraction.ExtractorConfig`.
+
+    Raises:
+        ShapeError: the arrays are not of these shapes, or not of one N; their values are not looked at.
     """
 
     keypoints: Float32Array
@@ -49,11 +59,25 @@ class Features:
     model: str = ""
     sigmas: Float32Array | None = None
 
+    def __post_init__(self) -> None:
+        given = {"keypoints": self.keypoints, "scores": self.scores, "descriptors": self.descriptors}
+        if self.sigmas is not None:
+            given["sigmas"] = self.sigmas
+        shapes = [getattr(array, "shape", ()) for array in given.values()]
+        count, width = shapes[0][:1], shapes[2][1:]
+        # matchers and trackers index one by rows of another, and would fail long after, or not at all
+        if not count or len(width) != 1 or shapes != [(*count, 2), count, (*count, *width), count][: len(shapes)]:
+            said = ", ".join(
+                f"{name} {shape if hasattr(array, 'shape') else type(array).__name__}"
+                for (name, array), shape in zip(given.items(), shapes, strict=True)
+            )
+            raise ShapeError(f"features have {said}; expected (N, 2), (N,), (N, D) and, where there are any, (N,)")
+
     def __len__(self) -> int:
         return int(self.keypoints.shape[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matches:
     """Correspondences between two sets of features.
 
@@ -69,7 +93,7 @@ class Matches:
         return int(self.matches.shape[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Homography:
     """A planar transform between two images.
 
@@ -98,7 +122,7 @@ class Homography:
         return int(self.inliers.sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fundamental:
     """The epipolar geometry of two images: x1^T F x0 = 0.
 
@@ -127,7 +151,7 @@ class Fundamental:
         return int(self.inliers.sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Essential:
     """The motion between two calibrated cameras: y1^T E y0 = 0 for normalised points, E = [t]x R, X1 = R X0 + t.
 
@@ -160,7 +184,7 @@ class Essential:
         return int(self.inliers.sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pose:
     """A rigid motion between two cameras: X1 = R X0 + t.
 
@@ -173,7 +197,7 @@ class Pose:
     t: Float64Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StereoPoints:
     """What the right image of a stereo pair adds to the left one's keypoints.
 
@@ -189,7 +213,7 @@ class StereoPoints:
     points: Float64Array | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrackedFrame:
     """What a frame of a sequence shows.
 
@@ -237,7 +261,7 @@ class TrackedFrame:
     stereo: StereoPoints | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MatchResult:
     """Two images matched.
 

@@ -17,7 +17,7 @@ ImageName = Literal["image", "right"]
 """A frame's images by the names of their files: the left one, or the only one, and the right one of a stereo pair."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedMask:
     """A mask as a sequence keeps it: a bit for each pixel.
 

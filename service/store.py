@@ -52,7 +52,7 @@ class StoreConfig:
     max_bytes: int = 512_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StoredFeatures:
     """One set of features in the store.
 

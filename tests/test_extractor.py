@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import cv2
@@ -136,6 +137,7 @@ def test_unusable_arrays_and_settings_are_refused(extractor: SuperPoint) -> None
         *((name, 9.5, r"9\.5; expected a whole number") for name in ("max_keypoints", "nms_radius", "border")),
         *((name, "900", "'900'; expected a whole number") for name in ("max_keypoints", "resize", "white")),
         ("max_keypoints", None, "None; expected a whole number"),
+        ("subpixel", "no", "'no'; expected True or False"),
         ("detection_threshold", "0.5", r"'0\.5'; expected a number"),
     ]
     for name, value, told in wrong:
@@ -151,6 +153,23 @@ def test_unusable_arrays_and_settings_are_refused(extractor: SuperPoint) -> None
         PipelineConfig(geometry="affine")
     with pytest.raises(ConfigError, match="rotations is 2"):
         PipelineConfig(rotations=2)
+
+
+def test_settings_of_another_type_are_refused_before_anything_is_loaded(extractor: SuperPoint) -> None:
+    wrong: Any = {"max_keypoints": 5}
+    said = "^config is a dict; expected an ExtractorConfig$"
+    with pytest.raises(ConfigError, match=said):
+        SuperPoint.from_pretrained("no such model", config=wrong)
+    with pytest.raises(ConfigError, match=said):
+        SuperPoint(extractor.network, config=wrong)
+    with pytest.raises(ConfigError, match=said):
+        extractor.configured(wrong)
+    with pytest.raises(ConfigError, match=r"^config is a dict; expected a PipelineConfig$"):
+        MatchPipeline(extractor, wrong)
+    device: Any
+    for device in (None, 0):
+        with pytest.raises(ConfigError, match=f"^device is {device}; expected auto, cpu, cuda or cuda:N$"):
+            SuperPoint.from_pretrained(device=device)
 
 
 def test_pipeline_finds_a_shift(dot_extractor: SuperPoint, constellation: np.ndarray) -> None:
@@ -212,6 +231,16 @@ class SeesTheRaster(torch.nn.Module):
         return features, {}
 
 
+@pytest.mark.parametrize(("context", "runtime"), [("", "torch"), ("+strip_pooling", "torch"), ("", "onnxruntime")])
+def test_a_raster_that_nothing_looks_at_is_refused(context: str, runtime: str) -> None:
+    pytest.importorskip(runtime)
+    network = SuperPointNet(dataclasses.replace(MODEL_PRESETS["edge-dense"], encoder=f"compact{context}"))
+    extractor = SuperPoint(network.fold(), device="cpu", runtime=runtime)
+    said = rf"^got a raster for encoder 'compact{re.escape(context)}' in {runtime}; expected none, or an encoder with"
+    with pytest.raises(ConfigError, match=said):
+        extractor.extract(np.zeros((64, 64), np.uint8), np.full((7, 64, 64), np.nan))
+
+
 def test_a_raster_reaches_the_network_at_the_size_of_its_input() -> None:
     network = SuperPointNet(MODEL_PRESETS["edge-dense"]).eval()
     context = SeesTheRaster()
@@ -230,5 +259,14 @@ def test_a_raster_reaches_the_network_at_the_size_of_its_input() -> None:
     assert context.seen is None
     with pytest.raises(ShapeError, match=r"raster has shape \(2, 100, 60\); expected \(M, 60, 100\)"):
         extractor.extract(image, raster.transpose(0, 2, 1))
+    for wrong, said in (
+        ([[1]], "raster is a list"),
+        (np.zeros((0, 60, 100)), r"raster is \(0, 60, 100\) float64"),
+        (np.zeros((1, 60, 100), complex), r"raster is \(1, 60, 100\) complex128"),
+    ):
+        with pytest.raises(ShapeError, match=rf"^{said}; expected \(M, 60, 100\) real numbers"):
+            extractor.extract(image, wrong)  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match=r"^mask is a list; expected \(60, 100\) bool or uint8$"):
+        extractor.extract(image, mask=[[1]])  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="got 1 rasters for 2 images"):
         extractor.extract_batch([image, image], rasters=[raster])

@@ -297,6 +297,38 @@ def test_arrays_that_do_not_belong_together_are_refused(
     assert str(caught.value) == f"feature file {path} has {name} of shape {shape}; expected {expected}"
 
 
+@pytest.mark.parametrize(
+    ("name", "array", "said"),
+    [
+        ("keypoints", np.ones((5, 2), np.complex64), "keypoints of complex64; expected real numbers"),
+        ("scores", np.zeros(5, "M8[s]"), r"scores of datetime64\[s\]; expected real numbers"),
+        ("sigmas", np.ones(5, np.bool_), "sigmas of bool; expected real numbers"),
+        ("descriptors", np.full((5, 16), "a"), "descriptors of <U1; expected real numbers"),
+        *(
+            ("image_size", np.array(size), "image_size .*; expected whole pixels, 1 or more")
+            for size in ((-1, 160), (240.5, 160), (0, 160), (np.nan, 160), (240, np.inf))
+        ),
+    ],
+)
+def test_what_is_no_real_number_or_no_size_is_refused(tmp_path: Path, name: str, array: np.ndarray, said: str) -> None:
+    np.savez(tmp_path / "a.npz", **stored(**{name: array}))
+    with pytest.raises(DataError, match=said):
+        read_features(tmp_path / "a.npz")
+
+
+def test_a_number_beyond_float32_is_refused_without_a_warning(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **stored(scores=np.full(5, 1e300)))
+    with pytest.raises(DataError, match="has 5 of 5 scores that are NaN or infinite"):
+        read_features(tmp_path / "a.npz")
+
+
+def test_a_path_may_be_text(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **stored())
+    features = read_features(str(tmp_path / "a.npz"))
+    write_features(str(tmp_path / "b.npz"), features)
+    assert_same(read_features(str(tmp_path / "b.npz")), features)
+
+
 @pytest.mark.parametrize("name", ["keypoints", "scores", "descriptors", "sigmas"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, name: str, value: float) -> None:

@@ -11,7 +11,7 @@ import torch
 from processes import finished, start_python
 from toy_matchers import SMALL, features, release
 
-from frontend.errors import ConfigError
+from frontend.errors import ConfigError, ShapeError
 from frontend.matching import load_matcher_of, match_features
 from frontend.matching.lightglue import LightGlue
 from frontend.matching.lightglue_graph import export_graph, load_graph, open_graph
@@ -39,6 +39,26 @@ def test_exported_graphs_match_the_same(weights: Path, runtime: str) -> None:
         assert len(expected)
         np.testing.assert_array_equal(got.matches, expected.matches)
         np.testing.assert_allclose(got.match_scores, expected.match_scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino", "onnxruntime"])
+def test_a_keypoint_that_is_not_finite_has_no_match_and_spoils_no_other(weights: Path, runtime: str) -> None:
+    pytest.importorskip(runtime)
+    matcher = LightGlue.from_pretrained(weights, runtime=runtime)
+    whole, order = features(40, 3), np.random.default_rng(0).permutation(40)
+    turned = replace(whole, keypoints=whole.keypoints[order], descriptors=whole.descriptors[order])
+    descriptors, keypoints = whole.descriptors.copy(), whole.keypoints.copy()
+    descriptors[3], descriptors[5, 2], keypoints[8, 1] = np.nan, np.inf, np.nan
+    broken, kept = replace(whole, descriptors=descriptors, keypoints=keypoints), np.delete(np.arange(40), [3, 5, 8])
+    partner = np.argsort(order)[kept]
+    got = matcher.match(broken, turned)
+    np.testing.assert_array_equal(got.matches, np.stack([kept, partner], axis=1))
+    assert ((got.match_scores > 0.5) & (got.match_scores <= 1)).all()
+    back = matcher.match(turned, broken)
+    np.testing.assert_array_equal(back.matches[np.argsort(back.matches[:, 1])], np.stack([partner, kept], axis=1))
+    assert len(matcher.match(replace(whole, descriptors=descriptors * np.float32(np.nan)), turned)) == 0
+    with pytest.raises(ShapeError, match=r"image_size is \(0, 0\); expected \(width, height\) of an image"):
+        matcher.match(replace(whole, image_size=(0, 0)), turned)
 
 
 def test_graphs_are_cached_and_torch_is_not_needed_then(

@@ -184,6 +184,16 @@ def test_a_descriptor_that_is_not_finite_spoils_no_other(
     np.testing.assert_allclose(found.match_scores, 1, atol=1e-6)
 
 
+def test_a_whole_descriptor_that_is_infinite_is_no_warning() -> None:
+    d = unit((50, 64), 7).numpy()
+    broken = d.copy()
+    broken[3], broken[5] = np.nan, np.inf
+    kept = np.delete(np.arange(50), [3, 5])
+    for pair in ((d, broken), (broken, d), (broken, broken)):
+        found = nearest_cpu.mutual_nearest_neighbours(*pair)
+        np.testing.assert_array_equal(found.matches, np.stack([kept, kept], axis=1))
+
+
 def test_descriptors_none_of_which_is_finite_match_nothing() -> None:
     d, none, ones = unit((1, 9, 8), 0), torch.full((1, 9, 8), torch.nan), torch.ones(1, 9, dtype=torch.bool)
     for first, second in ((d, none), (none, d), (none, none)):

@@ -10,7 +10,7 @@ from runtime_networks import network
 
 from frontend import pipeline as pipelines
 from frontend.camera import Camera
-from frontend.errors import ConfigError, ShapeError, WeightsError
+from frontend.errors import ConfigError, RegistryError, ShapeError, WeightsError
 from frontend.extractor import SuperPoint
 from frontend.pipeline import MatchPipeline, PipelineConfig
 from frontend.types import Features, Homography, Status
@@ -43,6 +43,25 @@ def test_what_is_no_image_is_refused(
             pipeline.match(*pair, extractor.extract(pair[0]))
 
 
+@pytest.mark.parametrize("rotations", [1, 4])
+@pytest.mark.parametrize("name", ["mask0", "mask1"])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ([[1]], "mask is a list"),
+        (np.ones(5, np.bool_), r"mask is \(5,\) bool"),
+        (np.ones((80, 64), np.bool_), r"mask is \(80, 64\) bool"),
+        (np.ones((64, 80), np.float32), r"mask is \(64, 80\) float32"),
+    ],
+)
+def test_what_is_no_mask_is_refused(
+    extractor: SuperPoint, wrong: np.ndarray, said: str, name: str, rotations: int
+) -> None:
+    pipeline = MatchPipeline(extractor, PipelineConfig(rotations=rotations))
+    with pytest.raises(ShapeError, match=rf"^{said}; expected \(64, 80\) bool or uint8$"):
+        pipeline.match(*[np.zeros((64, 80), np.uint8)] * 2, **{name: wrong})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -51,11 +70,23 @@ def test_what_is_no_image_is_refused(
         ({"min_similarity": 2.0}, r"min_similarity is 2\.0; expected"),
         ({"seed": -1}, "seed is -1; expected"),
         ({"seed": 2**63}, "seed is .*; expected"),
+        ({"seed": 1.5}, r"^seed is 1\.5; expected a whole number$"),
+        ({"ransac_threshold": "3"}, "^ransac_threshold is '3'; expected a number of pixels$"),
+        ({"ratio": "a"}, "^ratio is 'a'; expected a number$"),
+        ({"matcher": "lightglue", "ratio": 0.8}, r"^ratio is 0\.8; a learned matcher has none, matcher 'mnn' does$"),
+        ({"matcher": __file__, "ratio": 0.8}, r"^ratio is 0\.8; a learned matcher has none, matcher 'mnn' does$"),
+        ({"matcher": "lightglue", "min_similarity": 1.0}, r"^min_similarity is 1\.0; expected a probability below 1"),
     ],
 )
 def test_settings_out_of_range_are_refused_at_once(wrong: dict[str, float], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         PipelineConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ["mnn"]])
+def test_what_is_no_name_of_a_matcher_is_refused(wrong: object) -> None:
+    with pytest.raises(RegistryError, match=r"^matcher is .*; expected a matcher's name or its weight file$"):
+        PipelineConfig(matcher=wrong)  # type: ignore[arg-type]
 
 
 def test_a_model_without_a_learned_matcher_is_refused_before_it_extracts(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 EXTRACT_OPTIONS = (
     Option("max_keypoints", 1024, "keypoints of an image"),
-    Option("detection_threshold", 0.005, "least score of a keypoint"),
+    Option("detection_threshold", 0.005, "least probability in the detector's heat map"),
     Option("nms_radius", 3, "pixels kept free around a keypoint"),
     Option("resize", 0, "longest side that images are brought to, pixels; 0 leaves them as they are"),
     Option("white", 0, "value of white in images of 16 bits, such as 4095; 0: see docs/command-line.md"),

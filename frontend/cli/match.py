@@ -91,7 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
     count = _number(int, 1, 10**6, "a whole number from 1 to 1000000")
     add("--max-keypoints", metavar="N", type=count, default=1024, help="keep the N best keypoints [%(default)s]")
     unit = _number(float, 0, 1, "a number from 0 to 1")
-    add("--detection-threshold", metavar="T", type=unit, default=0.005, help="lowest keypoint score [%(default)s]")
+    add(
+        "--detection-threshold", metavar="T", type=unit, default=0.005, help="lowest detector probability [%(default)s]"
+    )
     radius = _number(int, 0, 100, "a whole number of pixels from 0 to 100")
     add("--nms-radius", metavar="R", type=radius, default=3, help="pixels kept free around a keypoint [%(default)s]")
     side = _number(int, 8, 10**5, "a whole number of pixels, at least 8")

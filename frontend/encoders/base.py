@@ -62,11 +62,13 @@ class Context(nn.Module):
     Attributes:
         paper: authors, year and arXiv number of where it comes from.
         auxiliary: whether there is something that only training looks at.
+        takes_raster: whether the raster may matter: one given to a network without such a module is refused.
         out_channels: channels of the output.
     """
 
     paper: str = ""
     auxiliary: bool = False
+    takes_raster: bool = True
     out_channels: int
 
     def forward(self, features: Tensor, raster: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:

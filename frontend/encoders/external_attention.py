@@ -130,6 +130,7 @@ class ExternalAttentionContext(Context):
     """
 
     paper = "Guo et al. 2021, arXiv:2105.02358"
+    takes_raster = False
 
     def __init__(self, channels: int, memory: int = 64, heads: int = 1) -> None:
         super().__init__()

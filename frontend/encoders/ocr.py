@@ -39,6 +39,7 @@ class OCR(Context):
     """
 
     paper = "Yuan et al. 2020, arXiv:1909.11065"
+    takes_raster = False
     auxiliary = True
 
     def __init__(self, channels: int, regions: int = 10, dim: int = 64) -> None:

@@ -65,6 +65,7 @@ class StripPooling(Context):
     """
 
     paper = "Hou et al. 2020, arXiv:2003.13328"
+    takes_raster = False
 
     def __init__(self, channels: int, reduction: int = 1) -> None:
         super().__init__()
@@ -101,6 +102,7 @@ class MixedPooling(Context):
     """
 
     paper = "Hou et al. 2020, arXiv:2003.13328"
+    takes_raster = False
 
     def __init__(self, channels: int, reduction: int = 4, sizes: Sequence[int] = (20, 12)) -> None:
         super().__init__()

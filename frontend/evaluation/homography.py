@@ -51,7 +51,7 @@ class BenchmarkConfig:
             raise ConfigError(f"threshold is {self.threshold}; expected a number of pixels above 0")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PairResult:
     """One method on one pair.
 
@@ -84,7 +84,7 @@ class PairResult:
     corner_error: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Summary:
     """One method on all pairs of one kind: means over pairs.
 

@@ -40,7 +40,7 @@ class Repeatability:
     visible1: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Projection:
     """Points of one image carried to the other.
 

@@ -28,7 +28,7 @@ MAX_DRAWS = 200
 """Viewpoints drawn before the one that sees most of the photograph is taken."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImagePair:
     """Two images of one plane.
 

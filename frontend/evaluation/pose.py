@@ -36,7 +36,7 @@ PAIRS_FILE = "pairs_with_gt.txt"
 _NUMBERS = 38  # two names, two rotations, 9 + 9 intrinsics, 16 of the motion
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PosePair:
     """A line of a pairs file.
 
@@ -94,7 +94,7 @@ class PoseConfig:
             raise ConfigError(f"resize is {self.resize}; expected at least 32 pixels, or none (0)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PoseErrors:
     """One estimator on one pair, once for each seed.
 
@@ -114,7 +114,7 @@ class PoseErrors:
         return np.asarray(np.maximum(self.rotation, self.translation), np.float64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PosePairResult:
     """One method on one pair.
 
@@ -232,7 +232,7 @@ def turned_back(points: np.ndarray, turns: int, size: tuple[int, int]) -> Float6
     return np.stack(back, axis=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """An image ready for extraction.
 

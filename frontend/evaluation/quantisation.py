@@ -54,7 +54,7 @@ _CERTAIN = 3.0
 """Standard errors from the largest drop that end measuring early."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Quantised:
     """What came of a quantisation.
 

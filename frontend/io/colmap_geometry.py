@@ -98,7 +98,7 @@ def known_camera(camera: Camera, width: int, height: int) -> ColmapCamera:
     return ColmapCamera(model, width, height, tuple(float(value) for value in params), True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TwoView:
     """COLMAP's geometry of two images.
 

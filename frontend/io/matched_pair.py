@@ -59,7 +59,7 @@ class MatchConfig:
             raise ConfigError("geometry is 'essential' without a camera; expected that of the images")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MatchedPair:
     """What a pair of images has in common.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from frontend.device import pick_name
 from frontend.errors import ConfigError, ShapeError, WeightsError
-from frontend.matching.base import MATCHERS, Matcher
+from frontend.matching.base import MATCHERS, Matcher, check_learned_limits, check_probability
 from frontend.matching.lightglue_graph import (
     Answer,
     MatcherGraph,
@@ -43,23 +44,14 @@ MOST_PAIRS = 64_000_000
 """Keypoints of image 0 times those of image 1, at most: each pair takes some 16 bytes and more."""
 
 
-def check_probability(value: float, name: str = "threshold") -> float:
-    """Refuse what is no least probability of a match.
-
-    Args:
-        value: to be in [0, 1).
-        name: of the setting, for the error.
-
-    Raises:
-        ConfigError: it is out of that range.
-    """
-    if not 0 <= value < 1:
-        raise ConfigError(f"{name} is {value}; expected a probability below 1 for a learned matcher")
-    return value
+def _loaded_again(origin: Path, device: str, runtime: str, threshold: float) -> LightGlue:
+    return LightGlue.from_pretrained(origin, device=device, runtime=runtime, threshold=threshold)
 
 
 class LightGlue:
     """A matcher with its weights: :meth:`from_pretrained` loads them.
+
+    Those that were loaded can be copied and sent to other processes, where they are loaded again, from the same file.
 
     Args:
         run: computes the network.
@@ -87,6 +79,7 @@ class LightGlue:
         self.input_dim, self.features, self.runtime = input_dim, features, runtime
         self.threshold, self.name = threshold, name
         self._run = run
+        self._origin: tuple[Path, str] | None = None  # the file that it was loaded from, and the device
         released: frozenset[str] = frozenset()
         with suppress(WeightsError):  # none but the user's own
             released = frozenset(list_models())
@@ -140,7 +133,7 @@ class LightGlue:
             made = _from_graph(path, [name for name in candidates if name != "torch"], runtime == "auto")
             if made is not None:
                 run, graph, name = made
-                return cls(
+                matcher = cls(
                     run,
                     graph.input_dim,
                     features=graph.features,
@@ -148,18 +141,34 @@ class LightGlue:
                     threshold=threshold,
                     name=path.stem,
                 )
+                matcher._origin = path.absolute(), device
+                return matcher
         from frontend.matching.lightglue_weights import load_matcher
 
         matcher = cls.of(load_matcher(path), device=device, threshold=threshold)
-        matcher.name = path.stem
+        matcher.name, matcher._origin = path.stem, (path.absolute(), device)
         return matcher
+
+    def __reduce__(self) -> tuple[Callable[..., LightGlue], tuple[Path, str, str, float]]:
+        """For pickle and copy.
+
+        Raises:
+            ConfigError: it was not loaded by :meth:`from_pretrained`.
+        """
+        if self._origin is None:
+            raise ConfigError(
+                f"matcher '{self.name}' of a network at hand cannot be pickled or copied; expected one that"
+                " LightGlue.from_pretrained loaded"
+            )
+        return _loaded_again, (*self._origin, self.runtime, self.threshold)
 
     def match(self, features0: Features, features1: Features, *, threshold: float | None = None) -> Matches:
         """Match the features of two images.
 
         Args:
-            features0: of image 0, made by the model that the weights are for.
-            features1: of image 1.
+            features0: of image 0, made by the model that the weights are for; a keypoint whose position or descriptor
+                is not finite has no match, and no part in those of the others.
+            features1: of image 1, the same.
             threshold: least probability of a match; the matcher's own where None.
 
         Returns:
@@ -167,7 +176,7 @@ class LightGlue:
 
         Raises:
             ConfigError: the threshold is out of its range.
-            ShapeError: the descriptors have another dimension than the weights are for.
+            ShapeError: the descriptors have another dimension than the weights are for, or an image has no size.
             WeightsError: they are of another released model than the weights are for.
             ConfigError: there are more pairs of keypoints than :data:`MOST_PAIRS`.
         """
@@ -189,11 +198,29 @@ class LightGlue:
             )
         if not len(features0) or not len(features1):
             return Matches(np.zeros((0, 2), np.int64), np.zeros(0, np.float32))
-        partner, scores = self._run(
-            features0.descriptors, normalised(features0), features1.descriptors, normalised(features1)
-        )
+        inputs0, rows0 = _finite(features0.descriptors, normalised(features0))
+        inputs1, rows1 = _finite(features1.descriptors, normalised(features1))
+        if not len(inputs0[0]) or not len(inputs1[0]):
+            return Matches(np.zeros((0, 2), np.int64), np.zeros(0, np.float32))
+        partner, scores = self._run(*inputs0, *inputs1)
         first = np.flatnonzero((partner >= 0) & (scores > threshold))
-        return Matches(np.stack([first, partner[first]], axis=1), scores[first])
+        second = partner[first]
+        pairs = (first if rows0 is None else rows0[first]), (second if rows1 is None else rows1[second])
+        return Matches(np.stack(pairs, axis=1), scores[first])
+
+
+def _finite(descriptors: np.ndarray, positions: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray | None]:
+    """The rows that are finite, and which these are; None for all of them.
+
+    A single NaN would go through the attention into every row, of which runtimes then make no match, or one of no
+    meaning.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        # sums of squares, which take less time than a look at each value; one that overflows is looked into
+        if all(np.isfinite(np.vdot(part, part)) for part in (descriptors, positions)):
+            return (descriptors, positions), None
+    rows = np.flatnonzero(np.isfinite(descriptors).all(axis=1) & np.isfinite(positions).all(axis=1))
+    return (descriptors[rows], positions[rows]), rows
 
 
 def _in_torch(network: LightGlueNet, device: str) -> Run:
@@ -233,7 +260,13 @@ def _from_graph(path: Path, runtimes: list[str], lenient: bool) -> tuple[Run, Ma
 
 
 def normalised(features: Features) -> np.ndarray:
-    """Positions of keypoints as the network takes them, (N, 2) float32: [-1, 1] along the image's longer side."""
+    """Positions of keypoints as the network takes them, (N, 2) float32: [-1, 1] along the image's longer side.
+
+    Raises:
+        ShapeError: the image's size is not positive.
+    """
+    if not min(features.image_size) > 0:
+        raise ShapeError(f"image_size is {features.image_size}; expected (width, height) of an image, 1 pixel or more")
     half = np.array(features.image_size, np.float32) / 2
     return np.asarray((features.keypoints - half) / half.max(), np.float32)
 
@@ -286,10 +319,19 @@ def load_briefly(matcher: str, model: str, device: str) -> None:
         _of_file(Path(matcher), device, brief=True)
 
 
-def _matcher(find: Callable[[str, str], LightGlue]) -> Matcher:
-    """A matcher that looks its weights up by the features' model and the device."""
+@dataclass(frozen=True)
+class _Learned:
+    """A matcher that looks its weights up when it matches: a class, since a function within one cannot be pickled.
 
-    def match(
+    Attributes:
+        path: of its weights, loaded at their first use, and again when they have changed; those that were released for
+            the features' model where None.
+    """
+
+    path: Path | None = None
+
+    def __call__(
+        self,
         features0: Features,
         features1: Features,
         *,
@@ -297,19 +339,15 @@ def _matcher(find: Callable[[str, str], LightGlue]) -> Matcher:
         min_similarity: float | None = None,
         device: str = "cpu",
     ) -> Matches:
-        if ratio is not None:
-            raise ConfigError(f"ratio is {ratio}; a learned matcher has none, matcher 'mnn' does")
-        if min_similarity is not None:
-            check_probability(min_similarity, "min_similarity")
-        return find(features0.model, device).match(features0, features1, threshold=min_similarity)
-
-    return match
+        check_learned_limits(ratio, min_similarity)
+        matcher = _of_model(features0.model, device) if self.path is None else _of_file(self.path, device)
+        return matcher.match(features0, features1, threshold=min_similarity)
 
 
 def lightglue_of(path: Path) -> Matcher:
     """The matcher of a weight file, loaded at its first use; a file that has changed is loaded again."""
-    return _matcher(lambda _, device: _of_file(path, device))
+    return _Learned(path)
 
 
 # with the LightGlue that was released for the features' model
-MATCHERS.register("lightglue")(_matcher(_of_model))
+MATCHERS.register("lightglue")(_Learned())

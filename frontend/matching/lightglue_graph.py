@@ -38,7 +38,7 @@ _COUNTS = (60, 50)  # keypoints of the probe
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MatcherGraph:
     """An exported matcher.
 

@@ -60,7 +60,8 @@ def mutual_nearest_neighbours(
     held = _workspace(step, columns)
     for start in range(0, rows, step):
         count = min(step, rows - start)
-        similarity = np.matmul(descriptors0[start : start + count], descriptors1.T, out=held[:count])
+        with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite, seen to below
+            similarity = np.matmul(descriptors0[start : start + count], descriptors1.T, out=held[:count])
         part, every = slice(start, start + count), np.arange(count)
         np.maximum(highest, similarity.max(axis=0), out=highest)
         nearest[part] = similarity.argmax(axis=1)

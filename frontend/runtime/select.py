@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -39,6 +38,7 @@ _SIZE = (480, 640)  # of the image that is timed, the size that most cameras' im
 _TURNS = 3
 _CALLS = 4  # of a turn: OpenVINO compiles a network for a size when that has come four times
 _PATIENCE = 1.0  # seconds for the turns after the first
+_LIMIT = 15.0  # seconds for all of it: several times what they take, unless the machine is busy with something else
 _HOPELESS = 3.0  # times the fastest one's time after two calls: no preparation gains as much
 _TORCH_IMPORT_MS = 2000.0  # torch is loaded where it exports, so that its import cannot be timed there
 
@@ -350,14 +350,18 @@ def _timed(source: _Network, runtimes: tuple[str, ...], precision: str) -> list[
     times = _race([made for made, _ in right], parity.scene(*_SIZE)[None, None])
     return [
         _Timed(made.name, made.precision, ms, load_ms, pair_ms)
-        for (made, load_ms), (ms, pair_ms) in zip(right, times, strict=True)
+        for (made, load_ms), taken in zip(right, times, strict=True)
+        if taken is not None
+        for ms, pair_ms in (taken,)
     ]
 
 
 def _race(
     runtimes: Sequence[Runtime], image: np.ndarray, clock: Callable[[], float] = time.perf_counter
-) -> list[tuple[float, float]]:
+) -> list[tuple[float, float] | None]:
     """Milliseconds that each takes for an image once it has prepared itself, its fastest call; and for its first two.
+
+    None of those whose first turn has not come when the time is over; the first one's always comes.
 
     They take turns, so that what else the machine does falls on all of them, of several calls each, since the threads
     of some wait by spinning when their call has ended, which is at the cost of whose turn is next.
@@ -368,15 +372,22 @@ def _race(
         runtimes[i].dense(image)
         return clock() - began
 
-    pairs = [(run(i), run(i)) for i in range(len(runtimes))]
-    best = [min(pair) for pair in pairs]
-    running = [i for i in range(len(runtimes)) if best[i] <= _HOPELESS * min(best)]
-    deadline = math.inf
+    limit = deadline = clock() + _LIMIT
+    pairs: dict[int, tuple[float, float]] = {}
+    for i in range(len(runtimes)):
+        if not pairs or clock() < limit:
+            pairs[i] = (run(i), run(i))
+    best = {i: min(pair) for i, pair in pairs.items()}
+    running = [i for i in best if best[i] <= _HOPELESS * min(best.values())]
     for turn in range(_TURNS):
         for i in running:
-            best[i] = min(best[i], *(run(i) for _ in range(_CALLS)))
-        if turn == 0:
-            deadline = clock() + _PATIENCE
-        elif clock() >= deadline:
+            for _ in range(_CALLS):
+                if clock() < limit:
+                    best[i] = min(best[i], run(i))
+        if clock() >= deadline:
             break
-    return [(round(a * 1e3, 3), round(sum(pair) * 1e3, 3)) for a, pair in zip(best, pairs, strict=True)]
+        if turn == 0:
+            deadline = min(limit, clock() + _PATIENCE)
+    return [
+        (round(best[i] * 1e3, 3), round(sum(pairs[i]) * 1e3, 3)) if i in pairs else None for i in range(len(runtimes))
+    ]

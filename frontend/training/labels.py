@@ -19,7 +19,7 @@ KEPT_TO = 1.1
 """Images are not reduced that are at most this many times as long as they are to be."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LabelledPhoto:
     """A photograph with its interest points.
 

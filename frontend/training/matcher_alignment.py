@@ -75,7 +75,7 @@ def descriptor_pairs(
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Alignment:
     """A linear map between two networks' descriptors.
 

@@ -9,7 +9,7 @@ import numpy as np
 from frontend.types import Float64Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Face:
     """A convex polygon in a plane, with a texture that repeats.
 
@@ -36,7 +36,7 @@ class Face:
     grid: int = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sphere:
     """A textured ball: centre (3,), radius, metres; index of its texture."""
 

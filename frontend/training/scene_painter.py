@@ -23,7 +23,7 @@ _SHIFT = 4
 _AHEAD = np.array([0.0, 0.0, 1.0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """A pinhole camera.
 
@@ -53,7 +53,7 @@ class View:
         return cls(centre, R, K, size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Light:
     """Sky light, and a sun or a lamp.
 

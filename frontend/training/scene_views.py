@@ -29,7 +29,7 @@ _FLAT = 0.002
 _BACK = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SceneView:
     """An image of a made scene and what is known of it.
 

@@ -312,7 +312,7 @@ def exposed(rng: np.random.Generator, canvas: np.ndarray, size: tuple[int, int])
     return result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
     """A scene before it is painted: what stands in it, its layout's own camera and light, and (H, W) uint8 of sky."""
 

@@ -296,7 +296,7 @@ def background(rng: np.random.Generator, size: tuple[int, int]) -> Canvas:
     return cv2.blur(canvas, (kernel, kernel))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Drawing:
     """An image of synthetic shapes and what is known about it.
 

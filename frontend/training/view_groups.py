@@ -57,7 +57,7 @@ APART_PX = 5.0
 Extract = Callable[[np.ndarray], Features]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ViewGroup:
     """V views with at most K keypoints each, the best first; entries beyond ``counts`` are 0.
 

@@ -32,7 +32,7 @@ from service.client.faults import ServiceFault, fault_of_problem
 Document = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StoredFeatures(Features):
     """Features, and where the service keeps them.
 
@@ -45,7 +45,7 @@ class StoredFeatures(Features):
     expires_in_s: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StoredMatch:
     """Stored features that an image was matched with.
 
@@ -60,7 +60,7 @@ class StoredMatch:
     geometry: Homography | Fundamental | Essential
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ManyMatches:
     """An image matched with many.
 
@@ -127,7 +127,7 @@ class SequenceStatus:
     expires_in_s: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SequenceFrame(TrackedFrame):
     """A tracked frame, as the service tells it.
 

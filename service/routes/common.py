@@ -35,7 +35,8 @@ Model = Annotated[
 ]
 MaxKeypoints = Annotated[int | None, Query(ge=1, description="Most keypoints of an image.", examples=[1024])]
 Threshold = Annotated[
-    float | None, Query(ge=0, lt=1, description="Probability that a keypoint exceeds.", examples=[0.005])
+    float | None,
+    Query(ge=0, lt=1, description="Probability that a keypoint exceeds in the detector's heat map.", examples=[0.005]),
 ]
 Radius = Annotated[
     int | None, Query(ge=0, le=64, description="Radius of non-maximum suppression, pixels.", examples=[4])

@@ -208,7 +208,7 @@ class Racer:
         self.calls += 1
 
 
-def race(*schedules: tuple[float, ...]) -> tuple[list[Racer], list[tuple[float, float]]]:
+def race(*schedules: tuple[float, ...]) -> tuple[list[Racer], list[tuple[float, float] | None]]:
     clock = [0.0]
     racers = [Racer(clock, *schedule) for schedule in schedules]
     return racers, select._race(racers, np.zeros(1), lambda: clock[0])  # type: ignore[arg-type]
@@ -227,6 +227,19 @@ def test_runtimes_that_cannot_win_are_not_waited_for() -> None:
     assert times == [(300.0, 700.0), (1000.0, 2500.0), (800.0, 1700.0)]
     # after its first two calls one is left out, and the second turn of the others takes more than a second
     assert [racer.calls for racer in racers] == [10, 2, 10]
+
+
+def test_a_busy_machine_is_not_waited_for() -> None:
+    # what has not been timed when the time is over is not taken, and what has been is not timed again
+    racers, times = race((6.0, 5.0), (3.0, 2.0), (1.0,))
+    assert times == [(5000.0, 11000.0), (2000.0, 5000.0), None]
+    assert [racer.calls for racer in racers] == [2, 2, 0]
+    racers, times = race((20.0,), (1.0,))
+    assert times == [(20000.0, 40000.0), None]
+    # nor is the first turn longer
+    racers, times = race((2.0, 1.5), (2.0, 1.5))
+    assert [racer.calls for racer in racers] == [6, 4]
+    assert times == [(1500.0, 3500.0), (1500.0, 3500.0)]
 
 
 @pytest.mark.parametrize("broken", ["import", "model"])

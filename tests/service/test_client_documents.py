@@ -243,7 +243,9 @@ def test_few_matches_may_be_enough_for_a_homography() -> None:
 
 
 def test_stored_features_stand_for_images() -> None:
-    stored = StoredFeatures(*[np.zeros(0)] * 3, (8, 8), feature_id="id-1_x")  # type: ignore[arg-type]
+    stored = StoredFeatures(
+        *[np.zeros(shape, np.float32) for shape in ((0, 2), (0,), (0, 0))], (8, 8), feature_id="id-1_x"
+    )
     call = calls.match(CONTEXT, stored, b"image", camera0=K)
     assert dict(call.files) == {"image1": b"image"}
     assert ("features0", "id-1_x") in call.query
