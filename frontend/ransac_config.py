@@ -84,7 +84,10 @@ def as_matches(points0: ArrayLike, points1: ArrayLike) -> tuple[Float64Array, Fl
     Raises:
         ShapeError: they are not two real (M, 2) arrays.
     """
-    arrays = [np.asarray(points) for points in (points0, points1)]
+    try:
+        arrays = [np.asarray(points) for points in (points0, points1)]
+    except ValueError:  # rows of several lengths
+        raise ShapeError("points0 or points1 has rows of several lengths; expected (M, 2) for both") from None
     if arrays[0].ndim != 2 or arrays[0].shape[1] != 2 or arrays[1].shape != arrays[0].shape:
         raise ShapeError(f"points0 is {arrays[0].shape} and points1 {arrays[1].shape}; expected (M, 2) for both")
     if any(array.dtype.kind not in "fiu" for array in arrays):

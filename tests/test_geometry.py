@@ -166,6 +166,8 @@ def test_not_finite_is_an_outlier() -> None:
 def test_refuses_bad_input() -> None:
     with pytest.raises(ShapeError, match="expected"):
         estimate_fundamental(np.zeros((9, 2)), np.zeros((9, 3)))
+    with pytest.raises(ShapeError, match="rows of several lengths"):
+        estimate_fundamental([[1, 2], [3]], np.zeros((2, 2)))  # type: ignore[list-item]
     with pytest.raises(ConfigError, match=r"threshold is -1.*expected"):
         estimate_fundamental(np.zeros((9, 2)), np.zeros((9, 2)), threshold=-1)
     with pytest.raises(ConfigError, match=r"confidence is 2.*expected"):

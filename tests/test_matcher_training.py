@@ -111,8 +111,8 @@ def test_drawing() -> None:
         assert (np.diff(second) > 0).all()
         assert second.max() < 30
     points = np.arange(20, dtype=np.float32)[:, None] * np.array([10.0, 0], np.float32)
-    points[8] = points[5] + 4  # 5.7 px away; 12 is within the limit
-    points[12] = points[5] + 3
+    points[8] = points[5] + 0.8 * APART_PX  # along both axes, so beyond the limit; 12 is within it
+    points[12] = points[5] + 0.6 * APART_PX
     matches = np.array([5, 7, 9, UNKNOWN, NO_MATCH, 8, 12])
     expected = [1, NO_MATCH, 2, UNKNOWN, NO_MATCH, NO_MATCH, UNKNOWN]
     assert _among(matches, np.array([2, 5, 9]), points).tolist() == expected

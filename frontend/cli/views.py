@@ -37,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     from frontend.extractor import ExtractorConfig, SuperPoint
     from frontend.folders import check_settings
-    from frontend.training.view_groups import check_request, make_groups
+    from frontend.training.view_groups import APART_PX, MATCHED_PX, check_request, make_groups
     from frontend.weights import resolve, sha256_of
 
     request = {
@@ -55,6 +55,8 @@ def _run(args: argparse.Namespace) -> int:
         "model": extractor.name,
         "weights_sha256": sha256_of(resolve(args.model)[1]),
         "max_keypoints": args.max_keypoints,
+        "matched_px": MATCHED_PX,
+        "apart_px": APART_PX,
     }
     check_settings(args.out, settings, "groups of views")
     report = make_groups(args.out, extractor.extract, **request)

@@ -49,10 +49,11 @@ _STILL_NOISE = PhotometricConfig(exposure=3.0, jpeg=30)
 
 NO_MATCH = -1
 UNKNOWN = -2
-MATCHED_PX = 3.0
+MATCHED_PX = 2.0
 """Keypoints that are each other's nearest within this are the same."""
-APART_PX = 5.0
-"""A keypoint with none within this of where it should be has no match; what lies between is not known."""
+APART_PX = 2.5
+"""A keypoint with none within this of where it should be has no match; what lies between is not known. Twice as much
+(and 3 px above) left a matcher free to take what is nearly right, which robust estimators suffer from most."""
 
 Extract = Callable[[np.ndarray], Features]
 
