@@ -37,11 +37,8 @@ class Camera:
     _fold: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        try:
-            K = np.array(self.K, np.float64)  # a copy, which nobody else changes
-            distortion = tuple(float(value) for value in np.ravel(self.distortion))
-        except (TypeError, ValueError):
-            raise ConfigError(f"K is {self.K!r:.60}; expected (3, 3) intrinsics, and numbers of distortion") from None
+        K = _as_numbers(self.K, "K", "(3, 3) intrinsics").copy()  # which nobody else changes
+        distortion = tuple(_as_numbers(self.distortion, "distortion", "numbers").ravel().tolist())
         K.flags.writeable = False
         object.__setattr__(self, "K", K)
         object.__setattr__(self, "distortion", distortion)
@@ -59,8 +56,8 @@ class Camera:
             raise ConfigError(f"K has the rows {K.tolist()}; expected an upper triangle with 1 in the corner")
         if K[0, 1] != 0:
             raise ConfigError(f"K has a skew of {K[0, 1]:g}; expected 0")
-        if self.model not in CAMERA_MODELS:
-            raise ConfigError(f"camera model is '{self.model}'; expected one of: {', '.join(CAMERA_MODELS)}")
+        if not isinstance(self.model, str) or self.model not in CAMERA_MODELS:
+            raise ConfigError(f"camera model is {self.model!r:.60}; expected one of: {', '.join(CAMERA_MODELS)}")
         counts = CAMERA_MODELS[self.model]
         if len(self.distortion) not in counts or not np.isfinite(self.distortion).all():
             given = f"distortion of the model '{self.model}' has {len(self.distortion)} values"
@@ -140,6 +137,18 @@ class Camera:
         project = cv2.fisheye.projectPoints if self.model == "fisheye" else cv2.projectPoints
         pixels = project(rays, still, still, self.K, distortion)[0]
         return np.asarray(pixels, np.float64).reshape(-1, 2)
+
+
+def _as_numbers(values: object, name: str, expected: str) -> Float64Array:
+    """An array of real numbers; the error has one line, whatever was given."""
+    try:
+        given = np.asarray(values)
+        if given.dtype.kind == "c":  # of which a conversion would drop a part
+            raise TypeError
+        return np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        shown = " ".join(repr(values).split())
+        raise ConfigError(f"{name} is {shown:.60}; expected {expected}") from None
 
 
 def _as_points(points: np.ndarray) -> Float64Array:

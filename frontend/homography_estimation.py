@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from frontend import ransac_cpu
+from frontend.device import Device, pick_name
 from frontend.errors import ConfigError
 from frontend.ransac_config import FARTHEST, SAMPLE_SIZE, RansacConfig, as_matches, as_variances
 from frontend.types import BoolArray, Features, Float64Array, Homography, Matches, Status
@@ -50,18 +51,20 @@ def estimate_homography(
         max_iterations: samples drawn at most.
         min_inliers: at least 4.
         seed: of the random generator.
-        device: where it runs.
+        device: where it runs: "auto", "cpu", "cuda" or "cuda:N".
 
     Returns:
         The homography: OK; TOO_FEW_MATCHES below four matches; or NO_MODEL.
 
     Raises:
         ShapeError: points0 and points1 are not both (M, 2) and real, or sigmas not (M,) and positive.
-        ConfigError: a setting is out of its range.
+        ConfigError: a setting is out of its range, or there is no such device.
     """
     config = RansacConfig(threshold, confidence, max_iterations, min_inliers, seed)
     if method not in ("ransac", "opencv"):
         raise ConfigError(f"homography method is '{method}'; expected 'ransac' or 'opencv'")
+    # at once: a name that is wrong is so with few matches, too
+    there = pick_name(device) if method == "ransac" else Device("cpu")
     x0, x1 = as_matches(points0, points1)
     variances = None if sigmas is None or method == "opencv" else as_variances(sigmas, len(x0))
     # also False for NaN
@@ -73,10 +76,10 @@ def estimate_homography(
         variances = variances[finite]
     if method == "opencv":
         H, found, _ = ransac_cpu.opencv(x0[finite], x1[finite], config)
-    elif device == "cpu":
+    elif there.type == "cpu":
         H, found, _ = ransac_cpu.ransac(x0[finite], x1[finite], config, variances)
     else:
-        H, found = _on_device(x0[finite], x1[finite], config, variances, device)
+        H, found = _on_device(x0[finite], x1[finite], config, variances, there)
     if H is None:
         return Homography(None, inliers, Status.NO_MODEL)
     inliers[finite] = found
@@ -101,14 +104,13 @@ def _on_device(
     points1: Float64Array,
     config: RansacConfig,
     variances: Float64Array | None,
-    device: str,
+    device: Device,
 ) -> tuple[Float64Array | None, BoolArray]:
     import torch
 
-    from frontend.device import pick_device
     from frontend.ransac import batched_ransac
 
-    there = pick_device(device)
+    there = str(device)
     batch0, batch1 = (torch.from_numpy(points)[None].to(there) for points in (points0, points1))
     weights = None if variances is None else torch.from_numpy(variances)[None].to(there)
     result = batched_ransac(batch0, batch1, torch.ones_like(batch0[..., 0], dtype=torch.bool), config, weights)

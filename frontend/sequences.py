@@ -330,6 +330,25 @@ def _refuse_unknown_clock(folder: Path, stems: Sequence[str]) -> None:
         )
 
 
+def doubt_of_names(source: Source) -> str:
+    """A line where names of images are numbers that have not become stamps and do not count frames; else empty.
+
+    They may be those of frames that were taken out, or times of a unit that nothing tells.
+    """
+    if source.stamped or not isinstance(source, ImageFolder) or source.list_path is not None:
+        return ""
+    stems = [path.stem for path in source.paths]
+    if not all(stem.isdecimal() for stem in stems):
+        return ""
+    odd = next((n for n in range(1, len(stems)) if int(stems[n]) - int(stems[n - 1]) != 1), None)
+    if odd is None:
+        return ""
+    return (
+        f"{source.name}: {stems[odd]} follows {stems[odd - 1]}, but images are taken to be evenly apart, at "
+        f"{source.stamps}; if names are times, they are not used"
+    )
+
+
 def _stamp_of(stem: str) -> int | None:
     """Nanoseconds, where the name of a file tells them."""
     if _NANOSECONDS.fullmatch(stem):

@@ -80,6 +80,23 @@ def test_points_and_intrinsics_of_another_kind_are_refused() -> None:
             Camera(wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((K, "x"), "^distortion is 'x'; expected numbers$"),
+        ((K, [[1], [2, 3]]), r"^distortion is \[\[1\], \[2, 3\]\]; expected numbers$"),
+        ((K, (0.1j, 0, 0, 0)), "^distortion is .*; expected numbers$"),
+        ((K + 0j,), r"^K is array\(.*; expected \(3, 3\) intrinsics$"),
+        ((np.full((3, 3), "a"),), r"^K is array\(.*; expected \(3, 3\) intrinsics$"),
+        ((K, (), ["opencv"]), r"^camera model is \['opencv'\]; expected one of: opencv, fisheye$"),
+    ],
+)
+def test_errors_of_cameras_name_what_is_wrong_in_one_line(given: tuple[object, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        Camera(*given)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
 def test_a_camera_shares_no_memory() -> None:
     intrinsics = K.copy()
     camera = Camera(intrinsics)

@@ -154,6 +154,35 @@ def test_a_scene_in_a_strip_is_found(degrees: float) -> None:
     assert estimate_fundamental(points0[near], points1[near]).inliers[good[near]].mean() > 0.9
 
 
+@pytest.mark.parametrize("shift", [(0.5, 0.0, 0.0), (0.5, 0.1, -0.1)])
+@pytest.mark.parametrize("size", [(40, 30), (64, 48)])
+def test_the_order_of_matches_means_nothing(shift: tuple[float, float, float], size: tuple[int, int]) -> None:
+    """Matches row by row of a grid, each of which has neighbours in its row that fit its epipolar line as well."""
+    rng = np.random.default_rng(1)
+    raster = np.stack(np.meshgrid(np.linspace(40, 600, size[0]), np.linspace(40, 440, size[1])), axis=-1).reshape(-1, 2)
+    points = np.c_[raster, np.ones(len(raster))] @ np.linalg.inv(CAMERA).T * rng.uniform(4, 10, (len(raster), 1))
+    moved = (points + shift) @ CAMERA.T
+    matched = moved[:, :2] / moved[:, 2:] + rng.normal(0, 0.3, raster.shape)
+    wrong = rng.permutation(len(raster))[: len(raster) // 2]
+    matched[wrong] = rng.uniform(0, 1, (len(wrong), 2)) * [639, 479]
+    camera = Camera(CAMERA)
+    for order in (np.arange(len(raster)), rng.permutation(len(raster))):
+        assert estimate_fundamental(raster[order], matched[order]).status is Status.OK
+        assert estimate_essential(raster[order], matched[order], camera, camera).status is Status.OK
+
+
+def test_ten_matches_are_enough_for_a_pose() -> None:
+    """Some of the ninety other pairs fit by accident; that is no evidence against the model."""
+    camera = Camera(CAMERA)
+    for seed in (16, 41, 49):
+        rng = np.random.default_rng(seed)
+        depth = rng.uniform(4, 10, (10, 1))
+        points = np.c_[rng.uniform(-0.6, 0.6, (10, 1)), rng.uniform(-0.45, 0.45, (10, 1)), np.ones(10)] * depth
+        first, second = points @ CAMERA.T, (points @ ROTATION.T + SHIFT) @ CAMERA.T
+        matches = first[:, :2] / first[:, 2:], second[:, :2] / second[:, 2:]
+        assert estimate_essential(*matches, camera, camera).status is Status.OK
+
+
 def test_not_finite_is_an_outlier() -> None:
     points0, points1, _ = scene(200, 0.2)
     points0[150, 0] = np.nan

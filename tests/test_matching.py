@@ -10,7 +10,7 @@ import torch
 
 from frontend.end_to_end import PairGraph
 from frontend.errors import ConfigError, RegistryError, ShapeError
-from frontend.matching import MATCHERS, match_features, nearest_cpu
+from frontend.matching import MATCHERS, match_features, nearest, nearest_cpu
 from frontend.matching.nearest import mutual_nearest_neighbours
 from frontend.types import Features
 
@@ -221,3 +221,10 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     one = features(np.eye(4, dtype=np.float32))
     with pytest.raises(ConfigError, match="device is 'xx'; expected auto, cpu, cuda or cuda:N"):
         match_features(one, one, device="xx")
+
+
+def test_where_there_is_no_gpu_auto_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(nearest, "mutual_nearest_neighbours", None)  # of torch
+    one = features(np.eye(4, dtype=np.float32))
+    assert len(match_features(one, one, device="auto")) == 4

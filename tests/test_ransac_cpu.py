@@ -281,7 +281,17 @@ def test_settings_of_another_type_are_refused(name: str, value: object) -> None:
         RansacConfig(**{name: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("count", [2, 9])
 @pytest.mark.parametrize("device", ["xyz", "cuda:99"])
-def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+def test_a_device_that_is_not_there_is_refused(device: str, count: int) -> None:
     with pytest.raises(ConfigError, match=f"device is '{device}'"):
-        estimate_homography(np.zeros((9, 2)), np.zeros((9, 2)), device=device)
+        estimate_homography(np.zeros((count, 2)), np.zeros((count, 2)), device=device)
+
+
+def test_where_there_is_no_gpu_auto_is_the_cpu(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    points = rng.uniform(0, 400, (2, 40, 2))
+    points[1, :30] = points[0, :30] * 1.1 + rng.normal(0, 1, (30, 2))
+    expected = estimate_homography(*points)
+    assert expected.H is not None
+    np.testing.assert_array_equal(estimate_homography(*points, device="auto").H, expected.H)

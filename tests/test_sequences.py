@@ -12,7 +12,7 @@ import pytest
 
 from frontend.errors import DataError, ImageError
 from frontend.masks import read_mask
-from frontend.sequences import ImageFolder, Source, open_source, pair_up
+from frontend.sequences import ImageFolder, Source, doubt_of_names, open_source, pair_up
 
 
 def write(path: Path, level: int = 0, size: tuple[int, int] = (16, 12)) -> Path:
@@ -246,6 +246,24 @@ def test_numbers_that_count_frames_are_no_times(tmp_path: Path, names: Sequence[
     for name in names:
         write(tmp_path / f"{name}.png")
     assert not open_source(tmp_path).stamped
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("000", "050", "100"), "050 follows 000, but images are taken to be evenly apart, at 30 frames a second; "),
+        (("7", "8", "10"), "10 follows 8, but"),
+        (("7", "8", "9"), ""),
+        (("a0", "a50"), ""),
+        (("1403636579763555584", "1403636579813555456"), ""),
+    ],
+)
+def test_numbers_that_are_not_used_are_told(tmp_path: Path, names: Sequence[str], said: str) -> None:
+    for name in names:
+        write(tmp_path / f"{name}.png")
+    doubt = doubt_of_names(open_source(tmp_path))
+    assert said in doubt
+    assert bool(doubt) == bool(said)
 
 
 def test_a_rate_that_is_given_wins_over_stamps(tmp_path: Path) -> None:

@@ -269,3 +269,17 @@ def test_a_frame_that_is_too_large_is_one_line(
     assert run(folder, "--out", os.devnull) == 0
     (line,) = capfd.readouterr().err.splitlines()
     assert line == f"superpoint track: skipped {tmp_path}/two lines/1.png: out of memory"
+
+
+def test_names_that_are_numbers_but_no_stamps_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    walk = tmp_path / "walk"
+    for n in range(3):
+        write_picture(walk / f"{50 * n:03}.png", n)
+    given = [walk, "--out", tmp_path / "t.csv"]
+    assert run(*given) == 0
+    printed = capfd.readouterr()
+    assert printed.err.startswith(f"superpoint track: {walk}: 050 follows 000, but images are taken to be evenly apart")
+    assert printed.err.count("\n") == 1
+    assert "; stamps by 30 frames a second; " in printed.out
+    assert run(*given, "--fps", 20) == 0
+    assert capfd.readouterr().err == ""

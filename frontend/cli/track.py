@@ -139,7 +139,7 @@ def _run(args: argparse.Namespace) -> int:
     from frontend.image import quiet_decoders
     from frontend.masks import read_mask
     from frontend.odometry import StereoOdometry
-    from frontend.sequences import open_source
+    from frontend.sequences import doubt_of_names, open_source
     from frontend.terminal import own_stderr
     from frontend.tracking import Tracker, TrackerConfig
 
@@ -165,6 +165,8 @@ def _run(args: argparse.Namespace) -> int:
     # threads decode while others write, so that the descriptor cannot be turned away frame by frame
     with own_stderr(), quiet_decoders():
         source = open_source(args.source, fps=fps, white=config.white)
+        if fps is None and (doubt := doubt_of_names(source)):
+            tell(PROG, doubt)
         right = None if args.right is None else open_source(args.right, fps=fps, white=config.white)
         check_inputs(outputs, [*source.files, *([] if right is None else right.files)])
         reader = FrameReader(

@@ -74,7 +74,7 @@ def match_features(
             features' model, the path of a learned matcher's weights, or another name in the registry of matchers.
         ratio: see :func:`frontend.matching.nearest.mutual_nearest_neighbours`.
         min_similarity: the same; of a learned matcher the least probability of a match, .1 where None.
-        device: where to match.
+        device: where to match: "auto", "cpu", "cuda" or "cuda:N".
 
     Returns:
         The matches, in the order of the keypoints of image 0.

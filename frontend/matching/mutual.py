@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from frontend.device import pick_name
 from frontend.matching.base import MATCHERS
 from frontend.matching.nearest_cpu import mutual_nearest_neighbours
 from frontend.types import Features, Matches
@@ -22,16 +23,16 @@ def match_mutual(
 
     Scores are cosines.
     """
-    if device == "cpu":
+    picked = pick_name(device)
+    if picked.type == "cpu":
         return mutual_nearest_neighbours(
             features0.descriptors, features1.descriptors, ratio=ratio, min_similarity=min_similarity
         )
     import torch
 
-    from frontend.device import pick_device
     from frontend.matching import nearest
 
-    there = pick_device(device)
+    there = torch.device(str(picked))
     descriptors = [torch.from_numpy(np.ascontiguousarray(f.descriptors)).to(there) for f in (features0, features1)]
     valid = [torch.ones(1, len(d), dtype=torch.bool, device=there) for d in descriptors]
     found = nearest.mutual_nearest_neighbours(
